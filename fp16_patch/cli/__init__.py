@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``fp16-patch`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import fp16_patch
+from fp16_patch.errors import Fp16PatchError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    from fp16_patch.cli import doctor, patches, recipes
+
+    parser = argparse.ArgumentParser(prog="fp16-patch", description=fp16_patch.__doc__)
+    parser.add_argument("--version", action="version", version=f"fp16-patch {fp16_patch.__version__}")
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
+    for command in (doctor, patches, recipes):
+        command.add_parser(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except Fp16PatchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `fp16-patch patches | head`
+        sys.stderr.close()
+        return 1

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flag's entry: a Hydra callback that rewrites verl's configuration before ``main(config)`` sees it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.frameworks.verl import config_rules, launch, refusals
+from fp16_patch.precision import Precision
+
+
+class PrecisionCallback(Callback):
+    """Registered by ``conf/precision/*.yaml``.
+
+    Hydra turns an exception in a callback into a warning and runs the job all the same, in BF16. So
+    every failure here leaves through ``SystemExit``, which Hydra does not catch.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            apply_flag(config)
+        except Fp16PatchError as error:
+            _stop(error)
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            _stop(Fp16PatchError(f"the flag could not be applied: {type(error).__name__}: {error}"))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Jobs of a multirun are composed later and never pass through on_run_start.
+        _stop(
+            Fp16PatchError(
+                "the precision flag does not reach the jobs of a Hydra multirun (-m)",
+                next_step="start each job by itself, or from a shell loop",
+            )
+        )
+
+
+def apply_flag(config: DictConfig) -> list[config_rules.Change]:
+    """Check everything, then rewrite ``config`` in place; print and return what changed.
+
+    Raises :class:`Fp16PatchError` with every problem found and ``config`` untouched.
+    """
+    if "actor_rollout_ref" not in config:
+        raise Fp16PatchError(
+            "the precision flag was given to a Hydra application that is not verl's PPO trainer",
+            allowed="python -m verl.trainer.main_ppo (strategy fsdp or fsdp2, rollout vllm)",
+            next_step="remove +precision@_global_ from this command",
+        )
+    flag = config.get("fp16_patch") or {}
+    node = OmegaConf.to_container(flag, resolve=True) if flag else {}
+    report_path = node.pop("report_path", None)
+    precision = Precision.from_mapping(node)
+
+    explicit = config_rules.explicit_overrides(config)
+    changes, contradictions = config_rules.plan(config, precision, explicit)
+    problems = [*refusals.unsupported(config, precision), *contradictions, *launch.unfit_installation(config)]
+    if problems:
+        raise several(problems)
+
+    config_rules.rewrite(config, changes)
+    launch.reach_every_process(config, precision)
+    with open_dict(config):
+        config.fp16_patch = {
+            **precision.as_mapping(),
+            "report_path": report_path or launch.default_report_path(config),
+            "changes": [change.as_dict() for change in changes],
+        }
+    print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")
+    for change in changes:
+        print(f"  {change.key}: {change.before} -> {change.after}")
+    return changes
+
+
+def _stop(error: Fp16PatchError) -> NoReturn:
+    sys.stdout.flush()
+    print(f"\n{error}", file=sys.stderr, flush=True)
+    raise SystemExit(2)

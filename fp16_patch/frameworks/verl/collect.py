@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask every process of a verl run for its report. Runs in verl's task runner, the single controller."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.rollout import REPORT
+from fp16_patch.patching import status
+from fp16_patch.proof.processes import this_process
+
+SECONDS = 300.0
+"""How long a process may take to answer before it counts as missing."""
+
+Report = dict[str, Any]
+
+
+def trainer_report(worker: Any) -> Report:
+    """Runs inside a trainer rank (Ray hands over the actor instance)."""
+    from fp16_patch.frameworks.verl.trainer import describe_engine
+
+    engines: dict[str, Any] = {}
+    for key, inner in getattr(worker, "worker_dict", {"worker": worker}).items():
+        for role, training_worker in (
+            ("actor", getattr(inner, "actor", None)),
+            ("reference", getattr(inner, "ref", None)),
+            ("critic", inner if "critic" in key else None),
+        ):
+            engine = getattr(training_worker, "engine", None)
+            if getattr(engine, "module", None) is not None:
+                engines[role] = engine
+    rows = {role: describe_engine(engine) for role, engine in engines.items()}
+    return this_process(f"trainer rank {worker.rank}", status(), rows)
+
+
+def server_report(server: Any) -> Report:
+    """Runs inside a vLLM server actor."""
+    name = f"vLLM server {server.replica_rank} node {server.node_rank}"
+    return this_process(name, status(), {})
+
+
+def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
+    """One report from every trainer rank; colocated worker groups share their actors."""
+    actors = {actor._actor_id: actor for group in worker_groups for actor in group.workers}
+    calls = {
+        f"trainer rank {i}": a.__ray_call__.remote(trainer_report) for i, a in enumerate(actors.values())
+    }
+    return list(_answers(calls).values())
+
+
+def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[Report], list[Report]]:
+    """Reports of every vLLM server actor, and of every vLLM worker process behind them.
+
+    ``roles`` gives, by ``id(replica)``, the report's column for replicas that are not the policy's.
+    """
+    servers, workers = [], []
+    for number, replica in enumerate(replicas):
+        role = roles.get(id(replica), "rollout")
+        calls = {
+            f"vLLM server {number} node {i}": s.__ray_call__.remote(server_report)
+            for i, s in enumerate(replica.servers)
+        }
+        servers += _answers(calls).values()
+        # The first node's server speaks for the workers of all nodes of its replica.
+        name = f"vLLM workers of server {number}"
+        answers = _answers({name: replica.servers[0].collective_rpc.remote(REPORT)})[name] or []
+        reports = [json.loads(answer) for answer in answers]
+        if len(reports) != replica.world_size:
+            raise Fp16PatchError(
+                f"{len(reports)} of {replica.world_size} processes behind vLLM server {number} reported",
+                next_step="look in the log for the vLLM worker that failed; the run was stopped before training",
+            )
+        for report in reports:
+            report["process"] = f"{report['process']} of server {number}"
+            report["roles"] = {role: rows for rows in report["roles"].values()}
+        workers += reports
+    return servers, workers
+
+
+def _answers(calls: dict[str, Any]) -> dict[str, Any]:
+    """Every call's answer; the first failure or silence becomes an error that names the process."""
+    import ray
+
+    answers = {}
+    for name, reference in calls.items():
+        try:
+            answers[name] = ray.get(reference, timeout=SECONDS)
+        except Exception as error:
+            raise Fp16PatchError(
+                f"no ledger from {name}: {type(error).__name__}: {error}",
+                allowed="a report from every process before training starts",
+                next_step="check that fp16-patch is installed on that node and that nothing removes "
+                "VERL_USE_EXTERNAL_MODULES from its environment",
+            ) from error
+    return answers

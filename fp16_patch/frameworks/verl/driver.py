@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches of verl's trainer loop: no process unproven, no update before the precision report.
+
+They run in verl's task runner. Each stops the run by raising there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.frameworks.verl import collect, nodes
+from fp16_patch.patching import Patch, status
+from fp16_patch.precision import Precision
+from fp16_patch.proof.processes import this_process, unproven
+from fp16_patch.proof.report import as_document, broken_promises, merge_roles, render, save
+
+Trainer = Any  # verl.trainer.ppo.v1.trainer_base.PPOTrainer, never imported here
+
+_REPLICAS: list[Any] = []  # every RolloutReplica made in this process: policy, reward model, teachers
+_PRINTED = "_fp16_patch_report"  # on the trainer: how far the report has come
+
+
+def check_processes(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Check every node before the workers start, and every process's ledger once they have."""
+
+    @functools.wraps(original)
+    def _setup(self: Trainer) -> Any:
+        nodes.check_every_node()
+        result = original(self)
+        gather(self)
+        return result
+
+    return _setup
+
+
+def report_before_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The precision report: after the first log-probs were computed, before anything is updated."""
+
+    @functools.wraps(original)
+    def _compute_advantage(self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
+        if not hasattr(self, _PRINTED):
+            publish(self, when="before the first update")
+            setattr(self, _PRINTED, "before")
+        return original(self, batch, metrics)
+
+    return _compute_advantage
+
+
+def report_after_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Complete the saved report with what exists only now: gradients and optimizer state."""
+
+    @functools.wraps(original)
+    def _update_actor(self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
+        result = original(self, batch, metrics)
+        if getattr(self, _PRINTED, None) == "before":
+            publish(self, when="after the first update")
+            setattr(self, _PRINTED, "after")
+        return result
+
+    return _update_actor
+
+
+def remember_replica(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep every rollout replica, so that all of them are asked for their ledgers."""
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        _REPLICAS.append(self)
+
+    return __init__
+
+
+def add_mismatch_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Signed and KL mismatch of this batch beside verl's ``training/rollout_probs_diff_*``."""
+
+    @functools.wraps(original)
+    def calculate_debug_metrics(data: Any) -> dict[str, Any]:
+        from fp16_patch.mismatch.metrics import mismatch_metrics
+
+        metrics: dict[str, Any] = original(data)
+        batch = data.batch
+        found = mismatch_metrics(batch["rollout_log_probs"], batch["old_log_probs"], batch["response_mask"])
+        return metrics | {f"mismatch/{name}": value for name, value in found.items()}
+
+    return calculate_debug_metrics
+
+
+def gather(trainer: Trainer) -> list[dict[str, Any]]:
+    """Every process's report, or an :class:`Fp16PatchError` naming those that are missing or unproven."""
+    from fp16_patch.frameworks.verl.plan import REQUIRED
+
+    groups = [getattr(trainer, name, None) for name in ("actor_rollout_wg", "critic_wg", "ref_policy_wg")]
+    trainers = collect.from_trainers(group for group in groups if group is not None)
+    servers, workers = collect.from_rollout(_REPLICAS, _other_roles(trainer))
+    runner = [this_process("task runner", status(), {})]
+    by_kind = {
+        "task runner": runner,
+        "trainer rank": trainers,
+        "vLLM server": servers,
+        "vLLM worker": workers,
+    }
+    problems = [
+        problem
+        for kind, reports in by_kind.items()
+        for report in reports
+        for problem in unproven(report, REQUIRED[kind])
+    ]
+    problems += [
+        Fp16PatchError(f"no {kind} reported its ledger", next_step="the run was stopped before training")
+        for kind, reports in by_kind.items()
+        if not reports
+    ]
+    if problems:
+        raise several(problems)
+    return [*runner, *trainers, *servers, *workers]
+
+
+def publish(trainer: Trainer, when: str) -> None:
+    """Gather, check against the flag, print (first time) and save."""
+    precision = Precision.from_environment()
+    assert precision is not None, "driver patches are only applied in processes started by the flag"
+    reports = gather(trainer)
+    roles = merge_roles(reports)
+    flag = trainer.config.fp16_patch
+    document = as_document(precision, roles, reports, [dict(change) for change in flag.changes])
+    save(document | {"when": when}, flag.report_path)
+    if when.startswith("before"):
+        print(f"\n{render(precision, roles)}\nsaved: {flag.report_path}\n", flush=True)
+    problems = broken_promises(roles, precision)
+    if problems:
+        raise several(problems)
+
+
+def _other_roles(trainer: Trainer) -> dict[int, str]:
+    """Replicas that do not serve the policy."""
+    policy = {id(replica) for replica in trainer.llm_server_manager.get_replicas()}
+    names = {}
+    for replica in _REPLICAS:
+        if id(replica) not in policy:
+            names[id(replica)] = "reward model" if getattr(replica, "is_reward_model", False) else "teacher"
+    return names
+
+
+def _patch(name: str, target: str, **kwargs: Any) -> Patch:
+    return Patch(
+        name=name,
+        target=target,
+        distribution="verl",
+        versions="==0.9.1",
+        process="task runner",
+        kind="wrap",
+        upstream="none: our own proof",
+        remove_when="never",
+        **kwargs,
+    )
+
+
+_TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
+
+PATCHES: tuple[Patch, ...] = (
+    _patch(
+        "check-processes",
+        f"{_TRAINER}._setup",
+        make=check_processes,
+        parameters=("self",),
+        reason="every hook that brings us into a process can fail silently, so a missing ledger stops the run",
+    ),
+    _patch(
+        "precision-report",
+        f"{_TRAINER}._compute_advantage",
+        make=report_before_first_update,
+        parameters=("self", "batch", "metrics"),
+        reason="prints and saves the dtypes in force once, before the first update",
+    ),
+    _patch(
+        "precision-report-complete",
+        f"{_TRAINER}._update_actor",
+        make=report_after_first_update,
+        parameters=("self", "batch", "metrics"),
+        reason="gradients and optimizer state exist only after the first update; completes the saved report",
+    ),
+    _patch(
+        "remember-replicas",
+        "verl.workers.rollout.replica:RolloutReplica.__init__",
+        make=remember_replica,
+        parameters=("self",),
+        reason="reward-model and teacher engines are asked for their ledgers too",
+    ),
+    _patch(
+        "mismatch-metrics",
+        "verl.utils.debug.metrics:calculate_debug_metrics",
+        also_bound=("verl.trainer.ppo.v1.trainer_base:calculate_debug_metrics",),
+        make=add_mismatch_metrics,
+        parameters=("data",),
+        reason="adds max and min of pi - mu and the KL in float64 to verl's own mismatch metrics",
+    ),
+)

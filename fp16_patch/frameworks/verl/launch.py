@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before the run starts: is the installation fit, and how will every process learn of the flag."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.plan import ALL_PATCHES
+from fp16_patch.patching import check_source, refusal
+from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+
+WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
+EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
+
+
+def unfit_installation(config: DictConfig) -> list[Fp16PatchError]:
+    """Missing vLLM, and every patch that does not fit the installed sources. Imports neither."""
+    problems = []
+    if importlib.util.find_spec("vllm") is None:
+        problems.append(
+            Fp16PatchError(
+                "vLLM is not installed in the driver's environment",
+                allowed="the vLLM release your verl release supports",
+                next_step="install it beside verl (pip install vllm), on every node",
+            )
+        )
+    findings = [check_source(patch) for patch in ALL_PATCHES]
+    problems += [refusal(finding) for finding in findings if finding.outcome in ("refused", "not_installed")]
+    if _ray_is_running():
+        problems.append(
+            Fp16PatchError(
+                "Ray is already initialised in this process, so the flag cannot reach its workers",
+                next_step="let verl call ray.init (RAY_ADDRESS still names a running cluster)",
+            )
+        )
+    return problems
+
+
+def reach_every_process(config: DictConfig, precision: Precision) -> None:
+    """Put the flag into the run's Ray runtime environment; vLLM's child processes inherit it from there."""
+    modules = [m for m in _current(config, EXTERNAL_MODULES).split(",") if m and m != WORKER_MODULE]
+    variables = {
+        ENVIRONMENT_VARIABLE: precision.to_environment(),
+        EXTERNAL_MODULES: ",".join([*modules, WORKER_MODULE]),
+    }
+    with open_dict(config):
+        for name, value in variables.items():
+            key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
+            OmegaConf.update(config, key, value, force_add=True)
+
+
+def default_report_path(config: DictConfig) -> str:
+    """``precision_report.json`` beside the run's checkpoints."""
+    folder = OmegaConf.select(config, "trainer.default_local_dir") or "."
+    return os.path.abspath(os.path.join(str(folder), "precision_report.json"))
+
+
+def _current(config: DictConfig, name: str) -> str:
+    """A variable's value for the workers so far: the user's runtime environment, else ours."""
+    key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
+    return str(OmegaConf.select(config, key) or os.environ.get(name, ""))
+
+
+def _ray_is_running() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be kept in the chosen precision, or cannot be proven to be: refused before launch.
+
+Each refusal names the place in verl 0.9.1 that makes it necessary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.vllm.model_types import float16_refusing_model_types, model_type_of
+from fp16_patch.precision import Precision, short_name
+
+STRATEGIES = {
+    "fsdp_turbo": "its mixed precision is its own (workers/engine/fsdp/fsdp_turbo_impl.py:59)",
+    "megatron": "its first FP16 overflow ends the run (workers/engine/megatron/transformer_impl.py:706)",
+    "veomni": "its autocast is BF16 and it has no scaler (workers/engine/veomni/transformer_impl.py:337)",
+    "torchtitan": "its autocast is BF16 and it has no scaler (workers/engine/torchtitan/transformer_impl.py:429)",
+    "automodel": "its autocast is BF16 and it has no scaler (workers/engine/automodel/transformer_impl.py:269)",
+}
+"""Trainer strategies the flag does not cover yet, and why."""
+
+CHECKPOINT_ENGINES = {
+    "delta_sharded": "it sends BF16 only (checkpoint_engine/delta_checkpoint_engine.py:528)",
+    "kimi_ckpt_engine": "it casts every weight to BF16 (checkpoint_engine/kimi_checkpoint_engine.py:50)",
+    "mooncake": "it casts every weight to BF16 (checkpoint_engine/mooncake_checkpoint_engine.py:181)",
+}
+"""Weight transports that cast to BF16, and where."""
+
+
+def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError]:
+    """Every setting of this run that the flag cannot honour."""
+    return [
+        *_trainer(config),
+        *_rollout(config, precision),
+        *_weight_transport(config),
+        *_model(config, precision),
+    ]
+
+
+def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
+    from verl.trainer.ppo.utils import need_critic
+
+    keys = ["actor_rollout_ref.actor.strategy"] + (["critic.strategy"] if need_critic(config) else [])
+    for key in keys:
+        strategy = _get(config, key)
+        if strategy not in ("fsdp", "fsdp2"):
+            why = STRATEGIES.get(str(strategy), "this package does not know it")
+            yield _refusal(key, strategy, f"not covered: {why}", "fsdp or fsdp2", f"set {key}=fsdp2")
+    if not _get(config, "trainer.use_v1"):
+        yield _refusal(
+            "trainer.use_v1", False, "the legacy trainer is not covered", "True", "use the V1 trainer"
+        )
+    mode = _get(config, "trainer.v1.trainer_mode")
+    if mode not in ("sync", "colocate_async"):
+        key = "trainer.v1.trainer_mode"
+        why = "its standalone rollout replicas have not been proven"
+        yield _refusal(key, mode, why, "sync, colocate_async", f"set {key}=sync")
+    for role, path in (("actor", "actor_rollout_ref.actor"), ("critic", "critic")):
+        key = f"{path}.{'fsdp_config' if role == 'actor' else 'fsdp'}.qat.enable"
+        if _get(config, key):
+            yield _refusal(
+                key, True, "quantization-aware training has its own dtypes", "False", "turn it off"
+            )
+
+
+def _rollout(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    rollout = "actor_rollout_ref.rollout"
+    name = _get(config, f"{rollout}.name")
+    if name != "vllm":
+        yield _refusal(f"{rollout}.name", name, "only vLLM is covered", "vllm", f"set {rollout}.name=vllm")
+    if _get(config, f"{rollout}.quantization"):
+        value = _get(config, f"{rollout}.quantization")
+        why = f"a quantized rollout is not {precision.rollout}"
+        yield _refusal(f"{rollout}.quantization", value, why, "null", "remove it")
+    if (_get(config, f"{rollout}.data_parallel_size") or 1) > 1:
+        value = _get(config, f"{rollout}.data_parallel_size")
+        why = "vLLM reports from its first data-parallel engine only, so the others cannot be proven"
+        yield _refusal(f"{rollout}.data_parallel_size", value, why, "1", "use more replicas instead")
+    if _get(config, f"{rollout}.disaggregation.enabled"):
+        key = f"{rollout}.disaggregation.enabled"
+        yield _refusal(key, True, "prefill/decode servers have not been proven", "False", "turn it off")
+    engine = _get(config, f"{rollout}.engine_kwargs.vllm") or {}
+    for key in ("dtype", "kv_cache_dtype", "quantization", "worker_extension_cls"):
+        value = engine.get(key)
+        if value is None or _harmless(key, value, precision):
+            continue
+        path = f"{rollout}.engine_kwargs.vllm.{key}"
+        why = f"it overrides what the flag gives vLLM ({precision.rollout})"
+        yield _refusal(path, value, why, "unset", f"remove {path}")
+
+
+def _harmless(key: str, value: Any, precision: Precision) -> bool:
+    if key == "kv_cache_dtype" and value == "auto":  # vLLM's default: the model's dtype
+        return True
+    if key not in ("dtype", "kv_cache_dtype"):
+        return False
+    try:
+        return short_name(key, value) == precision.rollout
+    except Fp16PatchError:
+        return False
+
+
+def _weight_transport(config: DictConfig) -> Iterator[Fp16PatchError]:
+    key = "actor_rollout_ref.rollout.checkpoint_engine.backend"
+    backend = _get(config, key)
+    if backend in CHECKPOINT_ENGINES:
+        why = f"not covered: {CHECKPOINT_ENGINES[backend]}"
+        yield _refusal(key, backend, why, "naive, nccl, nixl, hccl", f"set {key}=naive")
+
+
+def _model(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    if precision.rollout != "fp16":
+        return
+    key = "actor_rollout_ref.model.path"
+    path = _get(config, key)
+    refused = float16_refusing_model_types()
+    for model_type in model_type_of(str(path)) if path else ():
+        if model_type in refused:
+            why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
+            yield _refusal(
+                key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16"
+            )
+
+
+def _refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:
+    return Fp16PatchError(f"{key}={value}: {why}", allowed=allowed, next_step=next_step)
+
+
+def _get(config: DictConfig, key: str) -> Any:
+    return OmegaConf.select(config, key, default=None, throw_on_missing=False)

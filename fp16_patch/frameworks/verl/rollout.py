@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches of verl's vLLM server actor and of its worker extension inside vLLM's own processes."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fp16_patch.frameworks.vllm.precision import describe_worker
+from fp16_patch.patching import Patch, status
+from fp16_patch.proof.processes import this_process
+
+_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer"
+_EXTENSION = "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension"
+_SEEN = "_fp16_patch_seen"  # on a vLLM worker: dtypes observed as tensors passed by
+REPORT = "fp16_patch_report"
+
+
+def return_results(_original: Callable[..., Any]) -> Callable[..., Any]:
+    """``collective_rpc`` that returns what the vLLM workers answered; verl's own drops it."""
+
+    async def collective_rpc(
+        self: Any,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return await self.engine.collective_rpc(method=method, timeout=timeout, args=args, kwargs=kwargs)
+
+    return collective_rpc
+
+
+def report_method(_original: None) -> Callable[..., str]:
+    """The method the driver calls in every vLLM worker."""
+
+    def fp16_patch_report(self: Any) -> str:
+        # JSON, because vLLM sends answers between its processes as plain data only.
+        rows = describe_worker(self) | getattr(self, _SEEN, {})
+        return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
+
+    return fp16_patch_report
+
+
+def observe_wire(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Note the dtypes in which weights arrive from the trainer."""
+
+    @functools.wraps(original)
+    def _update_weights(self: Any, weights: Any, peft_config: dict[str, Any], base_sync_done: bool) -> Any:
+        dtypes = {str(tensor.dtype).removeprefix("torch.") for _, tensor in weights}
+        seen = _seen(self)
+        earlier = seen.get("weights_on_the_wire", "").split(", ") if "weights_on_the_wire" in seen else []
+        seen["weights_on_the_wire"] = ", ".join(sorted(dtypes.union(earlier)))
+        return original(self, weights, peft_config, base_sync_done)
+
+    return _update_weights
+
+
+def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Note the dtype of vLLM's logits, at the place where verl already wraps ``compute_logits``."""
+
+    @functools.wraps(original)
+    def monkey_patch_model(self: Any, vocab_size: int, banned_token_ids: list[int] | None = None) -> Any:
+        result = original(self, vocab_size, banned_token_ids)
+        model = self.model_runner.model
+        compute_logits = model.compute_logits
+
+        @functools.wraps(compute_logits)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            logits = compute_logits(*args, **kwargs)
+            if logits is not None:  # tensor-parallel ranks other than 0 may get none
+                _seen(self)["logits"] = str(logits.dtype).removeprefix("torch.")
+            return logits
+
+        model.compute_logits = observed
+        return result
+
+    return monkey_patch_model
+
+
+def _seen(worker: Any) -> dict[str, str]:
+    if not hasattr(worker, _SEEN):
+        setattr(worker, _SEEN, {})
+    seen: dict[str, str] = getattr(worker, _SEEN)
+    return seen
+
+
+def _patch(process: str, **kwargs: Any) -> Patch:
+    return Patch(distribution="verl", versions="==0.9.1", process=process, **kwargs)
+
+
+SERVER_PATCHES: tuple[Patch, ...] = (
+    _patch(
+        "vLLM server",
+        name="server-returns-worker-answers",
+        target=f"{_SERVER}.collective_rpc",
+        kind="replace",
+        make=return_results,
+        fingerprint="5d40f57bd8925333",
+        reason="verl drops what vLLM's workers answer, so they could not report; same call, with its result",
+        upstream="verl workers/rollout/vllm_rollout/vllm_async_server.py, collective_rpc",
+        remove_when="verl returns the result",
+    ),
+)
+
+WORKER_PATCHES: tuple[Patch, ...] = (
+    _patch(
+        "vLLM worker",
+        name="worker-report",
+        target=f"{_EXTENSION}.{REPORT}",
+        kind="add",
+        make=report_method,
+        reason="vLLM's worker processes are no Ray actors; this method is how their ledger reaches the driver",
+        upstream="none: our own proof",
+        remove_when="never",
+    ),
+    _patch(
+        "vLLM worker",
+        name="observe-wire",
+        target=f"{_EXTENSION}._update_weights",
+        kind="wrap",
+        make=observe_wire,
+        parameters=("self", "weights", "peft_config", "base_sync_done"),
+        reason="the precision report states in which dtype weights travel; reads dtypes, changes nothing",
+        upstream="none: our own proof",
+        remove_when="never",
+    ),
+    _patch(
+        "vLLM worker",
+        name="observe-rollout-logits",
+        target=f"{_EXTENSION}.monkey_patch_model",
+        kind="wrap",
+        make=observe_logits,
+        parameters=("self", "vocab_size", "banned_token_ids"),
+        reason="the precision report states the dtype of the rollout's logits; reads it, changes nothing",
+        upstream="none: our own proof",
+        remove_when="never",
+    ),
+)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches of verl's FSDP engine (FSDP1 and FSDP2), and reading its precision off the live objects."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.proof.fsdp import describe_fsdp
+from fp16_patch.patching import Patch
+from fp16_patch.precision import Precision, long_name
+
+_MODULE = "verl.workers.engine.fsdp.transformer_impl"
+_SEEN = "_fp16_patch_seen"  # on an engine: dtypes observed as tensors passed by
+
+Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
+
+
+def _precision() -> Precision:
+    precision = Precision.from_environment()
+    assert precision is not None, "trainer patches are only applied in processes started by the flag"
+    return precision
+
+
+def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss scaler from our settings, and a check that verl really took the train dtype."""
+
+    @functools.wraps(original)
+    def _build_fsdp_module(self: Engine, module: Any) -> Any:
+        import torch
+
+        wrapped = original(self, module)
+        precision = _precision()
+        wanted = getattr(torch, long_name(precision.train))
+        if self._autocast_dtype != wanted:
+            raise Fp16PatchError(
+                f"verl built an engine that computes in {self._autocast_dtype}, not {wanted}",
+                next_step="report this with the precision report and your command: the flag did not hold",
+            )
+        if self.scaler is not None:
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+            from verl.utils.device import get_device_name
+
+            self.scaler = ShardedGradScaler(device=get_device_name(), **precision.loss_scaling.as_dict())
+        return wrapped
+
+    return _build_fsdp_module
+
+
+def merged_lora_in_rollout_dtype(_original: Callable[..., Any]) -> Callable[..., Any]:
+    """Stream merged (base + adapter) weights in the rollout's dtype: one rounding from FP32."""
+
+    def _merged_lora_per_tensor_param(self: Engine) -> Iterator[tuple[str, Any]]:
+        import torch
+        from torch.distributed.tensor import DTensor
+        from verl.utils.device import get_device_id
+        from verl.utils.fsdp_utils import (
+            merged_lora_context,
+            normalize_peft_param_name,
+            offload_fsdp_model_to_cpu,
+        )
+        from verl.utils.model import convert_weight_keys
+
+        dtype = getattr(torch, long_name(_precision().rollout))
+        try:
+            # The tensors alias the module's storage, and the context restores the unmerged weights on
+            # exit: each one is copied while the context is open.
+            with merged_lora_context(self.module, backup_adapters=True):
+                params = normalize_peft_param_name(self.module.state_dict())
+                params = convert_weight_keys(
+                    params, getattr(self.module, "_fsdp_wrapped_module", self.module)
+                )
+                for name, param in params.items():
+                    if isinstance(param, DTensor):
+                        whole = param.to(get_device_id(), non_blocking=True).full_tensor()
+                    else:
+                        whole = param.detach().clone()
+                    yield name, whole.to(dtype) if whole.is_floating_point() else whole
+        finally:
+            if self._is_offload_param:
+                offload_fsdp_model_to_cpu(self.module)
+
+    return _merged_lora_per_tensor_param
+
+
+def publish_loss_scale(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``loss_scale`` and ``update_skipped`` to verl's metrics; note the gradients' dtype."""
+
+    @functools.wraps(original)
+    def train_batch(self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
+        scaler = getattr(self, "scaler", None)
+        before = scaler.get_scale() if scaler is not None else None
+        outputs = original(self, data, loss_function)
+        _seen(self)["gradients"] = _gradient_dtypes(self)
+        if scaler is not None and self.is_mp_src_rank_with_outputs():
+            # torch's own sign of a skipped step: the scale went down. A list, as verl gathers lists.
+            outputs["metrics"]["loss_scale"] = [before]
+            outputs["metrics"]["update_skipped"] = [float(scaler.get_scale() < before)]
+        return outputs
+
+    return train_batch
+
+
+def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Note the dtypes of logits (or values) and log-probs as they leave the model."""
+
+    @functools.wraps(original)
+    def prepare_model_outputs(
+        self: Engine, output: Any, output_args: Any, micro_batch: Any, logits_processor_func: Any
+    ) -> Any:
+        result = original(self, output, output_args, micro_batch, logits_processor_func)
+        logits = getattr(output, "logits", None)
+        for name, tensor in {"logits": logits, **result}.items():
+            if name in ("logits", "log_probs", "values") and tensor is not None:
+                _seen(self)[name] = str(tensor.dtype).removeprefix("torch.")
+        return result
+
+    return prepare_model_outputs
+
+
+def _seen(engine: Engine) -> dict[str, str]:
+    if not hasattr(engine, _SEEN):
+        setattr(engine, _SEEN, {})
+    seen: dict[str, str] = getattr(engine, _SEEN)
+    return seen
+
+
+def _gradient_dtypes(engine: Engine) -> str:
+    dtypes = {
+        str(p.grad.dtype).removeprefix("torch.") for p in engine.module.parameters() if p.grad is not None
+    }
+    return ", ".join(sorted(dtypes)) or "none"
+
+
+def describe_engine(engine: Engine) -> dict[str, str]:
+    """Precision rows of one live FSDP engine: what is in force, and what was seen passing."""
+    rows = describe_fsdp(
+        engine.module,
+        engine.optimizer,
+        engine.scaler,
+        autocast=engine._autocast_dtype,
+        defer_sync=bool(engine.engine_config.use_no_sync_for_gradient_accumulation),
+    )
+    if engine.optimizer is None:
+        for name in ("gradient_reduction", "gradient_accumulation", "optimizer_state", "loss_scale"):
+            rows.pop(name)
+    return rows | _seen(engine)
+
+
+def _patch(name: str, target: str, **kwargs: Any) -> Patch:
+    return Patch(
+        name=name,
+        target=target,
+        distribution="verl",
+        versions="==0.9.1",
+        process="trainer rank",
+        **kwargs,
+    )
+
+
+PATCHES: tuple[Patch, ...] = (
+    _patch(
+        "fsdp-loss-scaler",
+        f"{_MODULE}:FSDPEngine._build_fsdp_module",
+        kind="wrap",
+        make=build_scaler,
+        parameters=("self", "module"),
+        reason="verl hard-codes the scaler (2**16, interval 400) and reads the train dtype from a key that is "
+        "not in its YAML; afterwards the settings are the flag's and the dtype is checked",
+        upstream="verl workers/engine/fsdp/transformer_impl.py:391-409",
+        remove_when="verl makes the scaler's arguments configurable and reads fsdp_config.dtype",
+    ),
+    _patch(
+        "merged-lora-dtype",
+        f"{_MODULE}:FSDPEngine._merged_lora_per_tensor_param",
+        kind="replace",
+        make=merged_lora_in_rollout_dtype,
+        fingerprint="a23011a4fb04030c",
+        reason="merged-LoRA weights were rounded to BF16 on their way to the rollout, eight times FP16's error; "
+        "same stream, rounded once to the rollout's dtype",
+        upstream="verl workers/engine/fsdp/transformer_impl.py:1082",
+        remove_when="verl sends merged weights uncast or in rollout.dtype",
+    ),
+    _patch(
+        "loss-scale-metrics",
+        "verl.workers.engine.base:BaseEngine.train_batch",
+        kind="wrap",
+        make=publish_loss_scale,
+        parameters=("self", "data", "loss_function"),
+        reason="verl reports neither the loss scale nor a skipped update; adds two metrics, changes nothing else",
+        upstream="verl workers/engine/fsdp/transformer_impl.py:817-827",
+        remove_when="verl logs the loss scale and skipped updates",
+    ),
+    *(
+        _patch(
+            f"observe-{what}",
+            f"{_MODULE}:{engine}.prepare_model_outputs",
+            kind="wrap",
+            make=observe_outputs,
+            parameters=("self", "output", "output_args", "micro_batch", "logits_processor_func"),
+            reason="the precision report states dtypes seen on live tensors; reads them, changes nothing",
+            upstream="none: our own proof",
+            remove_when="never",
+        )
+        for what, engine in (("logits", "FSDPEngineWithLMHead"), ("values", "FSDPEngineWithValueHead"))
+    ),
+)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vLLM worker that fails while it receives weights must end the run with its error, not hang it.
+
+verl's trainer rank starts the receivers (``update_weights_from_ipc`` in every vLLM worker, through Ray), keeps the
+ObjectRef, and sends bucket after bucket over a ZeroMQ REQ socket, waiting for each acknowledgement with no limit. A
+receiver that raised acknowledges nothing, so the ObjectRef that holds its error is never looked at.
+
+Here the sender's waits look at that ObjectRef once a second. No time limit is set: a slow receiver is not a dead one.
+A rank without a server of its own holds no ObjectRef and waits as before; the rank that has it ends the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+import zmq
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching import Patch
+
+POLL_MS = 1000
+_RECEIVING = ("update_weights_from_ipc", "update_verl_delta_weights")
+
+_receivers: dict[str, Any] = {}
+"""ZeroMQ handle -> the ObjectRef of the receivers that have been started for it."""
+
+
+class WatchedSocket:
+    """A sender's REQ socket that stops waiting when its receivers have stopped.
+
+    Raises Fp16PatchError with the receivers' own error, or saying that they finished early.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], receivers: Any) -> None:
+        self._socket, self._receivers = socket, receivers
+
+    def send_pyobj(self, message: object) -> None:
+        self._wait_for(zmq.POLLOUT)
+        self._socket.send_pyobj(message)
+
+    def recv(self) -> bytes:
+        self._wait_for(zmq.POLLIN)
+        return self._socket.recv()
+
+    def close(self) -> None:
+        self._socket.close(linger=0)  # an unsent message must not hold up the end of the process
+
+    def _wait_for(self, event: int) -> None:
+        while not self._socket.poll(POLL_MS, event):
+            finished, _ = ray.wait([self._receivers], timeout=0)
+            # Receivers return right after the last acknowledgement, which may still be on its way.
+            if finished and not self._socket.poll(POLL_MS, event):
+                raise _failure(self._receivers)
+
+
+def _failure(receivers: Any) -> Fp16PatchError:
+    what = "vLLM stopped receiving weights before all were sent"
+    next_step = "look for the first error of a vLLM worker (Worker, EngineCore) in the output above"
+    try:
+        ray.get(receivers)
+    except Exception as error:
+        failure = Fp16PatchError(f"{what}: {error}", next_step=next_step)
+        failure.__cause__ = error
+        return failure
+    return Fp16PatchError(f"{what}, and reported success", next_step=next_step)
+
+
+def _remember_receivers(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def _execute_method(self: Any, method: str, non_block: bool = False, *args: Any, **kwargs: Any) -> Any:
+        result = await original(self, method, non_block, *args, **kwargs)
+        if method in _RECEIVING and non_block and result is not None:
+            _receivers[self.zmq_handle] = result
+        return result
+
+    return _execute_method
+
+
+def _watch_socket(original: Callable[..., None]) -> Callable[..., None]:
+    def _init_socket(self: Any) -> None:
+        original(self)
+        receivers = _receivers.pop(self.zmq_handle, None)
+        if receivers is not None:
+            self.socket = WatchedSocket(self.socket, receivers)
+
+    return _init_socket
+
+
+_ROLLOUT = "verl.workers.rollout.vllm_rollout"
+_UPSTREAM = "https://github.com/verl-project/verl/pull/7366 (open)"
+_REMOVE_WHEN = "verl's BucketedWeightSender raises when its receiver has failed"
+
+PATCHES = (
+    Patch(
+        name="verl-weight-receivers",
+        target=f"{_ROLLOUT}.vllm_rollout:ServerAdapter._execute_method",
+        kind="wrap",
+        distribution="verl",
+        versions=">=0.9,<0.10",
+        process="trainer rank",
+        reason="Remembers the ObjectRef that holds the receivers' error, for the sender. Changes no result.",
+        upstream=_UPSTREAM,
+        remove_when=_REMOVE_WHEN,
+        make=_remember_receivers,
+        parameters=("self", "method", "non_block"),
+    ),
+    Patch(
+        name="verl-weight-sender-watches",
+        target=f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightSender._init_socket",
+        kind="wrap",
+        distribution="verl",
+        versions=">=0.9,<0.10",
+        process="trainer rank",
+        reason="The run hangs for ever, with no error, when a vLLM worker fails in a weight update. Looks once a "
+        "second whether it has; sets no time limit.",
+        upstream=_UPSTREAM,
+        remove_when=_REMOVE_WHEN,
+        make=_watch_socket,
+        parameters=("self",),
+    ),
+)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model types that vLLM refuses to run in float16, read from the installed vLLM."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+from pathlib import Path
+
+
+def float16_refusing_model_types() -> dict[str, str]:
+    """Model type -> vLLM's reason; empty when vLLM is not installed or no longer keeps such a table.
+
+    Read from the source of ``vllm/config/model.py`` because importing vLLM takes tens of seconds.
+    """
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    source = Path(next(iter(spec.submodule_search_locations)), "config", "model.py")
+    if not source.is_file():
+        return {}
+    for node in ast.parse(source.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(getattr(target, "id", None) == "_FLOAT16_NOT_SUPPORTED_MODELS" for target in targets):
+            table = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            return {str(key): str(reason) for key, reason in table.items()}
+    return {}
+
+
+def model_type_of(model: str) -> tuple[str, ...]:
+    """The ``model_type`` of a local model folder or a hub id, outer and text model's.
+
+    Empty when its ``config.json`` cannot be read here: vLLM itself then refuses, later and as loudly.
+    """
+    local = Path(model).expanduser() / "config.json"
+    if not local.is_file():
+        try:
+            from huggingface_hub import hf_hub_download
+
+            local = Path(hf_hub_download(model, "config.json"))
+        except Exception:  # offline, no such model, a remote file system: not ours to report
+            return ()
+    config = json.loads(local.read_text())
+    types = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
+    return tuple(dict.fromkeys(t for t in types if t))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check everything, apply everything, verify the effect; roll back in reverse when something fails."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from types import FunctionType
+from typing import Any
+
+from fp16_patch.errors import several
+from fp16_patch.patching import ledger
+from fp16_patch.patching.binding import ABSENT, MARK, Binding, function_of, holders, marked_by, rewrap
+from fp16_patch.patching.declaration import Patch, validate_plan
+from fp16_patch.patching.inspection import Finding, check_live, refusal
+from fp16_patch.patching.ledger import Ledger, LedgerEntry
+
+
+@dataclass
+class _Applied:
+    patch: Patch
+    original: Any = None
+    changes: list[tuple[Binding, Any, Any]] = field(default_factory=list)
+    """Where, what the owner itself held before (ABSENT if it inherited it or had none), what it holds now."""
+
+
+_applied: dict[str, _Applied] = {}
+_lock = threading.RLock()  # held while changing things, never while checking: that imports, under locks of its own
+
+
+def apply(patches: Iterable[Patch], *, strict: bool = True) -> list[LedgerEntry]:
+    """Apply the patches in order, all or none, and return their ledger entries. Doing it again is a no-op.
+
+    Imports the modules of the targets. ``strict=False`` goes on without the patches that are refused.
+    Raises Fp16PatchError, with nothing applied, when a patch is refused (strict), cannot be made or fails its
+    check; ValueError when two of the patches cannot live together.
+    """
+    findings = [check_live(patch) for patch in validate_plan(patches)]
+    for finding in findings:
+        if finding.outcome != "applied":
+            _record(finding)
+    refused = [refusal(finding) for finding in findings if finding.outcome == "refused"]
+    if strict and refused:
+        raise several(refused)
+    with _lock:
+        _install([finding for finding in findings if finding.outcome == "applied"])
+    return [ledger.current.get(finding.patch.name) or _record(finding) for finding in findings]
+
+
+def undo(patches: Iterable[Patch] | None = None) -> list[LedgerEntry]:
+    """Undo these patches (all of them by default) in reverse. What someone has set since stays as it is.
+
+    Returns the entries of the patches that are still in force for that reason.
+    """
+    with _lock:
+        names = {*_applied, *(e.name for e in status().entries)} if patches is None else {p.name for p in patches}
+        kept = {name: _restore(_applied[name]) for name in reversed(_applied.copy()) if name in names}
+        for name in names:
+            entry = ledger.current.get(name)
+            if entry and kept.get(name):
+                ledger.current.record(replace(entry, message=f"not undone, set since: {', '.join(kept[name])}"))
+            else:
+                ledger.current.remove(name)
+    return [entry for name in kept if (entry := ledger.current.get(name))]
+
+
+def status() -> Ledger:
+    """This process's ledger."""
+    return ledger.current
+
+
+def _install(findings: list[Finding]) -> None:
+    done: list[tuple[Finding, _Applied]] = []
+    current: Finding | None = None
+    try:
+        for current in findings:
+            if not marked_by(Binding.at(current.patch.target).raw, current.patch.name):
+                done.append((current, _Applied(current.patch)))
+                _set(done[-1][1])
+        for current in findings:
+            if current.patch.check is not None:
+                current.patch.check()
+    except BaseException as error:
+        for _, applied in reversed(done):
+            _restore(applied)
+        if current is None or not isinstance(error, Exception):
+            raise
+        failed = replace(current, outcome="refused", message=f"{type(error).__name__}: {error}")
+        _record(failed)
+        raise refusal(failed) from error
+    for finding, _ in done:
+        _record(finding)
+
+
+def _set(applied: _Applied) -> None:
+    patch, target = applied.patch, Binding.at(applied.patch.target)
+    applied.original = None if patch.kind == "add" else function_of(target.raw)
+    function = patch.make(applied.original)
+    # A proxy or a partial is lost when Ray ships the class it sits on. Not isinstance, which a proxy passes.
+    if type(function) is not FunctionType or function is applied.original:
+        raise TypeError(f"make must return a new plain function, not {function!r}")
+    if patch.kind != "add":
+        functools.update_wrapper(function, applied.original)
+    setattr(function, MARK, patch.name)
+    _applied[patch.name] = applied
+    for binding in [target, *filter(None, map(Binding.loaded, patch.also_bound))]:
+        after = rewrap(binding.raw, function)
+        applied.changes.append((binding, binding.own, after))
+        binding.set(after)
+
+
+def _restore(applied: _Applied) -> list[str]:
+    """Put back what is still ours. Returns the bindings that are not."""
+    kept = []
+    for binding, before, after in reversed(applied.changes):
+        if binding.own is not after:
+            kept.append(str(binding))
+            continue
+        binding.set(before)
+        for late in holders(after) if before is not ABSENT else ():
+            late.set(applied.original)  # imported from here while the patch was on
+    if not kept:
+        _applied.pop(applied.patch.name, None)
+    return kept
+
+
+def _record(finding: Finding) -> LedgerEntry:
+    patch, found = finding.patch, finding
+    entry = LedgerEntry(patch.name, patch.target, found.outcome, found.version, found.message, patch.process)
+    return ledger.current.record(entry)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of each patch in this process. The driver reads one of these from every process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fp16_patch.patching.declaration import Outcome
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One patch. ``version`` is None when its distribution is not installed; ``process`` says who needs it."""
+
+    name: str
+    target: str
+    outcome: Outcome
+    version: str | None
+    message: str
+    process: str
+
+
+@dataclass
+class Ledger:
+    """``role`` is what this process is, such as ``trainer rank 1``; the adapter sets it.
+
+    Thread-safe without a lock, which a fork might leave held: each method is one operation on a dict.
+    """
+
+    role: str = ""
+    host: str = field(default_factory=lambda: os.uname().nodename)
+    pid: int = field(default_factory=os.getpid)
+    _entries: dict[str, LedgerEntry] = field(default_factory=dict, repr=False)
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """In the order the patches were first recorded."""
+        return tuple(self._entries.values())
+
+    def get(self, name: str) -> LedgerEntry | None:
+        return self._entries.get(name)
+
+    def record(self, entry: LedgerEntry) -> LedgerEntry:
+        self._entries[entry.name] = entry
+        return entry
+
+    def remove(self, name: str) -> None:
+        self._entries.pop(name, None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Strings, numbers, lists and dicts, ready for JSON."""
+        entries = [asdict(entry) for entry in self.entries]
+        return {"role": self.role, "host": self.host, "pid": self.pid, "entries": entries}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Ledger:
+        entries = [LedgerEntry(**entry) for entry in data["entries"]]
+        return cls(data["role"], data["host"], data["pid"], {entry.name: entry for entry in entries})
+
+
+current = Ledger()
+"""This process's own."""
+
+os.register_at_fork(after_in_child=lambda: setattr(current, "pid", os.getpid()))

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Half matrix products on the CPU as a tensor core makes them: FP32 accumulation, one rounding at the end.
+
+PyTorch's own CPU kernels for Half are 5 to 90 times slower than that (``benchmarks/cpu_matmul.py``), because
+most CPUs have no FP16 matrix unit. Every product ends in one of four ATen operators, forward and backward,
+with and without autocast, so those four are taken over for the CPU dispatch key. Other dtypes go straight to
+the kernel that was there before. Not covered: ``out=`` variants, which is what ``torch.compile`` calls.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_library: torch.library.Library | None = None
+
+
+def enable() -> None:
+    """Take over mm, addmm, bmm and baddbmm for Half on the CPU, in this process. Idempotent."""
+    global _library
+    if _library is None:
+        library = torch.library.Library("aten", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+            for name, make in (("mm", _product), ("bmm", _product), ("addmm", _sum), ("baddbmm", _sum)):
+                original = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
+                library.impl(name, make(original), "CPU", with_keyset=True)
+        _library = library
+
+
+def disable() -> None:
+    """Give the operators back their own kernels."""
+    global _library
+    if _library is not None:
+        _library._destroy()
+        _library = None
+
+
+def _product(original: Callable[..., Any]) -> Callable[..., Any]:
+    def product(keys: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.dtype is torch.float16 is b.dtype:
+            return original(keys, a.float(), b.float()).half()
+        return original(keys, a, b)
+
+    return product
+
+
+def _sum(original: Callable[..., Any]) -> Callable[..., Any]:
+    def sum_(keys: Any, c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: Any) -> torch.Tensor:
+        if a.dtype is torch.float16 is b.dtype and c.dtype is torch.float16:
+            return original(keys, c.float(), a.float(), b.float(), **scales).half()
+        return original(keys, c, a, b, **scales)
+
+    return sum_

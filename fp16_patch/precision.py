@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the flag means: one Precision for the whole RL loop, and how it travels between processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.loss_scaling.settings import LossScaling
+
+ENVIRONMENT_VARIABLE = "FP16_PATCH"
+"""Carries the Precision, as JSON, into every process the framework starts."""
+
+_LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_SHORT = {long: short for short, long in _LONG.items()} | {name: name for name in _LONG} | {"half": "fp16"}
+
+
+def short_name(key: str, dtype: object) -> str:
+    """``"float16"``, ``"half"`` or ``"fp16"`` -> ``"fp16"``; anything else is refused, naming ``key``."""
+    name = str(dtype).removeprefix("torch.").lower()
+    if name not in _SHORT:
+        raise Fp16PatchError(
+            f"{key}={dtype!r} is not a precision",
+            allowed=", ".join(f"{short} ({long})" for short, long in _LONG.items()),
+            next_step=f"set {key} to one of them",
+        )
+    return _SHORT[name]
+
+
+def long_name(short: str) -> str:
+    """``"fp16"`` -> ``"float16"``, torch's and vLLM's spelling."""
+    return _LONG[short]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The train dtype, the rollout dtype and how the loss is scaled.
+
+    ``train`` and ``rollout`` are ``"fp16"``, ``"bf16"`` or ``"fp32"``: nine combinations, those of the
+    paper's precision ablation. ``loss_scaling`` matters where ``train`` is ``"fp16"``.
+    """
+
+    train: str = "fp16"
+    rollout: str = "fp16"
+    loss_scaling: LossScaling = field(default_factory=LossScaling)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", short_name("fp16_patch.train_dtype", self.train))
+        object.__setattr__(self, "rollout", short_name("fp16_patch.rollout_dtype", self.rollout))
+
+    @property
+    def name(self) -> str:
+        """``"fp16"``, or ``"fp16 train, bf16 rollout"`` where the two sides differ."""
+        return self.train if self.train == self.rollout else f"{self.train} train, {self.rollout} rollout"
+
+    @classmethod
+    def from_mapping(cls, node: Mapping[str, Any]) -> Precision:
+        """Build from the ``train_dtype``, ``rollout_dtype`` and ``loss_scaling`` of a configuration node.
+
+        Raises :class:`Fp16PatchError` on a key that is missing or unknown.
+        """
+        known = ("train_dtype", "rollout_dtype", "loss_scaling")
+        for key in node:
+            if key not in known:
+                raise Fp16PatchError(
+                    f"unknown setting fp16_patch.{key}={node[key]!r}",
+                    allowed=", ".join(known),
+                    next_step="correct the spelling or remove the override",
+                )
+        for key in known[:2]:
+            if node.get(key) is None:
+                raise Fp16PatchError(
+                    f"fp16_patch.{key} is not set",
+                    allowed=", ".join(_LONG),
+                    next_step="use the flag's own option, +precision@_global_=fp16, and override from there",
+                )
+        return cls(
+            train=node["train_dtype"],
+            rollout=node["rollout_dtype"],
+            loss_scaling=LossScaling.from_mapping(node.get("loss_scaling") or {}),
+        )
+
+    def as_mapping(self) -> dict[str, Any]:
+        """The inverse of :meth:`from_mapping`; JSON-able."""
+        return {
+            "train_dtype": self.train,
+            "rollout_dtype": self.rollout,
+            "loss_scaling": self.loss_scaling.as_dict(),
+        }
+
+    def to_environment(self) -> str:
+        """The value of :data:`ENVIRONMENT_VARIABLE` for child processes."""
+        return json.dumps(self.as_mapping(), sort_keys=True)
+
+    @classmethod
+    def from_environment(cls) -> Precision | None:
+        """The Precision this process was started with; None when the flag is off."""
+        value = os.environ.get(ENVIRONMENT_VARIABLE)
+        if not value:
+            return None
+        try:
+            node = json.loads(value)
+        except json.JSONDecodeError:
+            node = None
+        if not isinstance(node, dict):
+            raise Fp16PatchError(
+                f"the environment variable {ENVIRONMENT_VARIABLE}={value!r} is not what the flag writes there",
+                next_step=f"unset {ENVIRONMENT_VARIABLE}; the flag sets it for the processes that need it",
+            )
+        return cls.from_mapping(node)

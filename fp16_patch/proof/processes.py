@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one process says of itself: who it is, its ledger, and the precision rows it can see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching import Ledger, Patch
+
+PROVEN = ("applied", "native")
+"""Outcomes that keep the flag's promise; the other two are ``not_installed`` and ``refused``."""
+
+
+def this_process(name: str, ledger: Ledger, roles: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """A JSON-able report: ``name``, host, pid, ledger entries, and rows per role (``"actor"``, ...)."""
+    return {
+        "process": name,
+        "host": ledger.host,
+        "pid": ledger.pid,
+        "ledger": ledger.as_dict()["entries"],
+        "roles": {role: dict(rows) for role, rows in roles.items()},
+    }
+
+
+def unproven(report: Mapping[str, Any], required: Iterable[Patch]) -> list[Fp16PatchError]:
+    """The required patches that this process's ledger does not show as applied or native."""
+    outcomes = {entry["name"]: entry for entry in report["ledger"]}
+    problems = []
+    for patch in required:
+        entry = outcomes.get(patch.name)
+        if entry is not None and entry["outcome"] in PROVEN:
+            continue
+        found = f"{entry['outcome']}: {entry['message']}" if entry else "missing from its ledger"
+        problems.append(
+            Fp16PatchError(
+                f"{report['process']} (pid {report['pid']} on {report['host']}) runs without the patch "
+                f"{patch.name} of {patch.target}: {found}",
+                allowed="applied or native, in every process",
+                next_step="run `fp16-patch doctor` on that node, with that process's Python environment",
+            )
+        )
+    return problems

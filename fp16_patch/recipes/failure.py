@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a run died, read off its log: our own error where there is one, else the traceback that matters."""
+
+from __future__ import annotations
+
+import re
+from itertools import takewhile
+from pathlib import Path
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIXES = re.compile(
+    r"(?P<who>(?:\([^()]*\bpid=\d+[^()]*\) ?)*)"  # Ray's and vLLM's: (TaskRunner pid=7) (EngineCore pid=8)
+    r"(?:(?:INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"  # vLLM's, on every frame
+)
+_TRACEBACK = "Traceback (most recent call last):"
+_OURS = "fp16_patch: "
+_OUR_DETAILS = ("  allowed: ", "  next step: ", "- ")
+_LONGEST = 30  # lines of a traceback worth showing on a terminal
+_TAIL_BYTES = 2_000_000
+
+Found = tuple[int, str]  # line number, message
+Stream = list[tuple[int, str]]  # the lines of one process with their numbers
+
+
+def reason(log: Path) -> str:
+    """What to tell the user: an error of fp16_patch, else the last traceback, else the last lines of the log.
+
+    Ray mixes the output of many processes, so each line is first given back to the process it came from. The
+    driver's traceback is preferred: it carries the worker's, while another process's may be noise of the shutdown.
+    """
+    streams = _streams(log)
+    driver = streams.pop("", [])
+    errors = [found for stream in [driver, *streams.values()] if (found := _our_error(stream))]
+    others = [found for stream in streams.values() if (found := _last_traceback(stream))]
+    for found in (errors, [t for t in [_last_traceback(driver)] if t], others):
+        if found:
+            return max(found)[1]
+    return "\n".join(line for _, line in driver[-10:]) or "the log is empty"
+
+
+def _streams(log: Path) -> dict[str, Stream]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return {}
+    streams: dict[str, Stream] = {}
+    for number, line in enumerate(re.split(r"[\r\n]+", _ANSI.sub("", text))):
+        if line.strip():
+            prefix = _PREFIXES.match(line)
+            assert prefix is not None  # every part of it is optional
+            streams.setdefault(prefix["who"].strip(), []).append((number, line[prefix.end() :].rstrip()))
+    return streams
+
+
+def _our_error(stream: Stream) -> Found | None:
+    """The last message of ours that is an error. What we merely report starts the same way."""
+    found = None
+    for i, (number, line) in enumerate(stream):
+        raised = f"Fp16PatchError: {_OURS}" in line
+        if not raised and not line.startswith(_OURS):
+            continue
+        details = list(takewhile(lambda text: text.startswith(_OUR_DETAILS), (text for _, text in stream[i + 1 :])))
+        last_words = i == len(stream) - 1
+        if raised or details or last_words:
+            found = (number, "\n".join([line[line.index(_OURS) :], *details]))
+    return found
+
+
+def _last_traceback(stream: Stream) -> Found | None:
+    found = None
+    for i, (number, line) in enumerate(stream):
+        harmless = i > 0 and stream[i - 1][1].startswith("Exception ignored in")
+        if _TRACEBACK in line and not harmless:
+            found = (number, _shortened(_traceback([text for _, text in stream[i:]])))
+    return found
+
+
+def _traceback(lines: list[str]) -> list[str]:
+    """The frames and the exception's line, with the worker's frames and exception that Ray prints below its own."""
+    end = 1
+    while end < len(lines) and lines[end].startswith(" "):
+        while end < len(lines) and lines[end].startswith(" "):
+            end += 1
+        end += 1
+    return lines[:end]
+
+
+def _shortened(lines: list[str]) -> str:
+    if len(lines) > _LONGEST:
+        left_out = len(lines) - _LONGEST + 1
+        lines = [*lines[:3], f"  ... {left_out} lines, see the log ...", *lines[3 + left_out :]]
+    return "\n".join(lines)

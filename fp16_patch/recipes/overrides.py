@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hydra overrides as text: written so that Hydra's parser gives back exactly the value that was in the recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# What Hydra's grammar reads back as the same text without quotes. Digits first would be numbers or 1e-9_2.
+_BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_/\-.]*")
+_WORDS_HYDRA_READS = {"true", "false", "null", "nan", "inf"}
+
+
+def render(value: object) -> str:
+    """One value in Hydra's grammar: text is quoted wherever Hydra would read something else."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list):
+        return f"[{','.join(render(item) for item in value)}]"
+    text = str(value)
+    if _BARE.fullmatch(text) and text.lower() not in _WORDS_HYDRA_READS:
+        return text
+    # Hydra unescapes \' and the backslashes right before it or before the closing quote; all others stand.
+    body = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
+    trailing = len(body) - len(body.rstrip("\\"))
+    return f"'{body}{chr(92) * trailing}'"
+
+
+def merge(groups: Iterable[Iterable[str]]) -> list[str]:
+    """Overrides of several groups as one list, a later one replacing an earlier one of the same key.
+
+    Hydra would refuse ``+key`` given twice; where an earlier group added the key, the later one adds it too.
+    """
+    merged: dict[str, str] = {}
+    for group in groups:
+        for override in group:
+            written, _, value = override.partition("=")
+            key = written.lstrip("+")
+            earlier = merged.get(key, "").partition("=")[0]
+            merged[key] = f"{max(written, earlier, key=_pluses)}={value}"
+    return list(merged.values())
+
+
+def key_value(override: str) -> tuple[str, str]:
+    """``"++a.b=c"`` -> ``("a.b", "c")``."""
+    key, _, value = override.partition("=")
+    return key.lstrip("+"), value
+
+
+def _pluses(written: str) -> int:
+    return len(written) - len(written.lstrip("+"))

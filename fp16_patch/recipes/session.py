@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run as a Linux session: started apart from us, found again, and ended without trace.
+
+Ray gives each worker a process group of its own, so killing the trainer's group would leave them running. They stay
+in its session, which is therefore the unit here. Whatever leaves even the session still carries our mark in its
+environment. Nothing else is ever signalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_MARK = "FP16_PATCH_RUN"
+_PROC = Path("/proc")
+_SHARED_MEMORY = "/dev/shm/"
+
+
+class Session:
+    """A running command, its descendants, and what they leave in shared memory and temporary files."""
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        """Start ``arguments`` with ``environment`` added to ours; stdout and stderr go to ``log``.
+
+        Ray gets a temporary directory of its own with a short path: its sockets live there, and the path of a
+        socket has at most 107 characters.
+        """
+        mark = uuid.uuid4().hex
+        self._mark = f"{_MARK}={mark}".encode()
+        self._shared_memory: set[Path] = set()
+        self._started = time.time()
+        self.ray_directory = Path(tempfile.mkdtemp(prefix="fp16p"))
+        own = {"PYTHONUNBUFFERED": "1", "RAY_TMPDIR": str(self.ray_directory), _MARK: mark}
+        try:
+            with log.open("wb") as output:
+                self._process = subprocess.Popen(
+                    list(arguments),
+                    env={**os.environ, **environment, **own},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except BaseException:
+            shutil.rmtree(self.ray_directory, ignore_errors=True)
+            raise
+
+    def running(self) -> bool:
+        """Whether the command itself still runs. Leaves it unreaped: its id names the session until we close it."""
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def members(self) -> list[int]:
+        """The ids of our living processes."""
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir(_PROC))) if self._is_ours(pid)]
+
+    def note_shared_memory(self) -> None:
+        """Remember what our processes have mapped: once they are dead nothing tells whose it was."""
+        for pid in self.members():
+            with contextlib.suppress(OSError):
+                for line in (_PROC / str(pid) / "maps").read_text().splitlines():
+                    start = line.find(_SHARED_MEMORY)
+                    if start >= 0 and not line.endswith("(deleted)"):
+                        self._shared_memory.add(Path(line[start:]))
+
+    def close(self, grace_s: float = 5.0) -> int:
+        """End every member, by force after ``grace_s`` seconds, remove what they left, return the exit code."""
+        self.note_shared_memory()
+        self._end_members(signal.SIGTERM, grace_s)
+        self._end_members(signal.SIGKILL, grace_s)
+        exit_code = self._process.wait(timeout=grace_s)
+        for path in self._shared_memory:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ctime >= self._started - 1:
+                    path.unlink()
+        shutil.rmtree(self.ray_directory, ignore_errors=True)
+        return exit_code
+
+    def _end_members(self, number: signal.Signals, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        signalled: set[int] = set()
+        while (members := self.members()) and time.monotonic() < deadline:
+            for pid in set(members) - signalled:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            signalled.update(members)
+            time.sleep(0.05)
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            # After "(name)": state, parent, process group, session. The name may hold spaces and brackets.
+            state, _, _, session, *_ = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            if state in "ZX":
+                return False
+            if int(session) == self._process.pid:
+                return True
+            return self._mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False

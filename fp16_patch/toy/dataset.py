@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parquet files in the layout of verl's RLHFDataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.toy.task import DATA_SOURCE, Problem
+
+
+def write_parquet(
+    path: Path, split: str, problems: Sequence[Problem], solve_rates: Sequence[float | None]
+) -> None:
+    """One row a problem; ``solve_rates`` (0 to 1, ``None`` where not measured) lands in ``extra_info``."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows: list[dict[str, Any]] = [
+        {
+            "data_source": DATA_SOURCE,
+            "prompt": [{"role": "user", "content": problem.prompt}],
+            "ability": "arithmetic",
+            "reward_model": {"style": "rule", "ground_truth": problem.answer},
+            "extra_info": {"split": split, "index": index, "solve_rate": rate},
+        }
+        for index, (problem, rate) in enumerate(zip(problems, solve_rates, strict=True))
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Qwen2 small enough for two CPU cores, and how it is written to disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fp16_patch.toy.tokenizer import character_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+HEAD_DIM = 32
+"""The smallest head that vLLM's CPU attention supports."""
+
+POSITIONS = 256
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 with random float32 weights that depend on ``seed`` alone; the caller's random state is untouched.
+
+    ``hidden`` is a multiple of ``HEAD_DIM``. ``hidden=64, layers=8`` makes 0.34M parameters.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // HEAD_DIM,
+        num_key_value_heads=hidden // HEAD_DIM,
+        max_position_embeddings=POSITIONS,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        # The usual 0.02 suits widths in the thousands; at width 64 it doubles the steps needed to learn the task.
+        initializer_range=0.08,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config).float()
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write weights, config, generation config and tokenizer in Hugging Face's layout."""
+    from transformers import GenerationConfig
+
+    # vLLM takes its default sampling parameters from here: name the special tokens and nothing else.
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def tiny_model(out: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
+    """Write an untrained model (0.1M parameters) with its tokenizer to ``out``, for tests that need any model."""
+    tokenizer = character_tokenizer()
+    save(new_model(tokenizer, hidden=hidden, layers=layers, seed=seed), tokenizer, out)
+    return out
