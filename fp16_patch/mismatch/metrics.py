@@ -49,9 +49,7 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
     filtered. Raises ``ValueError`` when the shapes differ.
     """
     if not mu.shape == pi.shape == mask.shape:
-        raise ValueError(
-            f"mu {tuple(mu.shape)}, pi {tuple(pi.shape)} and mask {tuple(mask.shape)} must have one shape"
-        )
+        raise ValueError(f"mu {tuple(mu.shape)}, pi {tuple(pi.shape)} and mask {tuple(mask.shape)} must have one shape")
     keep = mask.detach().bool()
     log_mu = mu.detach()[keep].to(torch.float64)
     log_pi = pi.detach()[keep].to(torch.float64)

@@ -27,7 +27,9 @@ class _Applied:
 
 
 _applied: dict[str, _Applied] = {}
-_lock = threading.RLock()  # held while changing things, never while checking: that imports, under locks of its own
+_lock = (
+    threading.RLock()
+)  # held while changing things, never while checking: that imports, under locks of its own
 
 
 def apply(patches: Iterable[Patch], *, strict: bool = True) -> list[LedgerEntry]:
@@ -55,12 +57,16 @@ def undo(patches: Iterable[Patch] | None = None) -> list[LedgerEntry]:
     Returns the entries of the patches that are still in force for that reason.
     """
     with _lock:
-        names = {*_applied, *(e.name for e in status().entries)} if patches is None else {p.name for p in patches}
+        names = (
+            {*_applied, *(e.name for e in status().entries)} if patches is None else {p.name for p in patches}
+        )
         kept = {name: _restore(_applied[name]) for name in reversed(_applied.copy()) if name in names}
         for name in names:
             entry = ledger.current.get(name)
             if entry and kept.get(name):
-                ledger.current.record(replace(entry, message=f"not undone, set since: {', '.join(kept[name])}"))
+                ledger.current.record(
+                    replace(entry, message=f"not undone, set since: {', '.join(kept[name])}")
+                )
             else:
                 ledger.current.remove(name)
     return [entry for name in kept if (entry := ledger.current.get(name))]
@@ -79,7 +85,7 @@ def _install(findings: list[Finding]) -> None:
             if not marked_by(Binding.at(current.patch.target).raw, current.patch.name):
                 done.append((current, _Applied(current.patch)))
                 _set(done[-1][1])
-        for current in findings:
+        for current, _ in done:
             if current.patch.check is not None:
                 current.patch.check()
     except BaseException as error:
@@ -104,6 +110,7 @@ def _set(applied: _Applied) -> None:
     if patch.kind != "add":
         functools.update_wrapper(function, applied.original)
     setattr(function, MARK, patch.name)
+    _applied.pop(patch.name, None)  # of a module since reloaded, and no longer in its place in the order
     _applied[patch.name] = applied
     for binding in [target, *filter(None, map(Binding.loaded, patch.also_bound))]:
         after = rewrap(binding.raw, function)
@@ -113,17 +120,17 @@ def _set(applied: _Applied) -> None:
 
 def _restore(applied: _Applied) -> list[str]:
     """Put back what is still ours. Returns the bindings that are not."""
-    kept = []
-    for binding, before, after in reversed(applied.changes):
+    applied.changes, changes = [], applied.changes
+    for binding, before, after in reversed(changes):
         if binding.own is not after:
-            kept.append(str(binding))
+            applied.changes.insert(0, (binding, before, after))
             continue
         binding.set(before)
         for late in holders(after) if before is not ABSENT else ():
             late.set(applied.original)  # imported from here while the patch was on
-    if not kept:
+    if not applied.changes:
         _applied.pop(applied.patch.name, None)
-    return kept
+    return [str(binding) for binding, _, _ in applied.changes]
 
 
 def _record(finding: Finding) -> LedgerEntry:

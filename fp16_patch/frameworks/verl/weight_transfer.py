@@ -12,13 +12,13 @@ A rank without a server of its own holds no ObjectRef and waits as before; the r
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
-
-import ray
-import zmq
+from typing import TYPE_CHECKING, Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Patch
+
+if TYPE_CHECKING:
+    import zmq
 
 POLL_MS = 1000
 _RECEIVING = ("update_weights_from_ipc", "update_verl_delta_weights")
@@ -37,17 +37,21 @@ class WatchedSocket:
         self._socket, self._receivers = socket, receivers
 
     def send_pyobj(self, message: object) -> None:
-        self._wait_for(zmq.POLLOUT)
+        self._wait_for("POLLOUT")
         self._socket.send_pyobj(message)
 
     def recv(self) -> bytes:
-        self._wait_for(zmq.POLLIN)
+        self._wait_for("POLLIN")
         return self._socket.recv()
 
     def close(self) -> None:
         self._socket.close(linger=0)  # an unsent message must not hold up the end of the process
 
-    def _wait_for(self, event: int) -> None:
+    def _wait_for(self, event_name: str) -> None:
+        import ray
+        import zmq
+
+        event = getattr(zmq, event_name)
         while not self._socket.poll(POLL_MS, event):
             finished, _ = ray.wait([self._receivers], timeout=0)
             # Receivers return right after the last acknowledgement, which may still be on its way.
@@ -56,6 +60,8 @@ class WatchedSocket:
 
 
 def _failure(receivers: Any) -> Fp16PatchError:
+    import ray
+
     what = "vLLM stopped receiving weights before all were sent"
     next_step = "look for the first error of a vLLM worker (Worker, EngineCore) in the output above"
     try:

@@ -9,11 +9,12 @@ round every log-prob to 8 (BF16) or 11 (FP16) bits. The other operators on which
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fp16_patch.patching import Patch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _logprobs(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,19 +15,11 @@ from types import ModuleType
 from verl.plugin.platform import PlatformRegistry
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import weight_transfer
 from fp16_patch.patching import Patch, apply, when_imported
-from fp16_patch.platforms.cpu import autocast, matmul, torch_fsdp, value_head, vllm
+from fp16_patch.platforms.cpu import matmul
 from fp16_patch.platforms.cpu.distribution import answer_for_vllm
+from fp16_patch.platforms.cpu.plan import PATCHES
 from fp16_patch.platforms.cpu.platform import PlatformCPU
-
-PATCHES: tuple[Patch, ...] = (
-    *torch_fsdp.PATCHES,
-    *autocast.PATCHES,
-    *value_head.PATCHES,
-    *vllm.PATCHES,
-    *weight_transfer.PATCHES,
-)
 
 
 def activate() -> None:
@@ -49,7 +41,7 @@ def activate() -> None:
 
 
 def _module(patch: Patch) -> str:
-    return patch.module
+    return patch.target.partition(":")[0]
 
 
 def _apply_with(module: str, patches: tuple[Patch, ...]) -> None:

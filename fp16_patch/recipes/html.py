@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison as one HTML file: no scripts, no network, the plots inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.recipes.terminal import show
+
+_PLOTS = {
+    "prob_diff": "How far the training policy's probability of a sampled token is from the rollout's, on average.",
+    "kl": "The same distance as a divergence of the two policies.",
+    "pi_minus_mu": "The worst tokens of each step, above and below.",
+    "reward": "Mean reward of the rollouts of each step.",
+    "loss_scale": "What the dynamic loss scaler did. A skipped update is its normal answer to an overflow.",
+}
+_VERDICT = {True: ("met", "met"), False: ("not met", "unmet"), None: ("no data", "unknown")}
+
+Rows = Iterable[Sequence[str]]
+
+
+def render_html(report: Mapping[str, Any], plots: Mapping[str, Path]) -> str:
+    """The page. ``report`` is what report.json holds, ``plots`` maps names to PNG files."""
+    recipe = report["recipe"]
+    parts = [
+        f"<h1>{escape(recipe['title'])}</h1>",
+        f"<p class=lead>{escape(recipe['reproduces']['what'])}</p>",
+        _headline(report),
+        "".join(f"<p class=note>{escape(note)}</p>" for note in report["notes"]),
+        _expected(report["expected"]),
+        "<h2>Step by step</h2>",
+        "".join(_figure(plots[name], caption) for name, caption in _PLOTS.items() if name in plots),
+        "<h2>Runs</h2>",
+        _runs(report["arms"]),
+        "<h2>Precision really in force</h2>",
+        _precision(report["arms"]),
+        "<h2>What was run</h2>",
+        _about(recipe),
+        _commands(report["arms"]),
+        _versions(report["arms"]),
+    ]
+    style = resources.files("fp16_patch.recipes").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(recipe['name'])} - fp16_patch</title>\n<style>\n{style}</style></head>\n"
+        f"<body><main>\n{chr(10).join(filter(None, parts))}\n</main></body></html>\n"
+    )
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    head = report["headline"]
+    cards = [
+        _card(_times(head["prob_diff_ratio"]), "mean |&pi; &minus; &mu;|, BF16 over FP16"),
+        _card(_times(head["k3_kl_ratio"]), "KL[&mu;|&pi;], BF16 over FP16"),
+    ]
+    for arm, ends in head["reward"].items():
+        change = f"{show(ends['first3'], '.2f')} &rarr; {show(ends['last3'], '.2f')}"
+        cards.append(_card(change, f"reward in {escape(arm)}, first 3 and last 3 steps"))
+    how = f"Ratios: {escape(head['how'])} ({head['steps_compared']} steps)."
+    return f"<div class=cards>{''.join(cards)}</div><p class=small>{how}</p>"
+
+
+def _times(ratio: float | None) -> str:
+    return "&ndash;" if ratio is None else f"{ratio:.1f}&times;"
+
+
+def _card(big: str, words: str) -> str:
+    return f"<div class=card><b>{big}</b><span>{words}</span></div>"
+
+
+def _expected(checks: Sequence[Mapping[str, Any]]) -> str:
+    if not checks:
+        return ""
+    body = ""
+    for item in checks:
+        words, kind = _VERDICT[item["met"]]
+        cells = (item["expected"], show(item["value"], ".4g"), item["source"])
+        body += f"<tr><td class={kind}>{words}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>"
+    head = "<tr><th></th><th>expected</th><th>found</th><th>bound from</th></tr>"
+    return f"<h2>Expected and found</h2><table>{head}{body}</table>"
+
+
+def _figure(plot: Path, caption: str) -> str:
+    data = base64.b64encode(plot.read_bytes()).decode("ascii")
+    return (
+        f"<figure><img alt='{escape(caption)}' src='data:image/png;base64,{data}'>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _runs(arms: Mapping[str, Any]) -> str:
+    rows = [
+        ("precision", *(arm["precision"] for arm in arms.values())),
+        ("status", *(arm["status"] for arm in arms.values())),
+        ("training steps", *(str(arm["steps"]) for arm in arms.values())),
+        ("wall time, minutes", *(show(_minutes(arm["seconds"]), ".1f") for arm in arms.values())),
+        ("seconds a step", *(show(arm["mean"]["seconds"], ".2f") for arm in arms.values())),
+        ("mean |π - μ|", *(show(arm["mean"]["prob_diff_mean"], ".3e") for arm in arms.values())),
+        ("KL[μ|π], k3, nats per token", *(show(arm["mean"]["k3_kl"], ".3e") for arm in arms.values())),
+        ("largest π - μ", *(show(arm["extreme"]["pi_minus_mu_max"], "+.2e") for arm in arms.values())),
+        ("smallest π - μ", *(show(arm["extreme"]["pi_minus_mu_min"], "+.2e") for arm in arms.values())),
+        ("mean gradient norm", *(show(arm["mean"]["grad_norm"], ".3f") for arm in arms.values())),
+        ("last loss scale", *(show(arm["last_loss_scale"], "g") for arm in arms.values())),
+        ("skipped updates", *(show(arm["skipped_updates"], "d") for arm in arms.values())),
+    ]
+    errors = "".join(
+        f"<h3>How {escape(name)} ended</h3><pre>{escape(arm['error'])}</pre>"
+        for name, arm in arms.items()
+        if arm["error"]
+    )
+    return _table(["", *arms], rows) + errors
+
+
+def _minutes(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds / 60
+
+
+def _precision(arms: Mapping[str, Any]) -> str:
+    """One table a role, the arms side by side; rows where they differ stand out."""
+    reports = {name: arm["precision_report"] or {} for name, arm in arms.items()}
+    roles = {name: report.get("roles") or {} for name, report in reports.items()}
+    parts = [_table(["", *arms], [("the flag", *(_flat(report.get("flag")) for report in reports.values()))])]
+    for role in _union(roles.values()):
+        rows_of = {name: found.get(role) or {} for name, found in roles.items()}
+        rows = [
+            (row.replace("_", " "), *(_flat(found.get(row)) for found in rows_of.values()))
+            for row in _union(rows_of.values())
+        ]
+        parts.append(f"<h3>{escape(role)}</h3>{_table(['', *arms], rows, mark_differences=True)}")
+    counts = [("processes that reported", *(_processes(report) for report in reports.values()))]
+    return "".join(parts) + "<h3>proof</h3>" + _table(["", *arms], counts)
+
+
+def _processes(report: Mapping[str, Any]) -> str:
+    processes = report.get("processes") or []
+    names = [str(p.get("process", "?")) if isinstance(p, Mapping) else str(p) for p in processes]
+    return f"{len(names)}: {', '.join(names)}" if names else "-"
+
+
+def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _flat(value: Any) -> str:
+    if value is None or value == {}:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_flat(item)}" for key, item in value.items())
+    return str(value)
+
+
+def _about(recipe: Mapping[str, Any]) -> str:
+    rows = [
+        (section, "; ".join(f"{key}: {value}" for key, value in recipe[section].items() if value not in (None, "")))
+        for section in ("reproduces", "model", "data", "algorithm", "hardware")
+    ]
+    return _table(["recipe", recipe["name"]], rows)
+
+
+def _commands(arms: Mapping[str, Any]) -> str:
+    return "".join(
+        f"<details><summary>command of {escape(name)}</summary><pre>{escape(arm['command'])}</pre></details>"
+        for name, arm in arms.items()
+        if arm["command"]
+    )
+
+
+def _versions(arms: Mapping[str, Any]) -> str:
+    versions = {name: arm["versions"] for name, arm in arms.items()}
+    rows = [(key, *(_flat(found.get(key)) for found in versions.values())) for key in _union(versions.values())]
+    return _table(["versions", *arms], rows, mark_differences=True)
+
+
+def _table(head: Sequence[str], rows: Rows, *, mark_differences: bool = False) -> str:
+    lines = ["<tr>" + "".join(f"<th>{escape(text)}</th>" for text in head) + "</tr>"]
+    for first, *cells in rows:
+        kind = " class=differs" if mark_differences and len(set(cells)) > 1 else ""
+        lines.append(f"<tr{kind}><td>{escape(first)}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>")
+    return f"<table>{''.join(lines)}</table>"

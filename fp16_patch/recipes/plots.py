@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plots of a comparison as PNG files. An arm has one colour everywhere; colours from Okabe and Ito's set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fp16_patch.recipes.headline import headline
+from fp16_patch.recipes.runs import ArmRun
+
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "lines.marker": "o",  # a run of one step is a point
+    "lines.markersize": 2.5,
+    "legend.frameon": False,
+}
+_GREY = "#666666"
+_INCHES, _DPI = (7.0, 3.8), 130
+
+Arms = Sequence[ArmRun]
+Points = tuple[list[int], list[float]]
+
+
+def draw(arms: Arms, folder: Path) -> dict[str, Path]:
+    """Write every plot into ``folder``; returns name -> file, in reading order."""
+    panels: dict[str, Callable[[Axes, Arms], None]] = {
+        "reward": _reward,
+        "prob_diff": _prob_diff,
+        "kl": _kl,
+        "pi_minus_mu": _extremes,
+    }
+    files = {name: folder / f"{name}.png" for name in ("overview", *panels, "loss_scale")}
+    with mpl.rc_context(_STYLE):
+        for name, panel in panels.items():
+            figure = _figure(_INCHES)
+            axes = figure.add_subplot()
+            panel(axes, arms)
+            _legend(axes)
+            _save(figure, files[name])
+        _loss_scale(arms, files["loss_scale"])
+        _overview(arms, files["overview"])
+    return files
+
+
+def _overview(arms: Arms, file: Path) -> None:
+    """The comparison in one picture: both distances with their ratio, and the reward."""
+    figure = _figure((13.5, 3.8))
+    ratios = headline(arms)
+    for i, (panel, ratio) in enumerate(((_prob_diff, "prob_diff_ratio"), (_kl, "k3_kl_ratio"), (_reward, None))):
+        axes = figure.add_subplot(1, 3, i + 1)
+        panel(axes, arms)
+        if ratio and ratios[ratio]:
+            axes.set_title(f"{axes.get_title('left')}: BF16 / FP16 = {ratios[ratio]:.1f}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")
+    _save(figure, file)
+
+
+def _reward(axes: Axes, arms: Arms) -> None:
+    _lines(axes, arms, "reward", "Reward", "mean of the batch")
+
+
+def _prob_diff(axes: Axes, arms: Arms) -> None:
+    _lines(axes, arms, "prob_diff_mean", "Mean |π - μ|", "probability (log scale)", log=True)
+
+
+def _kl(axes: Axes, arms: Arms) -> None:
+    _lines(axes, arms, "k3_kl", "KL[μ|π]", "nats per token, k3 (log scale)", log=True)
+
+
+def _extremes(axes: Axes, arms: Arms) -> None:
+    """The largest and smallest pi - mu of each step, the band between them filled."""
+    for arm, colour in _coloured(arms):
+        (steps, high), (low_steps, low) = _points(arm, "pi_minus_mu_max"), _points(arm, "pi_minus_mu_min")
+        if not steps:
+            continue
+        axes.plot(steps, high, color=colour, label=arm.name)
+        axes.plot(low_steps, low, color=colour)
+        if steps == low_steps:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.axhline(0, color="#888888", linewidth=0.8, marker="")
+    _finish(axes, "Largest and smallest π - μ of a step", "probability")
+
+
+def _loss_scale(arms: Arms, file: Path) -> None:
+    figure = _figure(_INCHES)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    unscaled, most = [], 1.0
+    for arm, colour in _coloured(arms):
+        steps, scale = _points(arm, "loss_scale")
+        if steps:
+            above.step(steps, scale, where="post", color=colour, label=arm.name)
+        elif arm.series.steps:
+            unscaled.append(arm.name)
+        skip_steps, skipped = _points(arm, "update_skipped")
+        below.bar(skip_steps, skipped, color=colour, width=0.8)
+        most = max([most, *skipped])
+    below.set_ylim(0, most)
+    above.set_yscale("log", base=2)
+    _finish(above, "Loss scale", "factor (log₂ scale)", x_label="")
+    _legend(above)
+    if unscaled:
+        _remark(above, f"{', '.join(unscaled)}: no loss scaling")
+    below.set_ylabel("skipped\nupdates")
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
+    below.set_xlabel("training step")
+    _save(figure, file)
+
+
+def _lines(axes: Axes, arms: Arms, name: str, title: str, y_label: str, *, log: bool = False) -> None:
+    """One line an arm. On a log axis points that are not positive have no place and are left out, with a note."""
+    left_out = 0
+    for arm, colour in _coloured(arms):
+        steps, values = _points(arm, name)
+        drawn = [(s, v) for s, v in zip(steps, values, strict=True) if v > 0 or not log]
+        left_out += len(steps) - len(drawn)
+        if drawn:
+            axes.plot([s for s, _ in drawn], [v for _, v in drawn], color=colour, label=arm.name)
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if left_out:
+        _remark(axes, f"{left_out} point{'s' * (left_out > 1)} ≤ 0 not drawn")
+    _finish(axes, title, y_label)
+
+
+def _points(arm: ArmRun, name: str) -> Points:
+    pairs = [(s, v) for s, v in zip(arm.series.steps, arm.series.values[name], strict=True) if v is not None]
+    return [s for s, _ in pairs], [v for _, v in pairs]
+
+
+def _coloured(arms: Arms) -> list[tuple[ArmRun, str]]:
+    return [(arm, COLOURS[i % len(COLOURS)]) for i, arm in enumerate(arms)]
+
+
+def _finish(axes: Axes, title: str, y_label: str, x_label: str = "training step") -> None:
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not axes.get_legend_handles_labels()[0]:
+        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color=_GREY)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes at the right, where it covers no data."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, borderaxespad=0.1)
+
+
+def _remark(axes: Axes, words: str) -> None:
+    text = axes.text(0.01, 0.02, words, transform=axes.transAxes, fontsize=9.5, color=_GREY)
+    text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+
+
+def _figure(inches: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, file: Path) -> None:
+    # The Agg canvas draws without a display; no pyplot, so no global state is left behind.
+    figure.savefig(file, metadata={"Software": None})

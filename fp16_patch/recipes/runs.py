@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run directory holds: the recipe, and for each arm its result, series and precision report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.command import ArmFiles
+from fp16_patch.recipes.loading import load
+from fp16_patch.recipes.schema import Recipe
+from fp16_patch.recipes.series import Series, read_series
+
+_STATUS_WORDS = {"interrupted": "was interrupted", "running": "was still running"}
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm as found on disk. ``result`` is the launcher's record, empty where the arm never ran."""
+
+    name: str
+    precision: str
+    series: Series
+    result: Mapping[str, Any]
+    precision_report: Mapping[str, Any] | None
+
+    @property
+    def status(self) -> str:
+        """completed, failed, timed out, interrupted, running or not run."""
+        if self.result:
+            return str(self.result.get("status", "unknown"))
+        return "running" if self.series.steps else "not run"
+
+    @property
+    def skipped_updates(self) -> int | None:
+        """Optimizer updates skipped by the loss scaler; None where none was reported."""
+        counts = self.series.known("update_skipped")
+        return round(sum(counts)) if counts else None
+
+    def notes(self) -> list[str]:
+        """What is missing, in words."""
+        steps = len(self.series.steps)
+        if self.status == "not run":
+            return [f"{self.name} has not been run"]
+        doubts = {
+            f"{_STATUS_WORDS.get(self.status, self.status)} after {steps} steps": self.status != "completed",
+            "logged no training step": steps == 0,
+            "logged no mismatch metrics": steps > 0 and not self.series.known("k3_kl"),
+            f"has unreadable lines in metrics.jsonl: {self.series.unreadable_lines}": self.series.unreadable_lines,
+            "left no readable precision report": self.precision_report is None,
+        }
+        return [f"{self.name} {words}" for words, holds in doubts.items() if holds]
+
+
+def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
+    """The recipe kept in a run directory, and its arms in the recipe's order, run or not.
+
+    Raises :class:`Fp16PatchError` when ``folder`` is not a run directory.
+    """
+    recipe_file = folder / "recipe.yaml"
+    if not recipe_file.is_file():
+        raise Fp16PatchError(
+            f"{folder} is not a run directory: it has no recipe.yaml",
+            next_step="give the folder that `fp16-patch recipes run` wrote to",
+        )
+    recipe = load(recipe_file)
+    arms = []
+    for name, arm in recipe.arms.items():
+        files = ArmFiles(folder / name)
+        result = _read_json(files.result) or {}
+        arms.append(ArmRun(name, arm.precision, read_series(files.metrics), result, _read_json(files.precision_report)))
+    return recipe, arms
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison as a short table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_VERDICT = {True: "met", False: "NOT MET", None: "no data"}
+
+
+def table(report: Mapping[str, Any], folder: Path) -> str:
+    """Rows of numbers per arm, what was expected, what is missing, and where to look next."""
+    arms: Mapping[str, Any] = report["arms"]
+    head, reward = report["headline"], report["headline"]["reward"]
+    rows = [
+        ["", *arms, "bf16 / fp16"],
+        ["steps", *(f"{arm['steps']} ({arm['status']})" for arm in arms.values()), ""],
+        ["mean |pi - mu|", *_means(arms, "prob_diff_mean", ".2e"), show(head["prob_diff_ratio"], ".1f")],
+        ["KL[mu|pi] (k3), nats/token", *_means(arms, "k3_kl", ".2e"), show(head["k3_kl_ratio"], ".1f")],
+        [
+            "reward, first 3 -> last 3",
+            *(f"{show(reward[a]['first3'], '.3f')} -> {show(reward[a]['last3'], '.3f')}" for a in arms),
+            "",
+        ],
+        ["skipped updates", *(show(arm["skipped_updates"], "d") for arm in arms.values()), ""],
+        ["last loss scale", *(show(arm["last_loss_scale"], "g") for arm in arms.values()), ""],
+        ["seconds a step", *_means(arms, "seconds", ".1f"), ""],
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [f"\n{report['recipe']['name']}: {report['recipe']['title']}\n"]
+    lines += ["  " + "   ".join(_padded(row, widths)).rstrip() for row in rows]
+    lines.append(f"  ratios: {head['how']} ({head['steps_compared']})")
+    lines += [f"  note: {note}" for note in report["notes"]]
+    if report["expected"]:
+        lines.append("\nexpected")
+        lines += [
+            f"  {_VERDICT[e['met']]:<8} {e['expected']}   found {show(e['value'], '.4g')}" for e in report["expected"]
+        ]
+    lines.append(f"\nlook next\n  {folder / 'report.html'}   plots, precision reports, commands, versions")
+    ended_badly = [name for name, arm in arms.items() if arm["status"] not in ("completed", "not run")]
+    lines += [f"  {folder / name / 'train.log'}" for name in ended_badly]
+    return "\n".join(lines)
+
+
+def show(value: Any, form: str) -> str:
+    """The number in that format, ``-`` where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def _means(arms: Mapping[str, Any], name: str, form: str) -> list[str]:
+    return [show(arm["mean"][name], form) for arm in arms.values()]
+
+
+def _padded(row: list[str], widths: list[int]) -> list[str]:
+    first, *others = zip(row, widths, strict=True)
+    return [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m fp16_patch.toy --out DIR``: build the toy world and say what it holds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.toy.world import build
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fp16_patch.toy", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+
+    def progress(line: str) -> None:
+        print(f"[{time.monotonic() - started:4.0f}s] {line}", flush=True)
+
+    progress("loading torch and transformers")
+    try:
+        world = build(arguments.out, arguments.seed, progress)
+    except Fp16PatchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    facts, before = world.manifest, world.manifest["accuracy_before"]
+    print(f"{world.model}: {facts['parameters'] / 1e6:.2f}M parameters, {facts['supervised_steps']} steps")
+    print(f"{world.train}: {facts['train']} problems, {before['train']:.0%} solved in {facts['settings']['samples']} samples")
+    print(f"{world.val}: {facts['val']} problems, {before['val']:.0%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The toy world: a half-trained policy, the problems within its reach, and a manifest of how they were made.
+
+In the spirit of the paper's sanity test: sample every candidate problem 40 times from the policy and keep those
+solved in 20 to 80% of the samples. All of them are within reach, none is done, so RL should near 100%.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.toy.dataset import write_parquet
+from fp16_patch.toy.folder import intact, replacing, seal
+from fp16_patch.toy.model import new_model, save, tiny_model
+from fp16_patch.toy.pretrain import pretrain
+from fp16_patch.toy.selection import select
+from fp16_patch.toy.task import distinct_problems, token_limits
+from fp16_patch.toy.tokenizer import character_tokenizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a world is made of. The defaults are the quickstart's; tests shrink them."""
+
+    digits: int = 5
+    hidden: int = 64
+    layers: int = 8
+    batch: int = 32
+    learning_rate: float = 3e-3
+    max_steps: int = 1500
+    target: float = 0.45
+    """Sampled accuracy at which supervised training stops."""
+    train: int = 320
+    val: int = 64
+    samples: int = 40
+    keep_from: float = 0.2
+    keep_to: float = 0.8
+    """A problem is kept when its share of solved samples lies between the two, both included."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A world on disk, as the frameworks are pointed at it."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def train(self) -> Path:
+        return self.path / "train.parquet"
+
+    @property
+    def val(self) -> Path:
+        return self.path / "val.parquet"
+
+    @property
+    def reward(self) -> Path:
+        """The verifier's file, for verl's ``custom_reward_function.path`` (function ``compute_score``)."""
+        return Path(__file__).with_name("reward.py")
+
+
+def build(
+    out: Path,
+    seed: int = 0,
+    progress: Callable[[str], None] = print,
+    settings: Settings | None = None,
+) -> World:
+    """Make the world of ``seed`` in ``out``, or return the one already there if it is that one and unharmed.
+
+    ``progress`` gets a line every few seconds. The same seed, library versions and thread count give the same
+    weights and parquet files, byte for byte. ``out`` appears in one piece or not at all. Raises
+    ``Fp16PatchError`` when ``out`` holds something else, or when a seed does not lead to a usable policy.
+    """
+    settings = settings or Settings()
+    identity = {
+        "seed": seed,
+        "settings": asdict(settings),
+        "versions": {name: version(name) for name in ("torch", "transformers", "pyarrow")},
+        "source": _source_digest(),
+    }
+    if (manifest := intact(out, identity)) is not None:
+        progress(f"{out} is up to date")
+        return World(out, manifest)
+    with replacing(out) as folder:
+        manifest = {**identity, **_make(folder, seed, settings, progress)}
+        seal(folder, manifest)
+    return World(out, manifest)
+
+
+def untrained_world(out: Path, *, train: int = 64, val: int = 16, seed: int = 0) -> World:
+    """The same files around an untrained 0.1M-parameter model, in about a second, for end-to-end tests."""
+    problems = distinct_problems(Settings.digits, random.Random(seed))
+    with replacing(out) as folder:
+        tiny_model(folder / "model", seed=seed)
+        write_parquet(folder / "train.parquet", "train", problems[val : val + train])
+        write_parquet(folder / "val.parquet", "val", problems[:val])
+        manifest = {"seed": seed, "train": train, "val": val, **_limits(Settings.digits)}
+        seal(folder, manifest)
+    return World(out, manifest)
+
+
+def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Train, select and write; return what the manifest tells of it."""
+    import torch
+
+    started = time.monotonic()
+    tokenizer = character_tokenizer()
+    model = new_model(tokenizer, hidden=settings.hidden, layers=settings.layers, seed=seed)
+    limits = _limits(settings.digits)
+    steps = pretrain(
+        model,
+        tokenizer,
+        digits=settings.digits,
+        target=settings.target,
+        max_steps=settings.max_steps,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        progress=progress,
+    )
+    selection = select(
+        model,
+        tokenizer,
+        distinct_problems(settings.digits, random.Random(seed)),
+        needed=settings.val + settings.train,
+        samples=settings.samples,
+        keep=(settings.keep_from, settings.keep_to),
+        max_tokens=limits["max_response_tokens"],
+        rng=torch.Generator().manual_seed(seed),
+        progress=progress,
+    )
+    # The order of trial is random and no two problems are permutations of each other: val is held out.
+    val, train = selection.kept[: settings.val], selection.kept[settings.val :][: settings.train]
+    save(model, tokenizer, folder / "model")
+    for split, problems in (("train", train), ("val", val)):
+        rates = [selection.rates[problem] for problem in problems]
+        write_parquet(folder / f"{split}.parquet", split, problems, rates)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "supervised_steps": steps,
+        "candidates": len(selection.rates),
+        "kept": len(selection.kept),
+        "train": len(train),
+        "val": len(val),
+        **limits,
+        "accuracy_before": {
+            "candidates": selection.mean_rate(),
+            "train": selection.mean_rate(train),
+            "val": selection.mean_rate(val),
+        },
+        "solve_rate_histogram": selection.histogram(),
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _limits(digits: int) -> dict[str, int]:
+    prompt, response = token_limits(digits)
+    return {"max_prompt_tokens": prompt, "max_response_tokens": response}
+
+
+def _source_digest() -> str:
+    """Digest of this package's code: another code is another world."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program the launcher starts in place of verl: same arguments, same files, and every way to end badly.
+
+Run as ``python -m stand_in_trainer key=value ...``; ``+stand_in.mode`` says how to behave.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from multiprocessing import shared_memory
+from pathlib import Path
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(120)"]
+
+
+def main() -> None:
+    options = dict(argument.lstrip("+").split("=", 1) for argument in sys.argv[1:])
+    mode = options.get("stand_in.mode", "train")
+    print("ray init kwargs: {}")
+    if mode == "refuse":
+        print("\nfp16_patch: actor.fsdp_config.model_dtype='fp16' is refused\n  next step: remove it", file=sys.stderr)
+        raise SystemExit(2)
+    print("(TaskRunnerV1 pid=7) INFO:2026-01-01:all initialize finished, ready to fit")
+    train(int(options["trainer.total_training_steps"]), options["precision@_global_"])
+    Path(options["fp16_patch.report_path"]).write_text(json.dumps({"precision": options["precision@_global_"]}))
+    if mode == "crash":
+        raise ValueError("a tensor went wrong")
+    if mode == "hang":
+        leave_traces(Path(options["stand_in.traces"]))
+        time.sleep(120)
+
+
+def train(steps: int, precision: str) -> None:
+    size = 1e-4 if precision == "bf16" else 1e-5
+    with Path(os.environ["VERL_FILE_LOGGER_PATH"]).open("w") as file:
+        for step in range(1, steps + 1):
+            row = {
+                "critic/score/mean": 0.5 + step / 100,
+                "mismatch/prob_diff_mean": size,
+                "mismatch/k3_kl": size**2,
+                "mismatch/pi_minus_mu_max": 10 * size,
+                "mismatch/pi_minus_mu_min": -10 * size,
+                "actor/loss_scale": None if precision == "bf16" else 65536.0,
+                "timing_s/step": 0.01,
+            }
+            file.write(json.dumps({"step": step, "data": row}) + "\n")
+            file.flush()
+
+
+def leave_traces(folder: Path) -> None:
+    """A child in a group of its own as Ray's workers are, one in another session, and shared memory."""
+    own_group = subprocess.Popen(SLEEPER, process_group=0) if sys.version_info >= (3, 11) else subprocess.Popen(SLEEPER)
+    own_session = subprocess.Popen(SLEEPER, start_new_session=True)
+    block = shared_memory.SharedMemory(create=True, size=4096)
+    traces = {
+        "pids": [os.getpid(), own_group.pid, own_session.pid],
+        "shared_memory": f"/dev/shm/{block.name}",
+        "ray": os.environ["RAY_TMPDIR"],
+    }
+    (folder / "unfinished.json").write_text(json.dumps(traces))
+    (folder / "unfinished.json").rename(folder / "traces.json")
+    time.sleep(120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch real processes: they finish, crash, refuse, hang, and leave children and shared memory behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.launch import run_recipe
+
+Write = Callable[..., Path]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def assert_no_trace(traces: dict[str, object]) -> None:
+    pids = traces["pids"]
+    assert isinstance(pids, list)
+    assert not [pid for pid in pids if is_alive(pid)], "processes of the run were left running"
+    assert not Path(str(traces["shared_memory"])).exists()
+    assert not Path(str(traces["ray"])).exists()
+
+
+def test_both_arms_run_and_progress_is_visible(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    results = run_recipe(write_recipe(), tmp_path / "run", say=said.append, module=stand_in)
+    assert [(r.arm, r.status, r.exit_code) for r in results] == [("bf16", "completed", 0), ("fp16", "completed", 0)]
+    text = "\n".join(said)
+    assert "starting Ray" in text
+    assert "everything is up" in text
+    assert "step   4/4  reward 0.540  |pi-mu| 1.00e-05  KL 1.00e-10  loss scale 65536" in text
+    assert "+precision@_global_=fp16" in text
+    kept = json.loads((tmp_path / "run" / "fp16" / "result.json").read_text())
+    assert kept["status"] == "completed"
+    assert kept["versions"]["python"] == sys.version.split()[0]
+
+
+def test_the_saved_command_runs_by_itself(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+    run_recipe(write_recipe(), tmp_path / "run", arms=["fp16"], module=stand_in, say=lambda _: None)
+    folder = tmp_path / "run" / "fp16"
+    (folder / "metrics.jsonl").unlink()
+    subprocess.run(["bash", folder / "command.sh"], check=True, capture_output=True)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_crashing_arm_is_explained_and_the_next_one_still_runs(
+    write_recipe: Write, stand_in: str, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    recipe = write_recipe(("{precision: bf16}", "{precision: bf16, overrides: {+stand_in.mode: crash}}"))
+    crashed, completed = run_recipe(recipe, tmp_path / "run", say=said.append, module=stand_in)
+    assert (crashed.status, crashed.exit_code) == ("failed", 1)
+    assert "ValueError: a tensor went wrong" in str(crashed.error)
+    assert f"whole log: {tmp_path / 'run' / 'bf16' / 'train.log'}" in "\n".join(said)
+    assert completed.status == "completed"
+    assert (tmp_path / "run" / "bf16" / "metrics.jsonl").exists()
+
+
+def test_our_own_refusal_is_the_error_shown(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+    (result,) = run_recipe(
+        write_recipe(),
+        tmp_path / "run",
+        arms=["fp16"],
+        overrides=["+stand_in.mode=refuse"],
+        say=lambda _: None,
+        module=stand_in,
+    )
+    assert result.exit_code == 2
+    assert str(result.error).splitlines()[1:] == [
+        "fp16_patch: actor.fsdp_config.model_dtype='fp16' is refused",
+        "  next step: remove it",
+    ]
+
+
+def test_a_hanging_run_is_ended_at_its_limit_without_trace(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    said: list[str] = []
+    try:
+        (result,) = run_recipe(
+            write_recipe(),
+            tmp_path / "run",
+            arms=["bf16"],
+            overrides=["+stand_in.mode=hang", f"+stand_in.traces={tmp_path}"],
+            timeout_s=3.0,
+            heartbeat_s=0.5,
+            say=said.append,
+            module=stand_in,
+        )
+        assert bystander.poll() is None, "a process that is not of the run was killed"
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert result.status == "timed out"
+    assert "not finished after 0:03, stopped during: step 5" in str(result.error)
+    assert any("still alive: step 5" in line for line in said)
+    assert_no_trace(json.loads((tmp_path / "traces.json").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_launcher_leaves_nothing_running(
+    write_recipe: Write, stand_in: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from fp16_patch.recipes.launch import run_recipe; "
+        "run_recipe(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:], module='stand_in_trainer')"
+    )
+    arguments = [str(write_recipe()), str(tmp_path / "run"), "+stand_in.mode=hang", f"+stand_in.traces={tmp_path}"]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for((tmp_path / "traces.json").exists, "the stand-in trainer to start")
+        launcher.send_signal(number)
+        output, _ = launcher.communicate(timeout=20)
+    finally:
+        launcher.kill()
+    assert launcher.returncode != 0
+    assert "bf16: interrupted" in output
+    assert_no_trace(json.loads((tmp_path / "traces.json").read_text()))
+    assert json.loads((tmp_path / "run" / "bf16" / "result.json").read_text())["status"] == "interrupted"
+
+
+def test_an_unknown_arm_is_refused_before_anything_starts(write_recipe: Write, tmp_path: Path) -> None:
+    with pytest.raises(Fp16PatchError, match=r"no arm 'fp8'(?s:.*)allowed: bf16, fp16"):
+        run_recipe(write_recipe(), tmp_path / "run", arms=["fp8"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_replaces_the_first_but_never_checkpoints_or_foreign_files(
+    write_recipe: Write, stand_in: str, tmp_path: Path
+) -> None:
+    def run() -> None:
+        run_recipe(write_recipe(), tmp_path / "run", arms=["fp16"], module=stand_in, say=lambda _: None)
+
+    run()
+    run()
+    arm = tmp_path / "run" / "fp16"
+    (arm / "checkpoints").mkdir()
+    with pytest.raises(Fp16PatchError, match="holds checkpoints"):
+        run()
+    (arm / "checkpoints").rmdir()
+    (arm / "command.sh").unlink()
+    with pytest.raises(Fp16PatchError, match="files that are not ours"):
+        run()
