@@ -9,9 +9,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fp16_patch.recipes.overrides import key_value, merge, render
 from fp16_patch.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from fp16_patch.toy import World
 
 VERL_TRAINER = "verl.trainer.main_ppo"
 
@@ -66,7 +70,7 @@ def build_command(
     arm: str,
     files: ArmFiles,
     *,
-    world: Path | None,
+    world: World | None,
     overrides: Sequence[str] = (),
     module: str = VERL_TRAINER,
 ) -> Command:
@@ -102,7 +106,7 @@ def build_command(
     )
 
 
-def _places(recipe: Recipe, world: Path | None) -> list[str]:
+def _places(recipe: Recipe, world: World | None) -> list[str]:
     """Where the model and the data are, and on how many ranks to run."""
     values: dict[str, object] = {
         "actor_rollout_ref.model.path": recipe.model.path,
@@ -111,7 +115,8 @@ def _places(recipe: Recipe, world: Path | None) -> list[str]:
     }
     if recipe.data.reward is not None:
         values["reward.custom_reward_function.path"] = recipe.data.reward
-    values = {key: str(path).replace("{world}", str(world)) for key, path in values.items()}
+    if world is not None:
+        values = {key: str(path).format(world=world) for key, path in values.items()}
     values |= {"trainer.n_gpus_per_node": recipe.hardware.ranks, "trainer.nnodes": recipe.hardware.nodes}
     return [f"{key}={render(value)}" for key, value in values.items()]
 

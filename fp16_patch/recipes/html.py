@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -83,7 +84,7 @@ def _expected(checks: Sequence[Mapping[str, Any]]) -> str:
         cells = (item["expected"], show(item["value"], ".4g"), item["source"])
         body += f"<tr><td class={kind}>{words}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>"
     head = "<tr><th></th><th>expected</th><th>found</th><th>bound from</th></tr>"
-    return f"<h2>Expected and found</h2><table>{head}{body}</table>"
+    return f"<h2>Expected and found</h2><table class=checks>{head}{body}</table>"
 
 
 def _figure(plot: Path, caption: str) -> str:
@@ -133,14 +134,19 @@ def _precision(arms: Mapping[str, Any]) -> str:
             for row in _union(rows_of.values())
         ]
         parts.append(f"<h3>{escape(role)}</h3>{_table(['', *arms], rows, mark_differences=True)}")
-    counts = [("processes that reported", *(_processes(report) for report in reports.values()))]
-    return "".join(parts) + "<h3>proof</h3>" + _table(["", *arms], counts)
+    proofs = {name: _proofs(report) for name, report in reports.items()}
+    rows = [(process, *(proof.get(process, "-") for proof in proofs.values())) for process in _union(proofs.values())]
+    parts.append(f"<h3>patches, by the ledger of each process</h3>{_table(['', *arms], rows)}")
+    return "".join(parts)
 
 
-def _processes(report: Mapping[str, Any]) -> str:
-    processes = report.get("processes") or []
-    names = [str(p.get("process", "?")) if isinstance(p, Mapping) else str(p) for p in processes]
-    return f"{len(names)}: {', '.join(names)}" if names else "-"
+def _proofs(report: Mapping[str, Any]) -> dict[str, str]:
+    """Each process that reported, with the outcomes its ledger counts."""
+    proofs = {}
+    for process in report.get("processes") or []:
+        outcomes = Counter(str(entry["outcome"]) for entry in process.get("ledger") or [])
+        proofs[str(process["process"])] = ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items()) or "none"
+    return proofs
 
 
 def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

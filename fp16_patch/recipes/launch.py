@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes import failure
@@ -24,6 +25,9 @@ from fp16_patch.recipes.progress import Progress, duration
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.session import Session
 from fp16_patch.recipes.versions import installed_versions
+
+if TYPE_CHECKING:
+    from fp16_patch.toy import World
 
 _POLL_S = 0.25
 _NOTE_SHARED_MEMORY_EVERY_S = 10.0
@@ -185,22 +189,14 @@ def _fresh(folder: Path, say: Callable[[str], None]) -> ArmFiles:
     return files
 
 
-def _world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Path | None:
-    """Build the recipe's world once per run directory."""
+def _world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> World | None:
+    """Build the recipe's world in the run directory; one that is already there and unharmed is used again."""
     if recipe.world is None:
         return None
-    world = out / "world"
-    if world.exists():
-        say(f"using the {recipe.world} world in {world}")
-        return world
-    from fp16_patch import toy
+    from fp16_patch.toy import build  # loads torch
 
-    say(f"building the {recipe.world} world in {world}")
-    unfinished = out / "world.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    toy.build(unfinished, seed=_WORLD_SEED)
-    unfinished.rename(world)
-    return world
+    say(f"the {recipe.world} world in {out / 'world'}")
+    return build(out / "world", seed=_WORLD_SEED, progress=lambda line: say(f"  {line}"))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from fp16_patch.errors import Fp16PatchError, several
 
 PLATFORMS = ("cpu",)
 WORLDS = ("toy",)
+WORLD_PLACES = ("{world.model}", "{world.train}", "{world.val}", "{world.reward}")
 LAUNCHER_KEYS = (
     "precision@_global_",
     "fp16_patch.report_path",
@@ -139,10 +140,14 @@ def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
         "data.val": recipe.data.val,
         "data.reward": recipe.data.reward or "",
     }
+    placeholders = WORLD_PLACES if recipe.world else ()
     problems += [
-        Fp16PatchError(f"{source}: {key}={path!r} uses {{world}}, but no world is set", next_step="add world: toy")
+        Fp16PatchError(
+            f"{source}: {key}={path!r} holds an unknown placeholder",
+            allowed=", ".join(placeholders) or "placeholders where a world is set",
+        )
         for key, path in paths.items()
-        if "{world}" in path and recipe.world is None
+        if not set(re.findall(r"\{[^}]*\}?|\}", path)) <= set(placeholders)
     ]
     return problems
 

@@ -45,7 +45,9 @@ def pretrain(
     _, max_tokens = token_limits(digits)
     probed = [draw(digits, problems) for _ in range(PROBED_PROBLEMS)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARM_UP_STEPS, total_iters=WARM_UP_STEPS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: min((done + 1) / WARM_UP_STEPS, 1 - done / max_steps)
+    )
     solved = 0.0
     model.train()
     for step in range(1, max_steps + 1):
@@ -56,7 +58,7 @@ def pretrain(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        warm_up.step()
+        schedule.step()
         if step % LOOK_EVERY == 0:
             counts = solved_counts(
                 model, tokenizer, probed, samples=PROBES, max_tokens=max_tokens, rng=probe_rng

@@ -186,7 +186,7 @@ def test_what_someone_else_put_in_its_place_is_refused(
 def test_a_source_changed_after_its_import_is_refused(library: Library, declare: Declare) -> None:
     library.write(optim=OPTIM)
     importlib.import_module("acme.optim")
-    library.write(optim=OPTIM.replace("LIMIT = 3", "LIMIT = 3; MORE = (\n)").replace("sum", "max"))
+    library.write(optim=OPTIM.replace("LIMIT = 3", "LIMIT = 3; MORE = (\n    )").replace("sum", "max"))
     assert "its file does not define what is there now" in check_live(declare("acme.optim:step")).message
 
 

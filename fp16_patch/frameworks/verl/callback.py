@@ -53,6 +53,8 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
             allowed="python -m verl.trainer.main_ppo (strategy fsdp or fsdp2, rollout vllm)",
             next_step="remove +precision@_global_ from this command",
         )
+    if unfit := launch.unfit_installation():
+        raise several(unfit)
     flag = config.get("fp16_patch") or {}
     node = OmegaConf.to_container(flag, resolve=True) if flag else {}
     report_path = node.pop("report_path", None)
@@ -60,7 +62,7 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
 
     explicit = config_rules.explicit_overrides(config)
     changes, contradictions = config_rules.plan(config, precision, explicit)
-    problems = [*refusals.unsupported(config, precision), *contradictions, *launch.unfit_installation(config)]
+    problems = [*refusals.unsupported(config, precision), *contradictions]
     if problems:
         raise several(problems)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.frameworks.verl import collect, nodes
+from fp16_patch.frameworks.verl import collect, nodes, releases
 from fp16_patch.patching import Patch, status
 from fp16_patch.precision import Precision
 from fp16_patch.proof.processes import this_process, unproven
@@ -149,8 +149,8 @@ def _patch(name: str, target: str, **kwargs: Any) -> Patch:
     return Patch(
         name=name,
         target=target,
-        distribution="verl",
-        versions="==0.9.1",
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
         process="task runner",
         kind="wrap",
         upstream="none: our own proof",

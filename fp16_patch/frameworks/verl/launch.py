@@ -7,18 +7,29 @@ import importlib.util
 import os
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from packaging.specifiers import SpecifierSet
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import releases
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-from fp16_patch.patching import check_source, refusal
+from fp16_patch.patching import check_source, installed_version, refusal
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
 WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
 EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
 
 
-def unfit_installation(config: DictConfig) -> list[Fp16PatchError]:
-    """Missing vLLM, and every patch that does not fit the installed sources. Imports neither."""
+def unfit_installation() -> list[Fp16PatchError]:
+    """Everything about the installed packages that the flag cannot work with. Imports none of them."""
+    found = installed_version([releases.DISTRIBUTION])
+    if found is None or not SpecifierSet(releases.RELEASES).contains(found, prereleases=True):
+        return [
+            Fp16PatchError(
+                f"verl {found} is installed; the patches were written for and tested with other releases",
+                allowed=f"verl{releases.RELEASES}",
+                next_step=f"pip install 'verl{releases.RELEASES}', or an fp16-patch release that knows {found}",
+            )
+        ]
     problems = []
     if importlib.util.find_spec("vllm") is None:
         problems.append(

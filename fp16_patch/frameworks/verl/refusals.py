@@ -6,6 +6,7 @@ Each refusal names the place in verl 0.9.1 that makes it necessary.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,9 +44,7 @@ def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError
 
 
 def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
-    from verl.trainer.ppo.utils import need_critic
-
-    keys = ["actor_rollout_ref.actor.strategy"] + (["critic.strategy"] if need_critic(config) else [])
+    keys = ["actor_rollout_ref.actor.strategy"] + (["critic.strategy"] if _uses_critic(config) else [])
     for key in keys:
         strategy = _get(config, key)
         if strategy not in ("fsdp", "fsdp2"):
@@ -125,6 +124,14 @@ def _model(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]
             yield _refusal(
                 key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16"
             )
+
+
+def _uses_critic(config: DictConfig) -> bool:
+    from verl.trainer.ppo.utils import need_critic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # verl asks the same question again, and warns there
+        return bool(need_critic(config))
 
 
 def _refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:

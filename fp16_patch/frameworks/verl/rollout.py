@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.vllm.precision import describe_worker
+from fp16_patch.frameworks.verl import releases
 from fp16_patch.patching import Patch, status
 from fp16_patch.proof.processes import this_process
 
@@ -88,7 +89,7 @@ def _seen(worker: Any) -> dict[str, str]:
 
 
 def _patch(process: str, **kwargs: Any) -> Patch:
-    return Patch(distribution="verl", versions="==0.9.1", process=process, **kwargs)
+    return Patch(distribution=releases.DISTRIBUTION, versions=releases.RELEASES, process=process, **kwargs)
 
 
 SERVER_PATCHES: tuple[Patch, ...] = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.proof.fsdp import describe_fsdp
+from fp16_patch.frameworks.verl import releases
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
 
@@ -153,8 +154,8 @@ def _patch(name: str, target: str, **kwargs: Any) -> Patch:
     return Patch(
         name=name,
         target=target,
-        distribution="verl",
-        versions="==0.9.1",
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
         process="trainer rank",
         **kwargs,
     )

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting the flag cannot honour is one clear error before launch."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import launch
+from fp16_patch.frameworks.verl.callback import apply_flag
+
+FP16 = "+precision@_global_=fp16"
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
+
+REFUSED = {
+    # overrides -> the key the message must name
+    (f"{ACTOR}.fsdp_config.model_dtype=fp16",): f"{ACTOR}.fsdp_config.model_dtype=fp16",
+    ("critic.fsdp.model_dtype=bf16",): "critic.fsdp.model_dtype=bf16",
+    (f"{ACTOR}.fsdp_config.dtype=banana",): f"{ACTOR}.fsdp_config.dtype=banana",
+    (f"+{ACTOR}.fsdp_config.mixed_precision.param_dtype=bf16",): "mixed_precision.param_dtype=bf16",
+    (f"+{ACTOR}.fsdp_config.mixed_precision.reduce_dtype=bf16",): "mixed_precision.reduce_dtype=bf16",
+    (f"{ACTOR}.fsdp_config.use_no_sync_for_gradient_accumulation=True",): "use_no_sync_for_gradient_accumulation",
+    (f"{ROLLOUT}.dtype=bfloat16",): f"{ROLLOUT}.dtype=bfloat16",
+    (f"{ROLLOUT}.checkpoint_engine.backend=delta_sharded",): "backend=delta_sharded",
+    (f"{ROLLOUT}.checkpoint_engine.backend=kimi_ckpt_engine",): "backend=kimi_ckpt_engine",
+    (f"{ROLLOUT}.checkpoint_engine.backend=mooncake",): "backend=mooncake",
+    (f"{ROLLOUT}.name=sglang",): f"{ROLLOUT}.name=sglang",
+    (f"{ROLLOUT}.quantization=fp8",): f"{ROLLOUT}.quantization=fp8",
+    (f"+{ROLLOUT}.engine_kwargs.vllm.kv_cache_dtype=fp8",): "engine_kwargs.vllm.kv_cache_dtype=fp8",
+    (f"+{ROLLOUT}.engine_kwargs.vllm.dtype=bfloat16",): "engine_kwargs.vllm.dtype=bfloat16",
+    (f"{ROLLOUT}.data_parallel_size=2",): "data_parallel_size=2",
+    (f"{ACTOR}.strategy=fsdp_turbo",): f"{ACTOR}.strategy=fsdp_turbo",
+    ("model_engine=veomni",): f"{ACTOR}.strategy=veomni",
+    ("model_engine=torchtitan",): f"{ACTOR}.strategy=torchtitan",
+    ("model_engine=megatron",): f"{ACTOR}.strategy=megatron",
+    ("algorithm.adv_estimator=gae", "critic.strategy=automodel"): "critic.strategy=automodel",
+    ("trainer.use_v1=False",): "trainer.use_v1",
+    ("trainer.v1.trainer_mode=separate_async",): "trainer.v1.trainer_mode=separate_async",
+    ("+fp16_patch.loss_scaling.init_scal=4",): "fp16_patch.loss_scaling.init_scal=4",
+    ("fp16_patch.loss_scaling.init_scale=1000",): "fp16_patch.loss_scaling.init_scale=1000",
+    ("fp16_patch.loss_scaling.growth_interval=0",): "fp16_patch.loss_scaling.growth_interval=0",
+    ("fp16_patch.rollout_dtype=fp61",): "fp16_patch.rollout_dtype='fp61'",
+    ("+fp16_patch.train=fp16",): "fp16_patch.train='fp16'",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=lambda overrides: overrides[-1])
+def test_refused_with_one_clear_error(compose, overrides):
+    engine = any(o.startswith("model_engine=") for o in overrides)
+    if engine:  # another model_engine brings its own strategy
+        overrides = (*overrides, f"{ACTOR}.strategy={overrides[0].partition('=')[2]}")
+    config = compose(FP16, *overrides)
+    with pytest.raises(Fp16PatchError) as refused:
+        apply_flag(config)
+    message = str(refused.value)
+    assert REFUSED[overrides[:1] if engine else overrides] in message
+    assert "allowed:" in message
+    assert "next step:" in message
+
+
+def test_several_problems_are_told_at_once(compose):
+    config = compose(FP16, f"{ROLLOUT}.dtype=bfloat16", f"{ROLLOUT}.quantization=fp8")
+    with pytest.raises(Fp16PatchError, match="2 problems") as refused:
+        apply_flag(config)
+    assert "quantization=fp8" in str(refused.value)
+    assert "dtype=bfloat16" in str(refused.value)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3", "gemma3_text", "glm4"])
+def test_model_types_that_vllm_refuses_in_float16(compose, model, model_type):
+    (model / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(Fp16PatchError, match=model_type):
+        apply_flag(compose(FP16))
+    apply_flag(compose("+precision@_global_=bf16"))  # the same model in BF16 is fine
+
+
+def test_the_text_model_inside_a_multimodal_one_counts(compose, model):
+    (model / "config.json").write_text(json.dumps({"model_type": "x", "text_config": {"model_type": "gemma3_text"}}))
+    with pytest.raises(Fp16PatchError, match="gemma3_text"):
+        apply_flag(compose(FP16))
+
+
+def test_a_misspelt_precision_is_hydras_own_error(compose):
+    from hydra.errors import MissingConfigException
+
+    with pytest.raises(MissingConfigException, match="precision/fp61") as refused:
+        compose("+precision@_global_=fp61")
+    assert all(option in str(refused.value) for option in ("bf16", "fp16", "fp32"))
+
+
+def test_vllm_missing(compose, monkeypatch):
+    find_spec = launch.importlib.util.find_spec
+    monkeypatch.setattr(
+        launch.importlib.util, "find_spec", lambda name, *a: None if name == "vllm" else find_spec(name, *a)
+    )
+    with pytest.raises(Fp16PatchError, match="vLLM is not installed"):
+        apply_flag(compose(FP16))
+
+
+def test_another_application_of_hydra(compose):
+    from omegaconf import OmegaConf
+
+    with pytest.raises(Fp16PatchError, match="not verl's PPO trainer"):
+        apply_flag(OmegaConf.create({"fp16_patch": {"train_dtype": "fp16", "rollout_dtype": "fp16"}}))
