@@ -46,8 +46,7 @@ def apply(patches: Iterable[Patch], *, strict: bool = True) -> list[LedgerEntry]
     refused = [refusal(finding) for finding in findings if finding.outcome == "refused"]
     if strict and refused:
         raise several(refused)
-    with _lock:
-        _install([finding for finding in findings if finding.outcome == "applied"])
+    _install([finding for finding in findings if finding.outcome == "applied"])
     return [ledger.current.get(finding.patch.name) or _record(finding) for finding in findings]
 
 
@@ -82,15 +81,17 @@ def _install(findings: list[Finding]) -> None:
     current: Finding | None = None
     try:
         for current in findings:
-            if not marked_by(Binding.at(current.patch.target).raw, current.patch.name):
-                done.append((current, _Applied(current.patch)))
-                _set(done[-1][1])
+            with _lock:
+                if not marked_by(Binding.at(current.patch.target).raw, current.patch.name):
+                    done.append((current, _Applied(current.patch)))
+                    _set(done[-1][1])
         for current, _ in done:
             if current.patch.check is not None:
                 current.patch.check()
     except BaseException as error:
-        for _, applied in reversed(done):
-            _restore(applied)
+        with _lock:
+            for _, applied in reversed(done):
+                _restore(applied)
         if current is None or not isinstance(error, Exception):
             raise
         failed = replace(current, outcome="refused", message=f"{type(error).__name__}: {error}")

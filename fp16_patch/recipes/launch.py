@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import platform
 import shutil
 import signal
 import threading
@@ -18,13 +19,13 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.proof.report import versions
 from fp16_patch.recipes import failure
 from fp16_patch.recipes.command import VERL_TRAINER, ArmFiles, Command, build_command
 from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.progress import Progress, duration
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.session import Session
-from fp16_patch.recipes.versions import installed_versions
 
 if TYPE_CHECKING:
     from fp16_patch.toy import World
@@ -121,7 +122,7 @@ def _run_arm(
             started=started,
             seconds=round(seconds, 1),
             command=shell,
-            versions=installed_versions(),
+            versions={"python": platform.python_version(), **versions()},
         )
         files.result.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
         say(f"  {duration(seconds):>7}  {arm}: {status}")

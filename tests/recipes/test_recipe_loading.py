@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe is read as people mean it, and every mistake in it is one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.command import ArmFiles, build_command
+from fp16_patch.recipes.loading import available, find, load
+from fp16_patch.recipes.schema import precisions
+
+Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_named_as_its_file(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+def test_the_flags_options_are_the_ones_a_recipe_may_name() -> None:
+    assert {"bf16", "fp16", "fp32"} <= set(precisions())
+
+
+MISTAKES = {
+    "unknown key": ("model: {path: some/model}", "model: {path: m, dtype: fp16}", r"model.dtype='fp16'", "path, about"),
+    "unknown section": ("algorithm: {name: GRPO}", "algorithm: {name: GRPO}\nseed: 1", "unknown key seed=1", "name, title"),
+    "missing key": ("{ranks: 1, timeout_minutes: 1}", "{ranks: 1}", "hardware.timeout_minutes is missing", ""),
+    "text for a number": ("ranks: 1", "ranks: two", "hardware.ranks='two'", "a whole number"),
+    "a fraction of a rank": ("ranks: 1", "ranks: 1.5", "hardware.ranks=1.5", "a whole number"),
+    "boolean for a number": ("ranks: 1", "ranks: true", "hardware.ranks=True", "a whole number"),
+    "no ranks": ("ranks: 1", "ranks: 0", "hardware.ranks=0", "more than zero"),
+    "misspelt precision": ("precision: bf16", "precision: bf61", "arms.bf16.precision='bf61'", "bf16, fp16, fp32"),
+    "arm name": ("  bf16: {", "  ../bf16: {", "'../bf16' names a folder", "a-z"),
+    "list for a mapping": ("arms:\n  bf16: {precision: bf16}\n  fp16: {precision: fp16}", "arms: [bf16]", "arms=", "mapping"),
+    "platform": ("algorithm:", "platform: tpu\nalgorithm:", "platform='tpu'", "cpu"),
+    "world": ("algorithm:", "world: atari\nalgorithm:", "world='atari'", "toy"),
+    "placeholder": ("some/model", "'{world.model}'", "model.path='{world.model}'", "where a world is set"),
+    "launcher's key": ("trainer.total_training_steps: 4", "trainer.logger: [wandb]", "sets trainer.logger", ""),
+    "nested override": ("trainer.total_training_steps: 4", "trainer: {nnodes: 1}", "trainer={'nnodes': 1}", "text, number"),
+    "no bound": (", at_least: 6", "", "headline.prob_diff_ratio has no bound", "at_least"),
+    "key given twice": ("some/model}", "some/model, path: b}", "the key 'path' is given twice", ""),
+    "not yaml": ("name: tiny", "name: [", "not readable as YAML", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_refused_naming_key_value_and_what_is_allowed(write_recipe: Write, mistake: str) -> None:
+    old, new, named, allowed = MISTAKES[mistake]
+    with pytest.raises(Fp16PatchError) as error:
+        load(write_recipe((old, new)))
+    assert "tiny.yaml" in str(error.value)
+    assert named in str(error.value)
+    assert allowed in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(write_recipe: Write) -> None:
+    with pytest.raises(Fp16PatchError) as error:
+        load(write_recipe(("ranks: 1", "ranks: two"), ("some/model", "m, typo: 1")))
+    assert "2 problems" in str(error.value)
+
+
+def test_numbers_without_a_point_are_numbers_and_thresholds_stay_text(write_recipe: Write) -> None:
+    recipe = load(write_recipe(("steps: 4", "steps: 4\n    lr: 1e-6\n    threshold: 1e-9_2\n    quoted: '1e-6'")))
+    assert recipe.verl.overrides["lr"] == 1e-6
+    assert recipe.verl.overrides["threshold"] == "1e-9_2"
+    assert recipe.verl.overrides["quoted"] == "1e-6"
+
+
+def test_an_unknown_name_lists_the_recipes_there_are() -> None:
+    with pytest.raises(Fp16PatchError, match=r"no recipe named 'quikstart'(?s:.*)allowed: .*quickstart"):
+        find("quikstart")
+
+
+def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
+    edit = ("{precision: fp16}", "{precision: fp16, overrides: {fp16_patch.rollout_dtype: bf16, trainer.nnodes: 2}}")
+    recipe = load(write_recipe(edit))
+    files = ArmFiles(tmp_path / "with space")
+    command = build_command(recipe, "fp16", files, world=None, overrides=["trainer.total_training_steps=9"])
+    _, dash_m, module, *overrides = command.arguments
+    assert (dash_m, module) == ("-m", "verl.trainer.main_ppo")
+    assert command.total_steps == 9
+    values = dict(o.split("=", 1) for o in overrides)
+    assert values["actor_rollout_ref.model.path"] == "some/model"
+    assert values["+precision@_global_"] == "fp16"
+    assert values["fp16_patch.rollout_dtype"] == "bf16"
+    assert values["trainer.nnodes"] == "2"
+    assert values["fp16_patch.report_path"] == f"'{tmp_path}/with space/precision_report.json'"
+    assert command.environment["VERL_FILE_LOGGER_PATH"] == f"{tmp_path}/with space/metrics.jsonl"
+
+
+def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    toy = pytest.importorskip("fp16_patch.toy")
+    world = toy.World(tmp_path, {})
+    command = build_command(load(find("quickstart")), "bf16", ArmFiles(tmp_path / "bf16"), world=world)
+    values = dict(o.lstrip("+").split("=", 1) for o in command.arguments[3:])
+    assert values["data.train_files"] == str(world.train)
+    assert values["reward.custom_reward_function.path"] == str(world.reward)
+    assert values["trainer.device"] == "cpu"
+    assert values["precision@_global_"] == "bf16"
+    assert command.total_steps == 40

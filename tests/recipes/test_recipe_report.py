@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison report of whole, partial and broken runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.report import compare
+
+matplotlib = pytest.importorskip("matplotlib")
+
+Write = Callable[..., Path]
+PLOTS = ("overview", "reward", "prob_diff", "kl", "pi_minus_mu", "loss_scale")
+
+
+def write_arm(folder: Path, precision: str, size: float, steps: int = 8, **changed: list[float | None]) -> None:
+    """An arm as verl and the launcher leave it; ``changed`` replaces single metrics (``__`` for ``/``)."""
+    folder.mkdir()
+    fp16 = precision == "fp16"
+    metrics: dict[str, list[Any]] = {
+        "critic__score__mean": [0.1 * step for step in range(steps)],
+        "mismatch__prob_diff_mean": [size] * steps,
+        "mismatch__k3_kl": [size * size] * steps,
+        "mismatch__pi_minus_mu_max": [5 * size] * steps,
+        "mismatch__pi_minus_mu_min": [-4 * size] * steps,
+        "actor__grad_norm": [1.0] * steps,
+        "timing_s__step": [2.0] * steps,
+    }
+    if fp16:
+        metrics |= {"actor__loss_scale": [65536.0] * steps, "actor__update_skipped": [1.0] + [0.0] * (steps - 1)}
+    metrics |= changed
+    lines = [json.dumps({"step": 0, "data": {"val-core/acc": 0.5}})]
+    for i in range(steps):
+        data = {name.replace("__", "/"): values[i] for name, values in metrics.items()}
+        lines.append(json.dumps({"step": i + 1, "data": data}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    roles = {"actor": {"master_weights": "float32", "compute": "float16" if fp16 else "bfloat16"}}
+    ledger = [{"name": "a", "outcome": "applied"}, {"name": "b", "outcome": "applied"}]
+    report = {
+        "precision": precision,
+        "flag": {"train_dtype": precision},
+        "roles": roles,
+        "processes": [{"process": "trainer rank 0", "ledger": ledger}],
+        "versions": {"verl": "0.9.1"},
+    }
+    (folder / "precision_report.json").write_text(json.dumps(report))
+    result = {
+        "status": "completed",
+        "error": None,
+        "seconds": 60.0,
+        "command": "python -m verl",
+        "versions": {"python": "3"},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def run(write_recipe: Write, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(write_recipe(), folder / "recipe.yaml")
+    write_arm(folder / "bf16", "bf16", 8e-5)
+    write_arm(folder / "fp16", "fp16", 1e-5)
+    return folder
+
+
+def report_of(folder: Path) -> tuple[dict[str, Any], str]:
+    said: list[str] = []
+    compare(folder, say=said.append)
+    assert all((folder / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in PLOTS)
+    assert (folder / "report.html").read_text().endswith("</html>\n")
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report, "\n".join(said)
+
+
+def test_headline_series_and_checks_of_a_whole_run(run: Path) -> None:
+    report, said = report_of(run)
+    head = report["headline"]
+    assert head["prob_diff_ratio"] == pytest.approx(8)
+    assert head["k3_kl_ratio"] == pytest.approx(64)
+    assert head["steps_compared"] == 8
+    assert head["reward"]["fp16"] == pytest.approx({"first3": 0.1, "last3": 0.6, "rise": 0.5})
+    assert head["skipped_updates"] == {"bf16": None, "fp16": 1}
+    assert report["arms"]["fp16"]["series"]["step"] == list(range(1, 9))
+    assert report["arms"]["bf16"]["series"]["loss_scale"] == [None] * 8
+    assert report["versions"] == {"python": "3", "verl": "0.9.1"}
+    assert report["expected"][0]["met"] is True
+    assert report["notes"] == []
+    assert "met      headline.prob_diff_ratio >= 6   found 8" in said
+    assert str(run / "report.html") in said
+
+
+def test_the_page_is_self_contained_and_shows_both_precision_reports(run: Path) -> None:
+    report_of(run)
+    page = (run / "report.html").read_text()
+    assert not re.search(r"<script|https?://|src='(?!data:)", page)
+    assert page.count("data:image/png;base64,") == 5
+    assert "<tr class=differs><td>compute</td><td>bfloat16</td><td>float16</td></tr>" in page
+    assert "<td>trainer rank 0</td><td>2 applied</td><td>2 applied</td>" in page
+
+
+def test_a_bound_that_is_missed_is_said_to_be_missed(run: Path) -> None:
+    shutil.rmtree(run / "fp16")
+    write_arm(run / "fp16", "fp16", 4e-5)
+    report, said = report_of(run)
+    assert report["expected"][0]["met"] is False
+    assert "NOT MET  headline.prob_diff_ratio" in said
+
+
+def test_an_arm_that_stopped_early_is_compared_on_the_steps_both_have(run: Path) -> None:
+    shutil.rmtree(run / "bf16")
+    write_arm(run / "bf16", "bf16", 8e-5, steps=2)
+    grown = [1e-5, 1e-5] + [1.0] * 6
+    shutil.rmtree(run / "fp16")
+    write_arm(run / "fp16", "fp16", 1e-5, mismatch__prob_diff_mean=grown)
+    head = report_of(run)[0]["headline"]
+    assert head["prob_diff_ratio"] == pytest.approx(8)
+    assert head["steps_compared"] == 2
+
+
+def test_a_crashed_arm_shows_its_error_and_the_other_arm_stays(run: Path) -> None:
+    result = json.loads((run / "bf16" / "result.json").read_text())
+    (run / "bf16" / "result.json").write_text(json.dumps(result | {"status": "failed", "error": "<b> & exit code 1"}))
+    with (run / "bf16" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "data": {"critic')
+    (run / "bf16" / "precision_report.json").write_text("{")
+    report, said = report_of(run)
+    assert report["notes"] == [
+        "bf16 failed after 8 steps",
+        "bf16 has unreadable lines in metrics.jsonl: 1",
+        "bf16 left no readable precision report",
+    ]
+    assert "&lt;b&gt; &amp; exit code 1" in (run / "report.html").read_text()
+    assert str(run / "bf16" / "train.log") in said
+
+
+@pytest.mark.parametrize("missing", ["bf16", "fp16"])
+def test_a_missing_arm_leaves_ratios_empty(run: Path, missing: str) -> None:
+    shutil.rmtree(run / missing)
+    report, said = report_of(run)
+    assert report["headline"]["prob_diff_ratio"] is None
+    assert report["expected"][0]["met"] is None
+    assert report["notes"] == [f"{missing} has not been run"]
+    assert "no data" in said
+
+
+def test_no_arm_and_no_step_at_all_still_report(run: Path) -> None:
+    shutil.rmtree(run / "bf16")
+    (run / "fp16" / "metrics.jsonl").write_text("")
+    report, _ = report_of(run)
+    assert "fp16 logged no training step" in report["notes"]
+    assert report["headline"]["reward"]["fp16"] == {"first3": None, "last3": None, "rise": None}
+
+
+def test_nan_zero_and_negative_values_are_neither_drawn_nor_turned_into_nonsense(run: Path) -> None:
+    shutil.rmtree(run / "fp16")
+    write_arm(
+        run / "fp16",
+        "fp16",
+        1e-5,
+        mismatch__k3_kl=[None, math.nan, math.inf, 0.0, -1e-12, 1e-10, 1e-10, 1e-10],
+        actor__grad_norm=[None] * 8,
+    )
+    report, _ = report_of(run)
+    assert report["arms"]["fp16"]["series"]["k3_kl"][:3] == [None, None, None]
+    assert report["arms"]["fp16"]["mean"]["grad_norm"] is None
+    assert report["headline"]["k3_kl_ratio"] == pytest.approx(6.4e-9 / ((3e-10 - 1e-12) / 5))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Fp16PatchError, match=r"not a run directory(?s:.*)recipes run"):
+        compare(tmp_path)
