@@ -20,16 +20,15 @@ from fp16_patch.patching.ledger import Ledger, LedgerEntry
 
 @dataclass
 class _Applied:
-    patch: Patch
+    finding: Finding
     original: Any = None
     changes: list[tuple[Binding, Any, Any]] = field(default_factory=list)
     """Where, what the owner itself held before (ABSENT if it inherited it or had none), what it holds now."""
 
 
 _applied: dict[str, _Applied] = {}
-_lock = (
-    threading.RLock()
-)  # held while changing things, never while checking: that imports, under locks of its own
+# Held while changing things, not during checks: they import, and imports have locks of their own.
+_lock = threading.RLock()
 
 
 def apply(patches: Iterable[Patch], *, strict: bool = True) -> list[LedgerEntry]:
@@ -55,20 +54,14 @@ def undo(patches: Iterable[Patch] | None = None) -> list[LedgerEntry]:
 
     Returns the entries of the patches that are still in force for that reason.
     """
+    asked = None if patches is None else {patch.name for patch in patches}
     with _lock:
-        names = (
-            {*_applied, *(e.name for e in status().entries)} if patches is None else {p.name for p in patches}
-        )
-        kept = {name: _restore(_applied[name]) for name in reversed(_applied.copy()) if name in names}
-        for name in names:
-            entry = ledger.current.get(name)
-            if entry and kept.get(name):
-                ledger.current.record(
-                    replace(entry, message=f"not undone, set since: {', '.join(kept[name])}")
-                )
-            else:
-                ledger.current.remove(name)
-    return [entry for name in kept if (entry := ledger.current.get(name))]
+        ours = [applied for name, applied in _applied.items() if asked is None or name in asked]
+        left = [(applied.finding, kept) for applied in reversed(ours) if (kept := _restore(applied))]
+    for entry in ledger.current.entries:
+        if asked is None or entry.name in asked:
+            ledger.current.remove(entry.name)
+    return [_record(replace(f, message=f"not undone, set since: {', '.join(kept)}")) for f, kept in left]
 
 
 def status() -> Ledger:
@@ -77,32 +70,33 @@ def status() -> Ledger:
 
 
 def _install(findings: list[Finding]) -> None:
-    done: list[tuple[Finding, _Applied]] = []
+    done: list[_Applied] = []
     current: Finding | None = None
     try:
         for current in findings:
             with _lock:
                 if not marked_by(Binding.at(current.patch.target).raw, current.patch.name):
-                    done.append((current, _Applied(current.patch)))
-                    _set(done[-1][1])
-        for current, _ in done:
+                    done.append(_Applied(current))
+                    _set(done[-1])
+        for current in [applied.finding for applied in done]:
             if current.patch.check is not None:
                 current.patch.check()
     except BaseException as error:
         with _lock:
-            for _, applied in reversed(done):
+            for applied in reversed(done):
                 _restore(applied)
         if current is None or not isinstance(error, Exception):
             raise
         failed = replace(current, outcome="refused", message=f"{type(error).__name__}: {error}")
         _record(failed)
         raise refusal(failed) from error
-    for finding, _ in done:
-        _record(finding)
+    for applied in done:
+        _record(applied.finding)
 
 
 def _set(applied: _Applied) -> None:
-    patch, target = applied.patch, Binding.at(applied.patch.target)
+    patch = applied.finding.patch
+    target = Binding.at(patch.target)
     applied.original = None if patch.kind == "add" else function_of(target.raw)
     function = patch.make(applied.original)
     # A proxy or a partial is lost when Ray ships the class it sits on. Not isinstance, which a proxy passes.
@@ -130,11 +124,12 @@ def _restore(applied: _Applied) -> list[str]:
         for late in holders(after) if before is not ABSENT else ():
             late.set(applied.original)  # imported from here while the patch was on
     if not applied.changes:
-        _applied.pop(applied.patch.name, None)
+        _applied.pop(applied.finding.patch.name, None)
     return [str(binding) for binding, _, _ in applied.changes]
 
 
 def _record(finding: Finding) -> LedgerEntry:
-    patch, found = finding.patch, finding
-    entry = LedgerEntry(patch.name, patch.target, found.outcome, found.version, found.message, patch.process)
-    return ledger.current.record(entry)
+    patch, outcome, version, message = finding.patch, finding.outcome, finding.version, finding.message
+    return ledger.current.record(
+        LedgerEntry(patch.name, patch.target, outcome, version, message, patch.process)
+    )

@@ -73,9 +73,7 @@ def _find_out(patch: Patch, fits: Callable[[Patch], str]) -> Finding:
         return Finding(patch, "applied", version, fits(patch))
     except _Misfit as misfit:
         return Finding(patch, "refused", version, str(misfit))
-    except (
-        Exception
-    ) as error:  # a broken import, an unreadable file: whatever it is, the patch must not go on
+    except Exception as error:  # a broken import, an unreadable file: all the same, it must not go on
         return Finding(patch, "refused", version, f"the check failed with {type(error).__name__}: {error}")
 
 
@@ -104,9 +102,9 @@ def _fits_live(patch: Patch) -> str:
     target = Binding.at(patch.target)
     if marked_by(target.raw, patch.name):
         return "already in place"
+    if (target.raw is ABSENT) is not (patch.kind == "add"):
+        raise _Misfit("it is already there" if patch.kind == "add" else "it is not there")
     if patch.kind == "add":
-        if target.raw is not ABSENT:
-            raise _Misfit("it is already there")
         return ""
     function = function_of(target.raw)
     definition, wrappers = _provenance(patch, function)

@@ -99,10 +99,8 @@ def _members(place: _Place, name: str, trail: _Trail) -> list[_Place]:
     if isinstance(node, (ast.Module, ast.ClassDef)):
         found = [p for stmt in _binding(node.body, name) for p in _follow(place, stmt, name, trail)]
     if isinstance(node, ast.ClassDef):
-        for base in node.bases:
-            found = found or (
-                _lookup(place.module, *path, name, trail=trail) if (path := _dotted(base)) else []
-            )
+        for path in filter(None, map(_dotted, node.bases)):
+            found = found or _lookup(place.module, *path, name, trail=trail)
     if isinstance(node, ast.Module) and not found:
         stars = [s for s in node.body if isinstance(s, ast.ImportFrom) and s.names[0].name == "*"]
         found = [p for star in stars for p in _lookup(_origin(place, star), name, trail=trail)]

@@ -103,6 +103,7 @@ def _extremes(axes: Axes, arms: Arms) -> None:
 def _loss_scale(arms: Arms, file: Path) -> None:
     figure = _figure(_INCHES)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    above.set_yscale("log", base=2)
     unscaled, most = [], 1.0
     for arm, colour in _coloured(arms):
         steps, scale = _points(arm, "loss_scale")
@@ -114,7 +115,6 @@ def _loss_scale(arms: Arms, file: Path) -> None:
         below.bar(skip_steps, skipped, color=colour, width=0.8)
         most = max([most, *skipped])
     below.set_ylim(0, most)
-    above.set_yscale("log", base=2)
     _finish(above, "Loss scale", "factor (log₂ scale)", x_label="")
     _legend(above)
     if unscaled:
@@ -127,6 +127,11 @@ def _loss_scale(arms: Arms, file: Path) -> None:
 
 def _lines(axes: Axes, arms: Arms, name: str, title: str, y_label: str, *, log: bool = False) -> None:
     """One line an arm. On a log axis points that are not positive have no place and are left out, with a note."""
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     left_out = 0
     for arm, colour in _coloured(arms):
         steps, values = _points(arm, name)
@@ -134,11 +139,6 @@ def _lines(axes: Axes, arms: Arms, name: str, title: str, y_label: str, *, log: 
         left_out += len(steps) - len(drawn)
         if drawn:
             axes.plot([s for s, _ in drawn], [v for _, v in drawn], color=colour, label=arm.name)
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
     if left_out:
         _remark(axes, f"{left_out} point{'s' * (left_out > 1)} ≤ 0 not drawn")
     _finish(axes, title, y_label)
@@ -169,7 +169,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _remark(axes: Axes, words: str) -> None:
-    text = axes.text(0.01, 0.02, words, transform=axes.transAxes, fontsize=9.5, color=_GREY)
+    text = axes.text(0.012, 0.05, words, transform=axes.transAxes, fontsize=9.5, color=_GREY, zorder=1)
     text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
 
 

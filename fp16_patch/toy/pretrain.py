@@ -26,6 +26,7 @@ def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     *,
     digits: int,
+    slips: float,
     target: float,
     max_steps: int,
     batch: int,
@@ -51,7 +52,7 @@ def pretrain(
     solved = 0.0
     model.train()
     for step in range(1, max_steps + 1):
-        inputs, labels = _demonstrations(tokenizer, digits, batch, problems)
+        inputs, labels = _demonstrations(tokenizer, digits, slips, batch, problems)
         logits = model(input_ids=inputs).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
@@ -75,11 +76,11 @@ def pretrain(
 
 
 def _demonstrations(
-    tokenizer: PreTrainedTokenizerFast, digits: int, batch: int, rng: random.Random
+    tokenizer: PreTrainedTokenizerFast, digits: int, slips: float, batch: int, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels, int64 ``[batch, length]``: labels hold the answers, prompts and padding are ignored."""
     drawn = [draw(digits, rng) for _ in range(batch)]
-    texts = [problem.prompt + demonstration(problem, rng) + tokenizer.eos_token for problem in drawn]
+    texts = [problem.prompt + demonstration(problem, rng, slips) + tokenizer.eos_token for problem in drawn]
     encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORED)
     labels[:, : len(drawn[0].prompt)] = IGNORED  # one digit a number: all prompts are of one length

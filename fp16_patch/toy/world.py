@@ -31,6 +31,7 @@ class Settings:
     """What a world is made of. The defaults are the quickstart's; tests shrink them."""
 
     digits: int = 5
+    slips: float = 0.1
     hidden: int = 64
     layers: int = 8
     batch: int = 32
@@ -123,6 +124,7 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
         model,
         tokenizer,
         digits=settings.digits,
+        slips=settings.slips,
         target=settings.target,
         max_steps=settings.max_steps,
         batch=settings.batch,

@@ -9,7 +9,6 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -51,7 +50,7 @@ def doubling(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def optim(library: Library) -> ModuleType:
+def optim(library: Library) -> Any:
     library.write(optim=OPTIM, loop="from acme.optim import step\ndef run(): return step([1, 2])\n")
     return importlib.import_module("acme.optim")
 
@@ -60,7 +59,7 @@ def snapshot(*owners: Any) -> list[dict[str, Any]]:
     return [dict(vars(owner)) for owner in owners]
 
 
-def test_a_wrap_keeps_the_identity_of_what_it_wraps(optim: ModuleType, declare: Declare) -> None:
+def test_a_wrap_keeps_the_identity_of_what_it_wraps(optim: Any, declare: Declare) -> None:
     original = optim.step
     (entry,) = apply([declare("acme.optim:step", doubling, name="double", parameters=("grads",))])
     assert (entry.name, entry.outcome, entry.version, entry.process) == (
@@ -75,7 +74,7 @@ def test_a_wrap_keeps_the_identity_of_what_it_wraps(optim: ModuleType, declare: 
     assert optim.step.__fp16_patch__ == "double"
 
 
-def test_applying_again_is_a_no_op(optim: ModuleType, declare: Declare) -> None:
+def test_applying_again_is_a_no_op(optim: Any, declare: Declare) -> None:
     checks: list[int] = []
     patch = declare("acme.optim:step", doubling, check=lambda: checks.append(1))
     first = apply([patch])
@@ -89,7 +88,7 @@ def test_applying_again_is_a_no_op(optim: ModuleType, declare: Declare) -> None:
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_applying_again_under_someone_elses_wrapper_is_a_no_op(
-    optim: ModuleType, declare: Declare, stacked: bool
+    optim: Any, declare: Declare, stacked: bool
 ) -> None:
     patches = [declare("acme.optim:step", doubling, name=f"p{i}") for i in range(1 + stacked)]
     apply(patches)
@@ -102,14 +101,14 @@ def test_applying_again_under_someone_elses_wrapper_is_a_no_op(
 @pytest.mark.parametrize("name", ["step", "Scaler.update", "Scaler.floor", "Scaler.build", "Scaler.scale"])
 @pytest.mark.parametrize("kind", ["wrap", "replace"])
 def test_every_kind_of_function_is_patched_and_put_back_raw(
-    optim: ModuleType, declare: Declare, name: str, kind: str
+    optim: Any, declare: Declare, name: str, kind: str
 ) -> None:
     more = {"fingerprint": find(f"acme.optim:{name}")[0].fingerprint} if kind == "replace" else {}
     before = snapshot(optim, optim.Scaler)
     apply([declare(f"acme.optim:{name}", lambda _: lambda *_: "patched", **more)])
     scaler = optim.Scaler()
     scaler.scale = 4.0
-    values = {
+    values: dict[str, Callable[[], Any]] = {
         "step": lambda: optim.step([1]),
         "Scaler.update": lambda: scaler.update(),
         "Scaler.floor": lambda: scaler.floor(1),
@@ -122,12 +121,12 @@ def test_every_kind_of_function_is_patched_and_put_back_raw(
     assert status().entries == ()
 
 
-def test_a_classmethod_still_gets_its_class(optim: ModuleType, declare: Declare) -> None:
+def test_a_classmethod_still_gets_its_class(optim: Any, declare: Declare) -> None:
     apply([declare("acme.optim:Scaler.build", doubling, parameters=("cls",))])
     assert optim.Sharded.build() == "shardedsharded"
 
 
-def test_undo_of_an_inherited_method_leaves_no_entry_behind(optim: ModuleType, declare: Declare) -> None:
+def test_undo_of_an_inherited_method_leaves_no_entry_behind(optim: Any, declare: Declare) -> None:
     before = snapshot(optim.Scaler, optim.Sharded)
     apply([declare("acme.optim:Sharded.update", doubling)])
     assert (optim.Sharded().update(), optim.Scaler().update()) == ("updateupdate", "update")
@@ -136,7 +135,7 @@ def test_undo_of_an_inherited_method_leaves_no_entry_behind(optim: ModuleType, d
     assert "update" not in vars(optim.Sharded)
 
 
-def test_add_fills_a_gap_and_undo_leaves_the_gap(optim: ModuleType, declare: Declare) -> None:
+def test_add_fills_a_gap_and_undo_leaves_the_gap(optim: Any, declare: Declare) -> None:
     patches = [
         declare("acme.optim:unscale", lambda _: lambda: "added", kind="add"),
         declare("acme.optim:Sharded.unscale", lambda _: lambda self: self.tag, kind="add"),
@@ -148,7 +147,7 @@ def test_add_fills_a_gap_and_undo_leaves_the_gap(optim: ModuleType, declare: Dec
     assert not hasattr(optim.Sharded, "unscale")
 
 
-def test_every_declared_binding_is_patched_and_put_back(optim: ModuleType, declare: Declare) -> None:
+def test_every_declared_binding_is_patched_and_put_back(optim: Any, declare: Declare) -> None:
     loop = importlib.import_module("acme.loop")
     before = snapshot(optim, loop)
     apply([declare("acme.optim:step", doubling, also_bound=("acme.loop:step",))])
@@ -158,7 +157,7 @@ def test_every_declared_binding_is_patched_and_put_back(optim: ModuleType, decla
     assert snapshot(optim, loop) == before
 
 
-def test_undo_reaches_modules_imported_while_the_patch_was_on(optim: ModuleType, declare: Declare) -> None:
+def test_undo_reaches_modules_imported_while_the_patch_was_on(optim: Any, declare: Declare) -> None:
     original = optim.step
     apply([declare("acme.optim:step", doubling)])
     loop = importlib.import_module("acme.loop")
@@ -167,7 +166,7 @@ def test_undo_reaches_modules_imported_while_the_patch_was_on(optim: ModuleType,
     assert loop.step is original
 
 
-def test_one_refusal_refuses_all_and_every_reason_is_told(optim: ModuleType, declare: Declare) -> None:
+def test_one_refusal_refuses_all_and_every_reason_is_told(optim: Any, declare: Declare) -> None:
     before = snapshot(optim, optim.Scaler)
     good, missing = declare("acme.optim:step", doubling), declare("acme.optim:gone", name="gone")
     old = declare("acme.optim:other", name="old", versions="<1")
@@ -179,7 +178,7 @@ def test_one_refusal_refuses_all_and_every_reason_is_told(optim: ModuleType, dec
     assert [(e.name, e.outcome) for e in status().entries] == [("gone", "refused"), ("old", "refused")]
 
 
-def test_not_strict_goes_on_without_the_refused(optim: ModuleType, declare: Declare) -> None:
+def test_not_strict_goes_on_without_the_refused(optim: Any, declare: Declare) -> None:
     patches = [
         declare("acme.optim:gone"),
         declare("acme.optim:step", doubling),
@@ -206,7 +205,7 @@ def _raise(*_: Any) -> Any:
     ids=["make raises", "check raises", "make returns the original", "make returns a partial"],
 )
 def test_a_failure_half_way_rolls_everything_back(
-    optim: ModuleType, declare: Declare, more: dict[str, Any], says: str
+    optim: Any, declare: Declare, more: dict[str, Any], says: str
 ) -> None:
     before = snapshot(optim, optim.Scaler, optim.Sharded)
     first = declare("acme.optim:Sharded.update", doubling, name="first")
@@ -220,7 +219,7 @@ def test_a_failure_half_way_rolls_everything_back(
     assert optim.step([1]) == 2
 
 
-def test_an_interrupt_half_way_rolls_back_and_goes_on_up(optim: ModuleType, declare: Declare) -> None:
+def test_an_interrupt_half_way_rolls_back_and_goes_on_up(optim: Any, declare: Declare) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
@@ -230,7 +229,7 @@ def test_an_interrupt_half_way_rolls_back_and_goes_on_up(optim: ModuleType, decl
     assert snapshot(optim) == before
 
 
-def test_what_someone_wrapped_after_us_stays_and_is_reported(optim: ModuleType, declare: Declare) -> None:
+def test_what_someone_wrapped_after_us_stays_and_is_reported(optim: Any, declare: Declare) -> None:
     apply([declare("acme.optim:step", doubling, name="ours"), declare("acme.optim:other", doubling)])
     ours = optim.step
     optim.step = theirs = functools.wraps(ours)(lambda grads: ours(grads))
@@ -248,7 +247,7 @@ def test_what_someone_wrapped_after_us_stays_and_is_reported(optim: ModuleType, 
     assert optim.step([1]) == 1
 
 
-def test_patches_stack_and_are_undone_in_reverse(optim: ModuleType, declare: Declare) -> None:
+def test_patches_stack_and_are_undone_in_reverse(optim: Any, declare: Declare) -> None:
     lower = declare("acme.optim:step", lambda f: lambda g: f(g) + 1, name="lower")
     upper = declare("acme.optim:step", doubling, name="upper")
     before = snapshot(optim)
@@ -261,7 +260,7 @@ def test_patches_stack_and_are_undone_in_reverse(optim: ModuleType, declare: Dec
     assert snapshot(optim) == before
 
 
-def test_a_reloaded_module_is_patched_afresh(optim: ModuleType, declare: Declare) -> None:
+def test_a_reloaded_module_is_patched_afresh(optim: Any, declare: Declare) -> None:
     patch = declare("acme.optim:step", doubling)
     apply([patch])
     importlib.reload(optim)
@@ -272,7 +271,7 @@ def test_a_reloaded_module_is_patched_afresh(optim: ModuleType, declare: Declare
     assert optim.step([1]) == 1
 
 
-def test_threads_that_apply_the_same_patch_wrap_once(optim: ModuleType, declare: Declare) -> None:
+def test_threads_that_apply_the_same_patch_wrap_once(optim: Any, declare: Declare) -> None:
     patch = declare("acme.optim:step", doubling)
     threads = [threading.Thread(target=apply, args=([patch],)) for _ in range(8)]
     for thread in threads:
@@ -282,7 +281,7 @@ def test_threads_that_apply_the_same_patch_wrap_once(optim: ModuleType, declare:
     assert optim.step([1]) == 2
 
 
-def test_the_ledger_survives_json(optim: ModuleType, declare: Declare) -> None:
+def test_the_ledger_survives_json(optim: Any, declare: Declare) -> None:
     apply([declare("acme.optim:step"), declare("acme.optim:other", native=lambda: True)])
     ledger = status()
     assert (ledger.pid, bool(ledger.host), optim.__name__) == (os.getpid(), True, "acme.optim")
@@ -290,7 +289,7 @@ def test_the_ledger_survives_json(optim: ModuleType, declare: Declare) -> None:
     assert back == ledger
 
 
-def test_a_forked_child_reports_its_own_pid(optim: ModuleType, declare: Declare) -> None:
+def test_a_forked_child_reports_its_own_pid(optim: Any, declare: Declare) -> None:
     apply([declare("acme.optim:step", doubling)])
     read, write = os.pipe()
     child = os.fork()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pickle
+import sys
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,8 @@ def test_a_retained_binding_must_be_declared(library: Library, declare: Declare)
 
 def test_a_declared_binding_must_still_be_the_same_object(library: Library, declare: Declare) -> None:
     library.write(optim=OPTIM, loop=LOOP)
-    importlib.import_module("acme.loop").step = lambda *_: 0
+    loop: Any = importlib.import_module("acme.loop")
+    loop.step = lambda *_: 0
     finding = check_live(declare("acme.optim:step", also_bound=("acme.loop:step",)))
     assert finding.outcome == "refused"
     assert "acme.loop:step is bound to something else" in finding.message
@@ -164,7 +166,7 @@ def foreign(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_someone_elses_wrapper_is_named_and_never_replaced(library: Library, declare: Declare) -> None:
     library.write(optim=OPTIM)
-    optim = importlib.import_module("acme.optim")
+    optim: Any = importlib.import_module("acme.optim")
     optim.step = foreign(optim.step)
     wrap = declare("acme.optim:step", parameters=("grads",))
     assert check_live(wrap).message == f"on top of the wrapper that {__name__} put on it"
@@ -173,12 +175,16 @@ def test_someone_elses_wrapper_is_named_and_never_replaced(library: Library, dec
     assert f"would drop the wrapper that {__name__}" in check_live(replacement).message
 
 
-@pytest.mark.parametrize("other", [lambda: 0, print, 3], ids=["function", "builtin", "number"])
+@pytest.mark.parametrize("other", [lambda: 0, print, 3, None], ids=["function", "builtin", "number", "gone"])
 def test_what_someone_else_put_in_its_place_is_refused(
     library: Library, declare: Declare, other: object
 ) -> None:
     library.write(optim=OPTIM)
-    importlib.import_module("acme.optim").step = other
+    optim: Any = importlib.import_module("acme.optim")
+    if other is None:
+        del optim.step
+    else:
+        optim.step = other
     assert check_source(declare("acme.optim:step")).outcome == "applied"
     assert check_live(declare("acme.optim:step")).outcome == "refused"
 
@@ -203,7 +209,7 @@ def test_lazy_modules_elsewhere_are_not_woken_up(
             raise AssertionError(f"{name} was read")
 
     library.write(optim=OPTIM)
-    monkeypatch.setitem(importlib.sys.modules, "acme_lazy", Lazy("acme_lazy"))
+    monkeypatch.setitem(sys.modules, "acme_lazy", Lazy("acme_lazy"))
     assert check_live(declare("acme.optim:step")).outcome == "applied"
 
 

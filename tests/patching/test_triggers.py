@@ -42,7 +42,7 @@ def test_callbacks_run_in_order_once_the_module_is_complete(library: Library) ->
     when_imported("acme.late", lambda module: seen.append(("second", module.value)))
     importlib.import_module("acme")
     assert seen == []
-    module = importlib.import_module("acme.late")
+    module: Any = importlib.import_module("acme.late")
     assert seen == [("first", 1), ("second", 1)]
     assert (
         type(module.__loader__)

@@ -102,7 +102,7 @@ def test_a_hanging_run_is_ended_at_its_limit_without_trace(write_recipe: Write, 
             tmp_path / "run",
             arms=["bf16"],
             overrides=["+stand_in.mode=hang", f"+stand_in.traces={tmp_path}"],
-            timeout_s=3.0,
+            timeout_s=5.0,
             heartbeat_s=0.5,
             say=said.append,
             module=stand_in,
@@ -112,7 +112,7 @@ def test_a_hanging_run_is_ended_at_its_limit_without_trace(write_recipe: Write, 
         bystander.kill()
         bystander.wait()
     assert result.status == "timed out"
-    assert "not finished after 0:03, stopped during: step 5" in str(result.error)
+    assert "not finished after 0:05, stopped during: step 5" in str(result.error)
     assert any("still alive: step 5" in line for line in said)
     assert_no_trace(json.loads((tmp_path / "traces.json").read_text()))
 

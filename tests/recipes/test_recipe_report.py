@@ -68,8 +68,8 @@ def run(write_recipe: Write, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(write_recipe(), folder / "recipe.yaml")
-    write_arm(folder / "bf16", "bf16", 8e-5)
-    write_arm(folder / "fp16", "fp16", 1e-5)
+    write_arm(folder / "bf16", "bf16", 8.8e-5)
+    write_arm(folder / "fp16", "fp16", 1.1e-5)
     return folder
 
 
@@ -110,7 +110,7 @@ def test_the_page_is_self_contained_and_shows_both_precision_reports(run: Path) 
 
 def test_a_bound_that_is_missed_is_said_to_be_missed(run: Path) -> None:
     shutil.rmtree(run / "fp16")
-    write_arm(run / "fp16", "fp16", 4e-5)
+    write_arm(run / "fp16", "fp16", 4.4e-5)
     report, said = report_of(run)
     assert report["expected"][0]["met"] is False
     assert "NOT MET  headline.prob_diff_ratio" in said
@@ -118,10 +118,10 @@ def test_a_bound_that_is_missed_is_said_to_be_missed(run: Path) -> None:
 
 def test_an_arm_that_stopped_early_is_compared_on_the_steps_both_have(run: Path) -> None:
     shutil.rmtree(run / "bf16")
-    write_arm(run / "bf16", "bf16", 8e-5, steps=2)
-    grown = [1e-5, 1e-5] + [1.0] * 6
+    write_arm(run / "bf16", "bf16", 8.8e-5, steps=2)
+    grown = [1.1e-5, 1.1e-5] + [1.0] * 6
     shutil.rmtree(run / "fp16")
-    write_arm(run / "fp16", "fp16", 1e-5, mismatch__prob_diff_mean=grown)
+    write_arm(run / "fp16", "fp16", 1.1e-5, mismatch__prob_diff_mean=grown)
     head = report_of(run)[0]["headline"]
     assert head["prob_diff_ratio"] == pytest.approx(8)
     assert head["steps_compared"] == 2
@@ -166,14 +166,14 @@ def test_nan_zero_and_negative_values_are_neither_drawn_nor_turned_into_nonsense
     write_arm(
         run / "fp16",
         "fp16",
-        1e-5,
+        1.1e-5,
         mismatch__k3_kl=[None, math.nan, math.inf, 0.0, -1e-12, 1e-10, 1e-10, 1e-10],
         actor__grad_norm=[None] * 8,
     )
     report, _ = report_of(run)
     assert report["arms"]["fp16"]["series"]["k3_kl"][:3] == [None, None, None]
     assert report["arms"]["fp16"]["mean"]["grad_norm"] is None
-    assert report["headline"]["k3_kl_ratio"] == pytest.approx(6.4e-9 / ((3e-10 - 1e-12) / 5))
+    assert report["headline"]["k3_kl_ratio"] == pytest.approx(8.8e-5**2 / ((3e-10 - 1e-12) / 5))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_long_traceback_keeps_both_ends(log: Path) -> None:
     lines = reason(log).splitlines()
     assert len(lines) == 30
     assert lines[-1] == "ValueError: deep"
-    assert "72 lines, see the log" in "\n".join(lines)
+    assert "73 lines, see the log" in "\n".join(lines)
 
 
 def test_without_any_traceback_the_last_lines_are_shown(log: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from fp16_patch.frameworks.verl import weight_transfer
 from fp16_patch.patching import Patch
-from fp16_patch.platforms.cpu import autocast, torch_fsdp, value_head, vllm
+from fp16_patch.platforms.cpu import autocast, polling, torch_fsdp, value_head, vllm
 
 PATCHES: tuple[Patch, ...] = (
     *torch_fsdp.PATCHES,
     *autocast.PATCHES,
     *value_head.PATCHES,
     *vllm.PATCHES,
+    *polling.PATCHES,
     *weight_transfer.PATCHES,
 )

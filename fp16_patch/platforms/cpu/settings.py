@@ -1,2 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment and the Hydra overrides of a verl run on this platform, in one place."""
+"""What a verl run on this platform needs set, as data: the environment, and the Hydra overrides.
+
+Nothing here depends on the precision, the model or the algorithm. Overrides that come after these win.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+KV_CACHE_BYTES = 256 * 2**20
+"""Per vLLM server: more than 100,000 tokens of a model of 4 layers with 4 key-value heads of 32."""
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Ray would take 30% of the machine's memory."""
+
+WEIGHT_BUCKET_MB = 64
+"""verl's 2048 is a buffer in shared memory here. The largest tensor must fit, in FP32."""
+
+
+def environment(work_dir: Path) -> dict[str, str]:
+    """What to add to the environment of ``python -m verl.trainer.main_ppo``; Ray hands it to every process.
+
+    Two runs at a time on one machine are not possible: verl 0.9 names its weight transfer sockets after the Ray job,
+    which is 01000000 in every new cluster.
+    """
+    # Ray's socket paths must stay under 108 bytes, so its files cannot live under any work_dir.
+    run = hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]
+    return {
+        "VERL_PLATFORM": "cpu",
+        "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl",
+        "RAY_TMPDIR": str(Path(tempfile.gettempdir()) / f"fp16_patch-{run}"),
+        # vLLM binds every server to the same cores, and refuses to start on a machine with one.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # TransferQueue warns at every transfer that there are fewer cores than the 8 threads it would like.
+        "TQ_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def verl_overrides(ranks: int) -> list[str]:
+    """Hydra overrides for ``ranks`` trainer ranks, one process each, and as many vLLM servers."""
+    return [
+        # No accelerator: the device, eager attention kernels, nothing compiled, nothing to put to sleep.
+        "trainer.device=cpu",
+        *(f"{model}.use_remove_padding=False" for model in _MODELS),
+        *(f"++{model}.override_config.attn_implementation=sdpa" for model in _MODELS),
+        *(f"{engine}.use_torch_compile=False" for engine in _ENGINES),
+        "actor_rollout_ref.actor.use_torch_compile=False",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.enforce_eager=True",
+        "actor_rollout_ref.rollout.free_cache_engine=False",
+        "++actor_rollout_ref.rollout.enable_sleep_mode=False",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        # Memory.
+        f"++actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes={KV_CACHE_BYTES}",
+        f"actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes={WEIGHT_BUCKET_MB}",
+        f"++ray_kwargs.ray_init.object_store_memory={OBJECT_STORE_BYTES}",
+        # As many ranks as asked for, whatever the machine has; CPUs are Ray's unit of account, not cores.
+        f"trainer.n_gpus_per_node={ranks}",
+        "trainer.nnodes=1",
+        f"++ray_kwargs.ray_init.num_gpus={ranks}",
+        f"ray_kwargs.ray_init.num_cpus={8 + 4 * ranks}",
+        "++ray_kwargs.ray_init.address=local",
+        "++ray_kwargs.ray_init.include_dashboard=False",
+        # As few processes as verl lets one have: each spends seconds on imports.
+        "actor_rollout_ref.rollout.agent.num_workers=1",
+        "reward.num_workers=1",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        "data.dataloader_num_workers=0",
+    ]
+
+
+_MODELS = ("actor_rollout_ref.model", "critic.model")
+_ENGINES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
