@@ -33,7 +33,7 @@ echo "setup: $packages pinned packages into $venv with $("$python" --version), a
 
 install() {
   "$venv/bin/python" -m pip install --disable-pip-version-check --no-input "$@" 2>&1 | tee -a "$log" |
-    awk -v all="$packages" '/^Collecting /{if (++n % 25 == 0) {print "setup:   " n " of " all " packages"; fflush()}}
+    awk -v all="$packages" '/^(Collecting|Processing) /{if (++n % 25 == 0) {print "setup:   " n " of " all " packages"; fflush()}}
                             /^Installing /{print "setup:   unpacking"; fflush()}
                             /^ERROR/{print; fflush()}'
 }

@@ -105,7 +105,6 @@ def _set(applied: _Applied) -> None:
     if patch.kind != "add":
         functools.update_wrapper(function, applied.original)
     setattr(function, MARK, patch.name)
-    _applied.pop(patch.name, None)  # of a module since reloaded, and no longer in its place in the order
     _applied[patch.name] = applied
     for binding in [target, *filter(None, map(Binding.loaded, patch.also_bound))]:
         after = rewrap(binding.raw, function)

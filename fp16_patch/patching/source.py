@@ -66,7 +66,6 @@ def exists(target: str) -> bool:
 def text_of(function: FunctionType) -> str | None:
     """The text of a live function as ``Definition.text`` has it. None if its file cannot be read."""
     code = function.__code__
-    linecache.checkcache(code.co_filename)
     source = "".join(linecache.getlines(code.co_filename, function.__globals__))
     for node in ast.walk(_parse(source)):
         if isinstance(node, _FUNCTION) and (_line(node), node.name) == (code.co_firstlineno, code.co_name):
@@ -118,9 +117,11 @@ def _follow(place: _Place, statement: ast.stmt, name: str, trail: _Trail) -> lis
     elif isinstance(statement, ast.Import):
         alias = next(alias for alias in statement.names if _bound(alias) == name)
         found = _lookup(alias.name if alias.asname else name, trail=trail)
-    elif isinstance(statement, ast.Assign) and (path := _dotted(statement.value)) and path != (name,):
-        found = _descend(place, path, trail) if isinstance(place.node, ast.ClassDef) else []
-        found = found or _lookup(place.module, *path, trail=trail)
+    elif isinstance(statement, ast.Assign) and (path := _dotted(statement.value)):
+        in_class = (
+            isinstance(place.node, ast.ClassDef) and path[0] != name
+        )  # `f = f` in a class: the global f
+        found = (in_class and _descend(place, path, trail)) or _lookup(place.module, *path, trail=trail)
     return found or [replace(place, node=statement)]
 
 

@@ -104,7 +104,7 @@ _finder = _Finder()
 def _watched(loader: Any) -> Any:
     if not hasattr(loader, "exec_module"):
         raise ImportError(f"fp16_patch cannot watch what {loader!r} loads")
-    return loader if isinstance(loader, _Loader) else _Loader(loader)
+    return _Loader(loader)
 
 
 def _run_callbacks(name: str, module: ModuleType) -> None:

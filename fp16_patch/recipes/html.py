@@ -101,7 +101,7 @@ def _runs(arms: Mapping[str, Any]) -> str:
         ("status", *(arm["status"] for arm in arms.values())),
         ("training steps", *(str(arm["steps"]) for arm in arms.values())),
         ("wall time, minutes", *(show(_minutes(arm["seconds"]), ".1f") for arm in arms.values())),
-        ("seconds a step", *(show(arm["mean"]["seconds"], ".2f") for arm in arms.values())),
+        ("seconds a step, median", *(show(arm["seconds_per_step"], ".2f") for arm in arms.values())),
         ("mean |π - μ|", *(show(arm["mean"]["prob_diff_mean"], ".3e") for arm in arms.values())),
         ("KL[μ|π], k3, nats per token", *(show(arm["mean"]["k3_kl"], ".3e") for arm in arms.values())),
         ("largest π - μ", *(show(arm["extreme"]["pi_minus_mu_max"], "+.2e") for arm in arms.values())),

@@ -9,13 +9,12 @@ import json
 import platform
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from fp16_patch.errors import Fp16PatchError
@@ -26,6 +25,7 @@ from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.progress import Progress, duration
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.session import Session
+from fp16_patch.recipes.signals import terminable, uninterrupted
 
 if TYPE_CHECKING:
     from fp16_patch.toy import World
@@ -57,7 +57,7 @@ def run_recipe(
     arms: Sequence[str] = (),
     overrides: Sequence[str] = (),
     timeout_s: float | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = partial(print, flush=True),
     module: str = VERL_TRAINER,
     heartbeat_s: float = 15.0,
 ) -> list[ArmResult]:
@@ -135,7 +135,7 @@ def _watch(command: Command, log: Path, progress: Progress, timeout_s: float) ->
     """Start, show progress, end; whatever happens, nothing of it is left running."""
     deadline = time.monotonic() + timeout_s
     next_note = 0.0
-    with _terminable():
+    with terminable():
         session = Session(command.arguments, command.environment, log)
         try:
             while (running := session.running()) and time.monotonic() < deadline:
@@ -145,7 +145,7 @@ def _watch(command: Command, log: Path, progress: Progress, timeout_s: float) ->
                     next_note = time.monotonic() + _NOTE_SHARED_MEMORY_EVERY_S
                 time.sleep(_POLL_S)
         finally:
-            with _uninterrupted():
+            with uninterrupted():
                 exit_code = session.close()
     progress.update()
     if running:
@@ -170,7 +170,10 @@ def _error(status: str, exit_code: int | None, timeout_s: float, phase: str, log
 def _claim(out: Path, path: Path, recipe: Recipe) -> None:
     """Keep the recipe with its runs, so that they can be compared without it."""
     kept = out / "recipe.yaml"
-    if kept.exists() and (other := load(kept).name) != recipe.name:
+    other = recipe.name
+    with contextlib.suppress(Fp16PatchError, FileNotFoundError):  # none yet, or of an older format
+        other = load(kept).name
+    if other != recipe.name:
         raise Fp16PatchError(f"{out} holds runs of the recipe {other!r}", next_step="choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8")
@@ -198,34 +201,3 @@ def _world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> World | Non
 
     say(f"the {recipe.world} world in {out / 'world'}")
     return build(out / "world", seed=_WORLD_SEED, progress=lambda line: say(f"  {line}"))
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that the run is cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not stop the cleaning up, which is short."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.recipes.schema import Recipe, validate
+from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.strict import build
+from fp16_patch.recipes.validation import validate
 
 
 def folder() -> Path:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
@@ -56,7 +57,7 @@ def build_report(recipe: Recipe, arms: list[ArmRun]) -> dict[str, Any]:
 
 def _arm(arm: ArmRun) -> dict[str, Any]:
     series = arm.series
-    means = {name: mean_or_none(series.known(name)) for name in ("prob_diff_mean", "k3_kl", "grad_norm", "seconds")}
+    means = {name: mean_or_none(series.known(name)) for name in ("prob_diff_mean", "k3_kl", "grad_norm")}
     extremes = {
         "pi_minus_mu_max": max(series.known("pi_minus_mu_max"), default=None),
         "pi_minus_mu_min": min(series.known("pi_minus_mu_min"), default=None),
@@ -68,6 +69,7 @@ def _arm(arm: ArmRun) -> dict[str, Any]:
         "error": arm.result.get("error"),
         "steps": len(series.steps),
         "seconds": arm.result.get("seconds"),
+        "seconds_per_step": median(seconds) if (seconds := series.known("seconds")) else None,  # the first is slow
         "mean": means,
         "extreme": extremes,
         "skipped_updates": arm.skipped_updates,

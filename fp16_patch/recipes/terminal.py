@@ -26,7 +26,7 @@ def table(report: Mapping[str, Any], folder: Path) -> str:
         ],
         ["skipped updates", *(show(arm["skipped_updates"], "d") for arm in arms.values()), ""],
         ["last loss scale", *(show(arm["last_loss_scale"], "g") for arm in arms.values()), ""],
-        ["seconds a step", *_means(arms, "seconds", ".1f"), ""],
+        ["seconds a step, median", *(show(arm["seconds_per_step"], ".1f") for arm in arms.values()), ""],
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [f"\n{report['recipe']['name']}: {report['recipe']['title']}\n"]

@@ -51,16 +51,11 @@ def distinct_problems(count: int, rng: random.Random) -> list[Problem]:
 
 
 def demonstration(problem: Problem, rng: random.Random, slips: float = 0.0) -> str:
-    """An answer to ``problem`` with its working, in a random order of the digits.
-
-    Each running total is off by one with probability ``slips``, and the next ones build on it.
-    """
-    first, *others = rng.sample(problem.digits, len(problem.digits))
+    """A right answer to ``problem`` with its working: in the order of the prompt or, else, in a random one."""
+    first, *others = problem.digits if rng.random() < slips else rng.sample(problem.digits, len(problem.digits))
     total, text = first, str(first)
     for digit in others:
         total += digit
-        if rng.random() < slips:
-            total += rng.choice((-1, 1))
         text += f"+{digit}={total}"
     return text
 

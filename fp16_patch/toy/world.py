@@ -31,7 +31,7 @@ class Settings:
     """What a world is made of. The defaults are the quickstart's; tests shrink them."""
 
     digits: int = 5
-    slips: float = 0.1
+    slips: float = 0.4
     hidden: int = 64
     layers: int = 8
     batch: int = 32

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,27 @@ def test_every_declared_binding_is_patched_and_put_back(optim: Any, declare: Dec
     assert snapshot(optim, loop) == before
 
 
+LAZY = """
+    from typing import TYPE_CHECKING
+    if TYPE_CHECKING:
+        from acme.optim import step
+    def __getattr__(name):
+        from acme import optim
+        return getattr(optim, name)
+"""
+
+
+def test_a_binding_that_a_module_makes_on_demand(library: Library, optim: Any, declare: Declare) -> None:
+    library.write(lazy=LAZY)
+    lazy: Any = importlib.import_module("acme.lazy")
+    before = snapshot(lazy)
+    apply([declare("acme.optim:step", doubling, also_bound=("acme.lazy:step",))])
+    assert lazy.step([1]) == optim.step([1]) == 2
+    undo()
+    assert snapshot(lazy) == before
+    assert lazy.step([1]) == 1
+
+
 def test_undo_reaches_modules_imported_while_the_patch_was_on(optim: Any, declare: Declare) -> None:
     original = optim.step
     apply([declare("acme.optim:step", doubling)])
@@ -256,6 +278,8 @@ def test_patches_stack_and_are_undone_in_reverse(optim: Any, declare: Declare) -
     assert [entry.name for entry in undo([lower])] == ["lower"]  # the upper one sits on it
     assert undo([upper]) == []
     assert optim.step([1]) == 2
+    apply([lower, upper])
+    assert optim.step([1]) == 4
     assert undo() == []
     assert snapshot(optim) == before
 
@@ -272,7 +296,11 @@ def test_a_reloaded_module_is_patched_afresh(optim: Any, declare: Declare) -> No
 
 
 def test_threads_that_apply_the_same_patch_wrap_once(optim: Any, declare: Declare) -> None:
-    patch = declare("acme.optim:step", doubling)
+    def slowly(original: Callable[..., Any]) -> Callable[..., Any]:
+        time.sleep(0.02)
+        return doubling(original)
+
+    patch = declare("acme.optim:step", slowly)
     threads = [threading.Thread(target=apply, args=([patch],)) for _ in range(8)]
     for thread in threads:
         thread.start()

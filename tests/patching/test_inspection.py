@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 Declare = Callable[..., Patch]
 OPTIM = """
+    import functools
     LIMIT = 3
+    def deco(f):
+        return functools.wraps(f)(lambda *args: f(*args))
+    @deco
+    @deco
+    def decorated(grads):
+        return 0
     def step(grads, scale, *, clip=1.0):
         return sum(grads) / scale
     class Scaler:
@@ -43,7 +50,7 @@ def both(patch: Patch) -> Finding:
     return live
 
 
-@pytest.mark.parametrize("name", ["step", "Scaler.update", "Scaler.floor", "Sharded.update"])
+@pytest.mark.parametrize("name", ["step", "Scaler.update", "Scaler.floor", "Sharded.update", "decorated"])
 def test_a_function_as_it_was_read_fits(library: Library, declare: Declare, name: str) -> None:
     library.write("1.0+cpu", optim=OPTIM)
     (definition,) = find(f"acme.optim:{name}")
@@ -201,15 +208,16 @@ def test_a_module_that_cannot_be_imported_is_refused(library: Library, declare: 
     assert "acme_missing_dependency" in check_live(declare("acme.optim:step")).message
 
 
+@pytest.mark.parametrize("kind", [types.ModuleType, types.SimpleNamespace])
 def test_lazy_modules_elsewhere_are_not_woken_up(
-    library: Library, declare: Declare, monkeypatch: pytest.MonkeyPatch
+    library: Library, declare: Declare, monkeypatch: pytest.MonkeyPatch, kind: type[Any]
 ) -> None:
-    class Lazy(types.ModuleType):
-        def __getattribute__(self, name: str) -> Any:
-            raise AssertionError(f"{name} was read")
+    def wake_up(_: object, name: str) -> Any:
+        raise AssertionError(f"{name} was read")
 
+    lazy = type("Lazy", (kind,), {"__getattribute__": wake_up})
     library.write(optim=OPTIM)
-    monkeypatch.setitem(sys.modules, "acme_lazy", Lazy("acme_lazy"))
+    monkeypatch.setitem(sys.modules, "acme_lazy", lazy("acme_lazy") if kind is types.ModuleType else lazy())
     assert check_live(declare("acme.optim:step")).outcome == "applied"
 
 

@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fp16_patch.patching import Patch, check_source, find
@@ -88,6 +88,7 @@ TRICKY = '''
         def klass(cls, a): return a
 
         alias = own
+        over = over
         rebound = base.Base.inherited
 
         class Inner:
@@ -106,9 +107,9 @@ BASE = """
 """
 NAMES = [
     "hidden", "fallback", "decorated", "over", "again", "starred", "Child.own", "Child.nested", "Child.scale",
-    "Child.static", "Child.klass", "Child.alias", "Child.rebound", "Child.Inner.deep", "Child.inherited",
-    "Grandchild.inherited", "Grandchild.own", "Dotted.inherited", "Generic_.inherited", "base.hidden",
-    "extra.starred", "other.Base.inherited",
+    "Child.static", "Child.klass", "Child.alias", "Child.over", "Child.rebound", "Child.Inner.deep",
+    "Child.inherited", "Grandchild.inherited", "Grandchild.own", "Dotted.inherited", "Generic_.inherited",
+    "base.hidden", "extra.starred", "other.Base.inherited",
 ]  # fmt: skip
 
 
@@ -134,6 +135,11 @@ def test_text_is_dedented_starts_at_the_decorator_and_ends_with_the_body(library
     assert decorated.text.endswith("return x")
     assert decorated.decorators == 2
     assert len(decorated.fingerprint) == 16
+
+
+def test_the_last_definition_of_a_block_counts(library: Library) -> None:
+    library.write(tricky=TRICKY, base=BASE)
+    assert [definition.text for definition in find("acme.tricky:over")] == ["def over(a):\n    return a"]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +201,7 @@ _LINE = st.sampled_from(
         'text = """\nflush left\n"""',
         "def inner():\n    return 1",
         "pass; pass",
+        "pass  # form\x0cfeed",
     ]
 )
 
@@ -213,18 +220,13 @@ def modules(draw: st.DrawFn) -> tuple[str, str]:
     prefix = draw(st.sampled_from(["def", "async def"]))
     text, name = f"{decorators}{prefix} f({', '.join(parameters)}):\n{indented}\n# after\n", "f"
     for block, scope in draw(st.lists(st.sampled_from([("if True:", ""), ("class C:", "C.")]), max_size=2)):
-        text = (
-            block
-            + "\n"
-            + "".join(
-                line if "flush" in line or line.startswith('"""') else "    " + line
-                for line in text.splitlines(keepends=True)
-            )
-        )
+        lines = [line if "flush" in line or line == '"""' else "    " + line for line in text.split("\n")]
+        text = "\n".join([block, *lines])
         name = scope + name
     return f"same = lambda f: f\n{text}\nlast = 1\n", name
 
 
+@settings(deadline=None, database=None, derandomize=True)
 @given(modules())
 def test_any_function_reads_the_same_from_the_file_and_from_the_object(
     tmp_path_factory: pytest.TempPathFactory, module: tuple[str, str]

@@ -124,13 +124,16 @@ def test_the_target_is_patched_before_its_importer_goes_on(
     """The usual use. acme.loop is half imported when the patch is applied and has not bound the name yet."""
     library.write(
         optim="def step(x): return x\n",
-        loop="before = 1\nfrom acme.optim import step\nresult = step(1)\n",
+        loop="from acme.optim import step\nclass Loop:\n    step = step\nresult = step(1) + Loop.step(1)\n",
     )
     patch = declare(
-        "acme.optim:step", lambda f: lambda x: f(x) + 10, parameters=("x",), also_bound=("acme.loop:step",)
+        "acme.optim:step",
+        lambda f: lambda x: f(x) + 10,
+        parameters=("x",),
+        also_bound=("acme.loop:step", "acme.loop:Loop.step"),
     )
     when_imported("acme.optim", lambda _: apply([patch]))
-    assert importlib.import_module("acme.loop").result == 11
+    assert importlib.import_module("acme.loop").result == 22
 
 
 def test_a_module_that_puts_something_else_in_its_place(library: Library) -> None:

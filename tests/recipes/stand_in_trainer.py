@@ -7,11 +7,11 @@ Run as ``python -m stand_in_trainer key=value ...``; ``+stand_in.mode`` says how
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
 import time
-from multiprocessing import shared_memory
 from pathlib import Path
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(120)"]
@@ -55,15 +55,20 @@ def leave_traces(folder: Path) -> None:
     """A child in a group of its own as Ray's workers are, one in another session, and shared memory."""
     own_group = subprocess.Popen(SLEEPER, process_group=0) if sys.version_info >= (3, 11) else subprocess.Popen(SLEEPER)
     own_session = subprocess.Popen(SLEEPER, start_new_session=True)
-    block = shared_memory.SharedMemory(create=True, size=4096)
+    # Not multiprocessing's SharedMemory: its resource tracker would clean up by itself.
+    block = Path(f"/dev/shm/fp16_patch_test_{os.getpid()}")
+    block.write_bytes(bytes(4096))
+    with block.open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 4096)
     traces = {
         "pids": [os.getpid(), own_group.pid, own_session.pid],
-        "shared_memory": f"/dev/shm/{block.name}",
+        "shared_memory": str(block),
         "ray": os.environ["RAY_TMPDIR"],
     }
     (folder / "unfinished.json").write_text(json.dumps(traces))
     (folder / "unfinished.json").rename(folder / "traces.json")
     time.sleep(120)
+    mapped.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the real ``python -m verl.trainer.main_ppo`` through the launcher that recipes use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fp16_patch.recipes.launch import ArmResult, run_recipe
+from fp16_patch.toy import World, untrained_world
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind."""
+
+    result: ArmResult
+    log: str
+    metrics: list[dict[str, Any]]
+    report: dict[str, Any] | None
+
+    def why(self) -> str:
+        """For a failing assertion: how the run ended."""
+        return f"{self.result.status}, exit code {self.result.exit_code}\n{self.result.error}\n{self.log[-4000:]}"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return untrained_world(tmp_path_factory.mktemp("world") / "toy")
+
+
+@pytest.fixture
+def run_verl(world: World, tmp_path: Path) -> Callable[..., Run]:
+    def run(*overrides: str, ranks: int = 1, timeout_s: float = 480) -> Run:
+        text = (HERE / "recipe.yaml").read_text()
+        places = {"MODEL": world.model, "TRAIN": world.train, "VAL": world.val, "REWARD": world.reward}
+        for name, path in {**places, "RANKS": ranks}.items():
+            text = text.replace(name, str(path))
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(text)
+        out = tmp_path / "run"
+        (result,) = run_recipe(recipe, out, overrides=overrides, timeout_s=timeout_s)
+        metrics, report = out / "fp16" / "metrics.jsonl", out / "fp16" / "precision_report.json"
+        return Run(
+            result=result,
+            log=(out / "fp16" / "train.log").read_text(errors="replace"),
+            metrics=[json.loads(line)["data"] for line in metrics.read_text().splitlines()] if metrics.exists() else [],
+            report=json.loads(report.read_text()) if report.exists() else None,
+        )
+
+    return run

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Breaks one thing in the processes of a run; named in VERL_USE_EXTERNAL_MODULES before our own module."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from fp16_patch.patching import undo, when_imported
+
+ENGINE = "verl.workers.engine.fsdp.transformer_impl"
+EXTENSION = "verl.workers.rollout.vllm_rollout.utils"
+
+
+def lose_a_patch(_: ModuleType) -> None:
+    """A patch that is gone again: the process says nothing, only its ledger does."""
+    from fp16_patch.frameworks.verl.trainer import PATCHES
+
+    undo([patch for patch in PATCHES if patch.name == "fsdp-loss-scaler"])
+
+
+def change_the_source(module: ModuleType) -> None:
+    """Another tool has replaced the function we would wrap, with other parameters."""
+
+    def _update_weights(self, new, parameters):
+        raise AssertionError("never called")
+
+    module.vLLMColocateWorkerExtension._update_weights = _update_weights
+
+
+def fail_while_receiving(module: ModuleType) -> None:
+    """A vLLM worker that raises in the middle of a weight update."""
+
+    def _update_weights(self, weights, peft_config, base_sync_done):
+        raise RuntimeError("sabotaged weight update")
+
+    module.vLLMColocateWorkerExtension._update_weights = _update_weights
+
+
+def after_ours(callback):
+    """A callback registered while others run comes after all of them."""
+    return lambda module: when_imported(module.__name__, callback)
+
+
+{
+    "lose_a_patch": lambda: when_imported(ENGINE, after_ours(lose_a_patch)),
+    "change_the_source": lambda: when_imported(EXTENSION, change_the_source),
+    "fail_while_receiving": lambda: when_imported(EXTENSION, after_ours(fail_while_receiving)),
+}[os.environ["SABOTAGE"]]()

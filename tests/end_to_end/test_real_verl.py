@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real verl, vLLM and Ray under the flag, and what happens when something in them is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+CPU = "fp16_patch.platforms.cpu.verl"
+
+
+def processes(report: dict) -> list[str]:
+    """Kinds of process, one per report, such as ``trainer rank``."""
+    kinds = ("task runner", "trainer rank", "vLLM server", "vLLM worker")
+    return sorted(next(kind for kind in kinds if p["process"].startswith(kind)) for p in report["processes"])
+
+
+def test_fp16_on_two_ranks_with_a_reference_policy(run_verl):
+    run = run_verl("actor_rollout_ref.actor.use_kl_loss=True", ranks=2)
+    assert run.result.status == "completed", run.why()
+
+    assert processes(run.report) == ["task runner"] + 2 * ["trainer rank"] + 2 * ["vLLM server"] + 2 * ["vLLM worker"]
+    assert run.report["when"] == "after the first update"
+    actor, reference, rollout = (run.report["roles"][role] for role in ("actor", "reference", "rollout"))
+    assert actor["compute"] == reference["compute"] == rollout["compute"] == "float16"
+    assert actor["master_weights"] == actor["gradient_reduction"] == actor["gradients"] == "float32"
+    assert actor["optimizer_state"] == "float32"
+    assert actor["logits"] == rollout["logits"] == "float16"
+    assert rollout["weights"] == rollout["kv_cache"] == "float16"
+    assert "fp16_patch precision report: fp16" in run.log
+
+    assert len(run.metrics) == 2
+    for step in run.metrics:
+        assert step["actor/loss_scale"] == 65536
+        assert step["actor/update_skipped"] == 0
+        # An untrained model's log-probs: BF16 differs by 1e-3 and more, FP16 by about 1e-4.
+        assert 0 < step["mismatch/log_ratio_abs_mean"] < 6e-4
+        assert step["mismatch/pi_minus_mu_min"] < 0 < step["mismatch/pi_minus_mu_max"]
+        # verl computes k3 in FP32, where it is mostly rounding; ours is float64. The same quantity all the same.
+        assert step["mismatch/prob_diff_mean"] == pytest.approx(step["training/rollout_probs_diff_mean"], rel=1e-3)
+
+
+def test_critic_and_merged_lora_on_fsdp1(run_verl):
+    run = run_verl(
+        "algorithm.adv_estimator=gae",
+        "actor_rollout_ref.actor.strategy=fsdp",
+        "critic.strategy=fsdp",
+        "critic.model.path=${actor_rollout_ref.model.path}",
+        "critic.model.tokenizer_path=${actor_rollout_ref.model.path}",
+        "critic.ppo_micro_batch_size_per_gpu=8",
+        "critic.ppo_mini_batch_size=8",
+        "actor_rollout_ref.model.lora_rank=4",
+        "actor_rollout_ref.model.target_modules=all-linear",
+        "actor_rollout_ref.model.lora.merge=True",
+        "actor_rollout_ref.rollout.load_format=safetensors",
+    )
+    assert run.result.status == "completed", run.why()
+    roles = run.report["roles"]
+    assert roles["critic"]["compute"] == roles["actor"]["compute"] == "float16"
+    assert roles["critic"]["gradients"] == roles["critic"]["optimizer_state"] == "float32"
+    assert roles["critic"]["loss_scale"] != "none"
+    assert roles["rollout"]["weights_on_the_wire"] == "float16", "merged LoRA weights must not pass through BF16"
+    assert all(step["critic/loss_scale"] == 65536 for step in run.metrics)
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, what: str) -> str:
+    """Environment and override that break ``what`` in the processes of the run."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "saboteur"))
+    monkeypatch.setenv("SABOTAGE", what)
+    return f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{CPU},saboteur'"
+
+
+def test_a_patch_missing_in_a_trainer_rank_stops_the_run(run_verl, monkeypatch):
+    run = run_verl(sabotage(monkeypatch, "lose_a_patch"), timeout_s=300)
+    assert run.result.status == "failed", run.why()
+    assert "trainer rank 0" in run.result.error
+    assert "runs without the patch fsdp-loss-scaler" in run.result.error
+    assert "missing from its ledger" in run.result.error
+    assert run.metrics == [], "nothing may have been trained"
+
+
+def test_a_changed_function_in_a_vllm_worker_stops_the_run(run_verl, monkeypatch):
+    run = run_verl(sabotage(monkeypatch, "change_the_source"), timeout_s=300)
+    assert run.result.status == "failed", run.why()
+    assert "observe-wire" in run.log, run.why()
+    assert run.metrics == [], "nothing may have been trained"
+
+
+def test_a_vllm_worker_that_fails_in_a_weight_update_ends_the_run(run_verl, monkeypatch):
+    run = run_verl(sabotage(monkeypatch, "fail_while_receiving"), timeout_s=300)
+    assert run.result.status == "failed", run.why()
+    assert "sabotaged weight update" in run.result.error
+    assert run.metrics == [], "nothing may have been trained"

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases for test_engine.py. Run as ``python engine_cases.py flag|stock FOLDER``, which writes their results there.
+
+Torch, transformers and verl are imported once; each case then gets ranks of its own (engine_ranks.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_building import digest, finite, held_gradients, local, new_batch, new_engine, parameters, whole
+from engine_ranks import Case, Result, run_case
+from verl.workers.config import CriticConfig
+from verl.workers.utils.losses import sft_loss, value_loss
+
+from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.precision import Precision
+from fp16_patch.toy.model import tiny_model
+
+FLAG: dict[str, Case] = {}
+STOCK: dict[str, Case] = {}
+MODEL = Path()
+STRATEGIES = ("fsdp", "fsdp2")
+
+FP16, BF16, FP32 = (Precision(name, name) for name in ("fp16", "bf16", "fp32"))
+
+
+def case(name: str, run: Callable[[int], Result], *, ranks: int = 2, precision: Precision = FP16) -> None:
+    FLAG[name] = Case(run, ranks, precision)
+
+
+def stock(name: str, run: Callable[[int], Result], *, ranks: int = 2) -> None:
+    STOCK[name] = Case(run, ranks, None)
+
+
+def describe(engine: Any) -> dict[str, str]:
+    from fp16_patch.frameworks.verl.trainer import describe_engine
+
+    return describe_engine(engine)
+
+
+class Loss:
+    """One of verl's losses, noting the dtype that goes into the backward, and the gradients held by then."""
+
+    def __init__(self, engine: Any, loss: Callable[..., Any] = partial(sft_loss, None)) -> None:
+        self.engine, self.loss = engine, loss
+        self.dtypes: set[str] = set()
+        self.held: list[list[str]] = []
+
+    def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> Any:
+        self.held.append(held_gradients(self.engine))
+        loss, metrics = self.loss(model_output=model_output, data=data, dp_group=dp_group)
+        self.dtypes.add(str(loss.dtype).removeprefix("torch."))
+        return loss, metrics
+
+
+def train(engine: Any, rank: int, loss: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """One update on this rank's batch; the metrics verl would log."""
+    with engine.train_mode():
+        return engine.train_batch(new_batch(rank), loss or Loss(engine))["metrics"]
+
+
+def infer(engine: Any, rank: int) -> None:
+    with engine.eval_mode():
+        engine.infer_batch(new_batch(rank))
+
+
+def one_update(rank: int, *, strategy: str, dtype: str, **settings: Any) -> Result:
+    engine = new_engine(MODEL, strategy, dtype, **settings)
+    built = describe(engine)
+    infer(engine, rank)
+    before, loss = describe(engine), Loss(engine)
+    metrics = train(engine, rank, loss)
+    return {
+        "built": built,
+        "before": before,
+        "after": describe(engine),
+        "metrics": metrics,
+        "loss_dtypes": sorted(loss.dtypes),
+        "held_gradients": loss.held,
+    }
+
+
+for strategy in STRATEGIES:
+    case(f"fp16-{strategy}", partial(one_update, strategy=strategy, dtype="fp16"))
+    case(
+        f"no-sync-{strategy}",
+        partial(one_update, strategy=strategy, dtype="fp16", use_no_sync_for_gradient_accumulation=True),
+    )
+case("bf16", partial(one_update, strategy="fsdp2", dtype="bf16"), ranks=1, precision=BF16)
+case("fp32", partial(one_update, strategy="fsdp2", dtype="fp32"), ranks=1, precision=FP32)
+case("bf16-fp16", partial(one_update, strategy="fsdp2", dtype="bf16"), ranks=1, precision=Precision("bf16", "fp16"))
+case("against-the-flag", partial(one_update, strategy="fsdp2", dtype="bf16"), ranks=1)
+
+
+def overflow(rank: int, *, strategy: str) -> Result:
+    """Train from a scale far too high until an update goes through."""
+    engine = new_engine(MODEL, strategy, "fp16")
+    steps = []
+    for _ in range(20):
+        before = digest(engine)
+        metrics = train(engine, rank)
+        steps.append(
+            {
+                "loss_scale": metrics["loss_scale"],
+                "update_skipped": metrics["update_skipped"],
+                "scale_after": engine.scaler.get_scale(),
+                "changed": digest(engine) != before,
+                "optimizer_state": describe(engine)["optimizer_state"],
+            }
+        )
+        if metrics["update_skipped"] == [0.0]:
+            break
+    return {"steps": steps, "finite": finite(engine)}
+
+
+def one_bad_gradient(rank: int, *, strategy: str) -> Result:
+    """An infinity in one number of one rank's gradients, when the optimizer is about to step."""
+    engine = new_engine(MODEL, strategy, "fp16")
+    original, gradients = engine.optimizer_step, []
+
+    def optimizer_step() -> Any:
+        gradients.extend(local(p.grad) for p in engine.module.parameters() if p.grad is not None)
+        if rank == 1:
+            gradients[0].view(-1)[0] = float("inf")
+        return original()
+
+    engine.optimizer_step = optimizer_step
+    before = digest(engine)
+    metrics = train(engine, rank)
+    return {
+        "update_skipped": metrics["update_skipped"],
+        "scale_after": engine.scaler.get_scale(),
+        "changed": digest(engine) != before,
+    }
+
+
+FAR_TOO_HIGH = Precision(loss_scaling=LossScaling(init_scale=2.0**24))
+for strategy in STRATEGIES:
+    case(f"overflow-{strategy}", partial(overflow, strategy=strategy), precision=FAR_TOO_HIGH)
+    case(f"one-bad-gradient-{strategy}", partial(one_bad_gradient, strategy=strategy))
+
+
+def settings_in_force(rank: int) -> Result:
+    scaler = new_engine(MODEL, "fsdp2", "fp16").scaler
+    return {
+        "init_scale": scaler.get_scale(),
+        "growth_factor": scaler.get_growth_factor(),
+        "backoff_factor": scaler.get_backoff_factor(),
+        "growth_interval": scaler.get_growth_interval(),
+        "enabled": scaler.is_enabled(),
+    }
+
+
+OTHER_SETTINGS = LossScaling(init_scale=2.0**12, growth_factor=4.0, backoff_factor=0.25, growth_interval=7)
+case("settings", settings_in_force, ranks=1, precision=Precision(loss_scaling=OTHER_SETTINGS))
+
+
+def merged_lora(rank: int, *, strategy: str) -> Result:
+    """Compare what is sent with the merge done here, in FP32, from the whole base and adapter weights."""
+    lora = {"lora_rank": 4, "target_modules": "all-linear", "lora": {"merge": True}}
+    engine = new_engine(MODEL, strategy, "fp16", lora=lora)
+    generator = torch.Generator().manual_seed(rank)
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad:  # adapters; peft starts B at zero, which would make merging a no-op
+            local(parameter).normal_(std=0.1, generator=generator)
+    expected, changed = merge_here(engine)
+    before = digest(engine)
+    stream, peft_config = engine.get_per_tensor_param()
+    sent = {name: whole(tensor) for name, tensor in stream}
+    return {
+        "peft_config": peft_config,
+        "missing": sorted(set(expected) ^ set(sent)),
+        "changed_by_merging": len(changed),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in sent.values()}),
+        "not_rounded_once": [n for n, tensor in sent.items() if not torch.equal(tensor, expected[n].half())],
+        "rounding_error": sum(float((sent[n].double() - w.double()).abs().sum()) for n, w in expected.items()),
+        "restored": digest(engine) == before,
+    }
+
+
+def merge_here(engine: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights by their name in the plain model, FP32, adapters merged; and the names that merging changed."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    plain: dict[str, torch.Tensor] = {}
+    with FullyShardedDataParallel.summon_full_params(engine.module, writeback=False):  # nothing to do for FSDP2
+        for name, parameter in engine.module.named_parameters():
+            name = name.replace("_fsdp_wrapped_module.", "").replace("base_model.model.", "", 1)
+            plain[name] = whole(parameter)
+    names = [name.removesuffix(".base_layer.weight") for name in plain if name.endswith(".base_layer.weight")]
+    for name in names:
+        a, b = (plain.pop(f"{name}.lora_{side}.default.weight") for side in "AB")
+        scaling = engine.model_config.lora_alpha / engine.model_config.lora_rank
+        plain[f"{name}.base_layer.weight"] += b @ a * scaling
+    return {name.replace(".base_layer", ""): tensor for name, tensor in plain.items()}, names
+
+
+for strategy in STRATEGIES:
+    case(f"merged-lora-{strategy}", partial(merged_lora, strategy=strategy))
+case("merged-lora-alone", partial(merged_lora, strategy="fsdp"), ranks=1)
+stock("merged-lora-fsdp2", partial(merged_lora, strategy="fsdp2"))
+
+
+def reference(rank: int, *, strategy: str) -> Result:
+    engine = new_engine(MODEL, strategy, "fp16", forward_only=True)
+    infer(engine, rank)
+    return {"rows": describe(engine), "cpu_offload": engine._uses_fsdp2_cpu_offload_policy}
+
+
+def critic(rank: int, *, strategy: str) -> Result:
+    engine = new_engine(MODEL, strategy, "fp16", model_type="value_model")
+    config = CriticConfig(strategy=strategy, ppo_micro_batch_size_per_gpu=2)
+    loss = Loss(engine, partial(value_loss, config))
+    metrics = train(engine, rank, loss)
+    return {
+        "rows": describe(engine),
+        "loss_dtypes": sorted(loss.dtypes),
+        "update_skipped": metrics["update_skipped"],
+        "finite": finite(engine),
+    }
+
+
+for strategy in STRATEGIES:
+    case(f"reference-{strategy}", partial(reference, strategy=strategy))
+    case(f"critic-{strategy}", partial(critic, strategy=strategy), ranks=1)
+
+
+def half_master_weights(rank: int) -> Result:
+    """What the flag refuses: weights, and so AdamW's state, in FP16."""
+    engine = new_engine(MODEL, "fsdp2", "fp16", model_dtype="fp16")
+    metrics = train(engine, rank)
+    broken = [name for name, part in parameters(engine) if not part.isfinite().all()]
+    return {"grad_norm": metrics["grad_norm"], "broken": len(broken), "all": len(list(parameters(engine)))}
+
+
+stock("half-master-weights", half_master_weights, ranks=1)
+
+
+def main(kind: str, folder: Path) -> None:
+    global MODEL
+    MODEL = tiny_model(folder / "model")
+    for name, chosen in (FLAG if kind == "flag" else STOCK).items():
+        start = time.monotonic()
+        run_case(name, chosen, folder)
+        print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a case on a few ranks: fork them from one process that has imported torch and verl already."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+
+SECONDS = 60.0
+"""How long one case may take; a rank that waits for a peer that failed would wait for ever."""
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """``run(rank)`` returns what the test looks at, JSON-able; ``precision`` is the flag, None without it."""
+
+    run: Callable[[int], Result]
+    ranks: int
+    precision: Precision | None
+
+
+def run_case(name: str, case: Case, folder: Path) -> None:
+    """Write ``<name>.<rank>.json`` into ``folder`` for every rank: ``{"result": ...}`` or ``{"error": ...}``."""
+    ranks = {_fork(name, case, rank, folder): rank for rank in range(case.ranks)}
+    deadline = time.monotonic() + SECONDS
+    while ranks:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            rank = ranks.pop(pid)
+            if not (path := _path(folder, name, rank)).exists():
+                path.write_text(json.dumps({"error": f"rank {rank} ended without a result, see the log"}))
+        elif time.monotonic() > deadline:
+            for late, rank in ranks.items():
+                _path(folder, name, rank).write_text(json.dumps({"error": f"not done within {SECONDS:.0f} s"}))
+                os.kill(late, signal.SIGKILL)
+            deadline = float("inf")
+        else:
+            time.sleep(0.01)
+
+
+def read_results(folder: Path, name: str) -> list[Result]:
+    """One entry a rank, as :func:`run_case` wrote them."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}.*.json"))]
+
+
+def _path(folder: Path, name: str, rank: int) -> Path:
+    return folder / f"{name}.{rank}.json"
+
+
+def _fork(name: str, case: Case, rank: int, folder: Path) -> int:
+    if pid := os.fork():
+        return pid
+    try:
+        os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(case.ranks))
+        if case.precision is not None:
+            os.environ[ENVIRONMENT_VARIABLE] = case.precision.to_environment()
+        outcome = _outcome(case, rank, folder / f"{name}.store")
+        _path(folder, name, rank).write_text(json.dumps(outcome))
+    finally:
+        os._exit(0)  # the parent's exit handlers are not this process's
+
+
+def _outcome(case: Case, rank: int, store: Path) -> Result:
+    import torch
+
+    try:
+        torch.distributed.init_process_group(
+            "cpu:gloo", init_method=f"file://{store}", rank=rank, world_size=case.ranks
+        )
+        torch.manual_seed(rank)
+        result = case.run(rank)
+        torch.distributed.barrier()  # a rank that leaves takes its connections along
+    except Exception:
+        return {"error": traceback.format_exc()}
+    return {"result": result}

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vLLM worker that fails in a weight update ends the run; verl alone would wait for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+pytest.importorskip("vllm")
+
+CASES = Path(__file__).with_name("weight_transfer_cases.py")
+FATES = ("succeeds", "is slow", "never starts", "fails half way", "returns early", "dies")
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Any]:
+    platform = {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl"}
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        run = subprocess.run(
+            [sys.executable, str(CASES), *FATES],
+            env={**os.environ, **platform, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+    assert run.returncode == 0, f"a sender hung or the script failed:\n{run.stderr[-3000:]}"
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("fate", ["succeeds", "is slow"])
+def test_a_receiver_that_works_is_left_alone_however_slow(outcomes: dict[str, Any], fate: str) -> None:
+    assert outcomes[fate]["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("fate", "words"),
+    [
+        ("never starts", "no weight called layer.0 in this model"),
+        ("fails half way", "layer.2 has the wrong shape"),
+        ("returns early", "reported success"),
+        ("dies", "died"),
+    ],
+)
+def test_a_receiver_that_stops_ends_the_transfer_with_its_error(
+    outcomes: dict[str, Any], fate: str, words: str
+) -> None:
+    error = outcomes[fate]["error"]
+    assert error is not None, "the sender took a failed transfer for a good one"
+    assert error.startswith("Fp16PatchError: fp16_patch: vLLM stopped receiving weights")
+    assert words in error
+    assert outcomes[fate]["seconds"] < 20
