@@ -33,13 +33,19 @@ def products() -> None:
     print(f"{'rows x in x out':>18} {'product':>16} {'stock half':>11} {'ours':>9} {'bf16':>9}  stock/ours  ours/bf16")
     for rows, inputs, outputs in ((16, 64, 256), (512, 64, 256), (512, 256, 256), (1024, 256, 688)):
         x, w, g = (torch.randn(shape) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
-        for name, left, right in (("forward", x, w.t()), ("input gradient", g, w), ("weight gradient", g.t(), x)):
+        for name, left, right in (
+            ("forward", x, w.t()),
+            ("input gradient", g, w),
+            ("weight gradient", g.t(), x),
+        ):
             stock = best(torch.mm, left.half(), right.half())
             with ours():
                 mine = best(torch.mm, left.half(), right.half())
             bf16 = best(torch.mm, left.bfloat16(), right.bfloat16())
             size = f"{rows} x {inputs} x {outputs}"
-            print(f"{size:>18} {name:>16} {stock:11.3f} {mine:9.3f} {bf16:9.3f} {stock / mine:10.1f} {mine / bf16:10.1f}")
+            print(
+                f"{size:>18} {name:>16} {stock:11.3f} {mine:9.3f} {bf16:9.3f} {stock / mine:10.1f} {mine / bf16:10.1f}"
+            )
 
 
 def small_calls() -> None:
@@ -63,7 +69,7 @@ def training_steps() -> None:
             mine = best(step, torch.float16, seconds=2.0)
         bf16 = best(step, torch.bfloat16, seconds=2.0)
         size = f"{layers} layers, hidden {hidden}"
-        print(f"{size:>35} {stock:11.1f} {mine:9.1f} {bf16:9.1f} {stock / mine:10.1f} {mine / bf16:10.1f}")
+        print(f"{size:>35} {row(stock, mine, bf16)}")
 
 
 def training_step(layers: int, hidden: int) -> Callable[[torch.dtype], None]:
@@ -85,6 +91,10 @@ def training_step(layers: int, hidden: int) -> Callable[[torch.dtype], None]:
         loss.backward()
 
     return step
+
+
+def row(stock: float, mine: float, bf16: float) -> str:
+    return f"{stock:11.3f} {mine:9.3f} {bf16:9.3f} {stock / mine:10.1f}x {mine / bf16:9.1f}x"
 
 
 def best(call: Callable[..., object], *arguments: object, seconds: float = 0.3) -> float:

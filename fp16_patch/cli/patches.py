@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
 
-    rows = [_row(patch) for patch in ALL_PATCHES]
+    rows = [row(patch) for patch in ALL_PATCHES]
     if options.json:
         print(json.dumps([dict(zip(HEADER, row, strict=True)) for row in rows], indent=2))
     elif options.markdown:
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _row(patch: Patch) -> tuple[str, ...]:
+def row(patch: Patch) -> tuple[str, ...]:
     releases = f"{patch.distributions[0]} {patch.versions}"
     head = (patch.name, patch.kind, patch.process, patch.target, releases)
     return (*head, patch.reason, patch.upstream, patch.remove_when)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fp16_patch.errors import several
 from fp16_patch.patching import ledger
-from fp16_patch.patching.binding import ABSENT, MARK, Binding, function_of, holders, marked_by, rewrap
+from fp16_patch.patching.binding import MARK, Binding, function_of, holders, marked_by, rewrap
 from fp16_patch.patching.declaration import Patch, validate_plan
 from fp16_patch.patching.inspection import Finding, check_live, refusal
 from fp16_patch.patching.ledger import Ledger, LedgerEntry
@@ -114,14 +114,13 @@ def _set(applied: _Applied) -> None:
 
 def _restore(applied: _Applied) -> list[str]:
     """Put back what is still ours. Returns the bindings that are not."""
-    applied.changes, changes = [], applied.changes
-    for binding, before, after in reversed(changes):
-        if binding.own is not after:
-            applied.changes.insert(0, (binding, before, after))
-            continue
+    ours = [change for change in applied.changes if change[0].own is change[2]]
+    for binding, before, _ in reversed(ours):
         binding.set(before)
-        for late in holders(after) if before is not ABSENT else ():
-            late.set(applied.original)  # imported from here while the patch was on
+    for _, _, after in ours if applied.original is not None else ():
+        for late in holders(after):
+            late.set(applied.original)  # it imported the patched function while the patch was on
+    applied.changes = [change for change in applied.changes if change not in ours]
     if not applied.changes:
         _applied.pop(applied.finding.patch.name, None)
     return [str(binding) for binding, _, _ in applied.changes]

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,9 @@ from fp16_patch.proof.report import versions
 from fp16_patch.recipes import failure
 from fp16_patch.recipes.command import VERL_TRAINER, ArmFiles, Command, build_command
 from fp16_patch.recipes.loading import load
+from fp16_patch.recipes.overrides import key_value
 from fp16_patch.recipes.progress import Progress, duration
-from fp16_patch.recipes.schema import Recipe
+from fp16_patch.recipes.schema import LAUNCHER_KEYS, Recipe
 from fp16_patch.recipes.session import Session
 from fp16_patch.recipes.signals import terminable, uninterrupted
 
@@ -50,6 +50,11 @@ class ArmResult:
     versions: dict[str, str]
 
 
+def say_now(line: str) -> None:
+    """Print without delay, also into a pipe."""
+    print(line, flush=True)
+
+
 def run_recipe(
     path: Path,
     out: Path,
@@ -57,7 +62,7 @@ def run_recipe(
     arms: Sequence[str] = (),
     overrides: Sequence[str] = (),
     timeout_s: float | None = None,
-    say: Callable[[str], None] = partial(print, flush=True),
+    say: Callable[[str], None] = say_now,
     module: str = VERL_TRAINER,
     heartbeat_s: float = 15.0,
 ) -> list[ArmResult]:
@@ -68,6 +73,7 @@ def run_recipe(
     :class:`Fp16PatchError` before anything is started; KeyboardInterrupt after the running arm is cleaned up.
     """
     recipe = load(path)
+    _check_overrides(overrides)
     chosen = list(arms) or list(recipe.arms)
     for arm in chosen:
         if arm not in recipe.arms:
@@ -165,6 +171,15 @@ def _error(status: str, exit_code: int | None, timeout_s: float, phase: str, log
     else:
         head = f"exit code {exit_code} during: {phase}"
     return f"{head}\n{failure.reason(log)}"
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _ = key_value(override)
+        if "=" not in override:
+            raise Fp16PatchError(f"the override {override!r} has no value", allowed="KEY=VALUE, in Hydra's syntax")
+        if key in LAUNCHER_KEYS:
+            raise Fp16PatchError(f"{override} sets {key}, which the launcher sets", next_step="remove it")
 
 
 def _claim(out: Path, path: Path, recipe: Recipe) -> None:

@@ -131,7 +131,7 @@ def test_undo_of_an_inherited_method_leaves_no_entry_behind(optim: Any, declare:
     before = snapshot(optim.Scaler, optim.Sharded)
     apply([declare("acme.optim:Sharded.update", doubling)])
     assert (optim.Sharded().update(), optim.Scaler().update()) == ("updateupdate", "update")
-    undo()
+    assert undo() == []
     assert snapshot(optim.Scaler, optim.Sharded) == before
     assert "update" not in vars(optim.Sharded)
 
@@ -143,7 +143,7 @@ def test_add_fills_a_gap_and_undo_leaves_the_gap(optim: Any, declare: Declare) -
     ]
     assert [e.outcome for e in apply(patches)] == [e.outcome for e in apply(patches)] == ["applied"] * 2
     assert (optim.unscale(), optim.Sharded().unscale()) == ("added", "sharded")
-    undo()
+    assert undo() == []
     assert not hasattr(optim, "unscale")
     assert not hasattr(optim.Sharded, "unscale")
 
@@ -154,7 +154,7 @@ def test_every_declared_binding_is_patched_and_put_back(optim: Any, declare: Dec
     apply([declare("acme.optim:step", doubling, also_bound=("acme.loop:step",))])
     assert (optim.step([1, 2]), loop.run()) == (6, 6)
     assert loop.step is optim.step
-    undo()
+    assert undo() == []
     assert snapshot(optim, loop) == before
 
 
@@ -174,7 +174,7 @@ def test_a_binding_that_a_module_makes_on_demand(library: Library, optim: Any, d
     before = snapshot(lazy)
     apply([declare("acme.optim:step", doubling, also_bound=("acme.lazy:step",))])
     assert lazy.step([1]) == optim.step([1]) == 2
-    undo()
+    assert undo() == []
     assert snapshot(lazy) == before
     assert lazy.step([1]) == 1
 
@@ -184,7 +184,7 @@ def test_undo_reaches_modules_imported_while_the_patch_was_on(optim: Any, declar
     apply([declare("acme.optim:step", doubling)])
     loop = importlib.import_module("acme.loop")
     assert loop.run() == 6
-    undo()
+    assert undo() == []
     assert loop.step is original
 
 
@@ -291,7 +291,7 @@ def test_a_reloaded_module_is_patched_afresh(optim: Any, declare: Declare) -> No
     assert optim.step([1]) == 1
     apply([patch])
     assert optim.step([1]) == 2
-    undo()
+    assert undo() == []
     assert optim.step([1]) == 1
 
 
@@ -307,6 +307,8 @@ def test_threads_that_apply_the_same_patch_wrap_once(optim: Any, declare: Declar
     for thread in threads:
         thread.join(timeout=30)
     assert optim.step([1]) == 2
+    assert undo() == []
+    assert optim.step([1]) == 1
 
 
 def test_the_ledger_survives_json(optim: Any, declare: Declare) -> None:

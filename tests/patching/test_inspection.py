@@ -196,6 +196,14 @@ def test_what_someone_else_put_in_its_place_is_refused(
     assert check_live(declare("acme.optim:step")).outcome == "refused"
 
 
+def test_a_name_that_someone_else_has_added_is_not_added(library: Library, declare: Declare) -> None:
+    library.write(optim=OPTIM)
+    optim: Any = importlib.import_module("acme.optim")
+    optim.unscale = foreign(optim.step)
+    assert check_source(declare("acme.optim:unscale", kind="add")).outcome == "applied"
+    assert check_live(declare("acme.optim:unscale", kind="add")).message == "it is already there"
+
+
 def test_a_source_changed_after_its_import_is_refused(library: Library, declare: Declare) -> None:
     library.write(optim=OPTIM)
     importlib.import_module("acme.optim")

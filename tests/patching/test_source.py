@@ -56,7 +56,7 @@ TRICKY = '''
           "b")
     @deco()
     def decorated(x, /, y, *rest, z, **more):
-        # comment
+        # form\x0cfeed
         return x
 
         # not part of it

@@ -152,6 +152,17 @@ def test_an_unknown_arm_is_refused_before_anything_starts(write_recipe: Write, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("trainer.logger=[wandb]", "which the launcher sets"), ("trainer.nnodes", "'trainer.nnodes' has no value")],
+)
+def test_overrides_that_cannot_hold_are_refused(
+    write_recipe: Write, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(Fp16PatchError, match=message):
+        run_recipe(write_recipe(), tmp_path / "run", overrides=[override])
+
+
 def test_a_second_run_replaces_the_first_but_never_checkpoints_or_foreign_files(
     write_recipe: Write, stand_in: str, tmp_path: Path
 ) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.proof.fsdp import describe_fsdp
 from fp16_patch.frameworks.verl import releases
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
+from fp16_patch.proof.dtypes import agree
+from fp16_patch.proof.fsdp import describe_fsdp
 
 _MODULE = "verl.workers.engine.fsdp.transformer_impl"
 _SEEN = "_fp16_patch_seen"  # on an engine: dtypes observed as tensors passed by
@@ -74,11 +75,11 @@ def merged_lora_in_rollout_dtype(_original: Callable[..., Any]) -> Callable[...,
                     params, getattr(self.module, "_fsdp_wrapped_module", self.module)
                 )
                 for name, param in params.items():
+                    whole = param.detach()
                     if isinstance(param, DTensor):
+                        # On one rank this is the module's storage still.
                         whole = param.to(get_device_id(), non_blocking=True).full_tensor()
-                    else:
-                        whole = param.detach().clone()
-                    yield name, whole.to(dtype) if whole.is_floating_point() else whole
+                    yield name, whole.to(dtype if whole.is_floating_point() else whole.dtype, copy=True)
         finally:
             if self._is_offload_param:
                 offload_fsdp_model_to_cpu(self.module)
@@ -94,7 +95,9 @@ def publish_loss_scale(original: Callable[..., Any]) -> Callable[..., Any]:
         scaler = getattr(self, "scaler", None)
         before = scaler.get_scale() if scaler is not None else None
         outputs = original(self, data, loss_function)
-        _seen(self)["gradients"] = _gradient_dtypes(self)
+        # Non-finite ones are gone already where there is no scaler: verl drops them.
+        if gradients := [p.grad.dtype for p in self.module.parameters() if p.grad is not None]:
+            _seen(self)["gradients"] = agree(gradients)
         if scaler is not None and self.is_mp_src_rank_with_outputs():
             # torch's own sign of a skipped step: the scale went down. A list, as verl gathers lists.
             outputs["metrics"]["loss_scale"] = [before]
@@ -115,7 +118,7 @@ def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
         logits = getattr(output, "logits", None)
         for name, tensor in {"logits": logits, **result}.items():
             if name in ("logits", "log_probs", "values") and tensor is not None:
-                _seen(self)[name] = str(tensor.dtype).removeprefix("torch.")
+                _seen(self)[name] = agree([tensor.dtype])
         return result
 
     return prepare_model_outputs
@@ -126,13 +129,6 @@ def _seen(engine: Engine) -> dict[str, str]:
         setattr(engine, _SEEN, {})
     seen: dict[str, str] = getattr(engine, _SEEN)
     return seen
-
-
-def _gradient_dtypes(engine: Engine) -> str:
-    dtypes = {
-        str(p.grad.dtype).removeprefix("torch.") for p in engine.module.parameters() if p.grad is not None
-    }
-    return ", ".join(sorted(dtypes)) or "none"
 
 
 def describe_engine(engine: Engine) -> dict[str, str]:

@@ -67,7 +67,8 @@ def _failure(receivers: Any) -> Fp16PatchError:
     try:
         ray.get(receivers)
     except Exception as error:
-        failure = Fp16PatchError(f"{what}: {error}", next_step=next_step)
+        cause = getattr(error, "cause", None) or error  # Ray's own errors print whole tracebacks
+        failure = Fp16PatchError(f"{what}: {type(cause).__name__}: {cause}", next_step=next_step)
         failure.__cause__ = error
         return failure
     return Fp16PatchError(f"{what}, and reported success", next_step=next_step)
@@ -91,6 +92,17 @@ def _watch_socket(original: Callable[..., None]) -> Callable[..., None]:
             self.socket = WatchedSocket(self.socket, receivers)
 
     return _init_socket
+
+
+def _raise_the_cause(original: Callable[..., None]) -> Callable[..., None]:
+    def receive_weights(self: Any, on_bucket_received: Callable[..., None]) -> None:
+        try:
+            original(self, on_bucket_received)
+        except BufferError as error:
+            # The frames of the failure hold views into the shared memory, so cleaning up fails on top of it.
+            raise (error.__context__ or error) from None
+
+    return receive_weights
 
 
 _ROLLOUT = "verl.workers.rollout.vllm_rollout"
@@ -124,5 +136,19 @@ PATCHES = (
         remove_when=_REMOVE_WHEN,
         make=_watch_socket,
         parameters=("self",),
+    ),
+    Patch(
+        name="verl-weight-receiver-error",
+        target=f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
+        kind="wrap",
+        distribution="verl",
+        versions=">=0.9,<0.10",
+        process="vLLM worker",
+        reason='With shared memory, what fails in the worker is masked by a BufferError from cleaning up: "cannot '
+        'close exported pointers exist". Raises the failure itself.',
+        upstream=_UPSTREAM,
+        remove_when="verl's BucketedWeightReceiver raises what went wrong",
+        make=_raise_the_cause,
+        parameters=("self", "on_bucket_received"),
     ),
 )

@@ -40,10 +40,9 @@ class _Finder(metadata.DistributionFinder):
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None: ...
 
-    def find_distributions(
-        self, context: metadata.DistributionFinder.Context = metadata.DistributionFinder.Context()
-    ) -> Iterable[metadata.Distribution]:
-        return [_Alias(actual) for actual in metadata.distributions(name=ACTUAL)] if context.name == NAME else []
+    def find_distributions(self, context: Any = None) -> Iterable[metadata.Distribution]:
+        asked_for = getattr(context, "name", None)
+        return [_Alias(actual) for actual in metadata.distributions(name=ACTUAL)] if asked_for == NAME else []
 
 
 def answer_for_vllm() -> None:

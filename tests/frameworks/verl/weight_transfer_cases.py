@@ -16,7 +16,10 @@ from typing import Any
 
 import ray
 import torch
-from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import (
+    BucketedWeightReceiver,
+    BucketedWeightSender,
+)
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 
 WEIGHTS = {f"layer.{i}": torch.full((400_000,), float(i)) for i in range(4)}  # four buckets of 1 MB and more

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command as users call it, and the documents generated from the same declarations."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fp16_patch.cli import main
+from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, REQUIRED
+from fp16_patch.patching import validate_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_doctor_finds_this_environment_ready(capsys):
+    assert main(["doctor"]) == 0, capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Ready: python -m verl.trainer.main_ppo" in out
+    assert "Hydra config group `precision`: found" in out
+    assert all(patch.name in out for patch in ALL_PATCHES)
+
+
+def test_doctor_as_json_imports_nothing_heavy():
+    code = (
+        "import json, sys\nfrom fp16_patch.cli.doctor import examine\nfindings = examine()\n"
+        "heavy = sorted({'torch', 'verl', 'vllm', 'ray'} & set(sys.modules))\nprint(json.dumps([findings, heavy]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=100).stdout
+    findings, heavy = json.loads(out)
+    assert heavy == [], "doctor must not import the frameworks it looks at"
+    assert findings["ready"] is True
+    assert {patch["outcome"] for patch in findings["patches"]} <= {"would apply", "native"}
+
+
+def test_doctor_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("fp16_patch.cli.doctor._version", lambda name: None)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "verl is not installed" in out
+    assert "vLLM is not installed" in out
+
+
+def test_patches_lists_every_declaration(capsys):
+    assert main(["patches", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [row["patch"] for row in listed] == [patch.name for patch in ALL_PATCHES]
+    assert all(row["why"] and row["upstream"] and row["remove when"] for row in listed)
+
+
+def test_the_plan_is_sound():
+    validate_plan(ALL_PATCHES)
+    assert set(REQUIRED) == {patch.process for patch in ALL_PATCHES}
+    for kind, patches in REQUIRED.items():
+        assert {patch.process for patch in patches} == {kind}
+    assert sum(map(len, REQUIRED.values())) == len(ALL_PATCHES), "a patch that no process must show"
+    assert all(module.startswith("verl.") for module in PLAN)
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["doctor", "--nonsense"]])
+def test_bad_arguments_are_argparse_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_generated_documents_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/generate_docs.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
