@@ -78,10 +78,11 @@ class Precision:
                     allowed=", ".join(_LONG),
                     next_step="use the flag's own option, +precision@_global_=fp16, and override from there",
                 )
+        loss_scaling = node.get("loss_scaling")
         return cls(
             train=node["train_dtype"],
             rollout=node["rollout_dtype"],
-            loss_scaling=LossScaling.from_mapping(node.get("loss_scaling") or {}),
+            loss_scaling=LossScaling.from_mapping({} if loss_scaling is None else loss_scaling),
         )
 
     def as_mapping(self) -> dict[str, Any]:

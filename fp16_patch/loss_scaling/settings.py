@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -29,7 +30,7 @@ class LossScaling:
         for name in ("init_scale", "growth_factor", "backoff_factor"):
             value = _number(name, getattr(self, name))
             # Only powers of two multiply FP16 gradients without rounding them.
-            if value <= 0 or not math.isfinite(value) or math.frexp(value)[0] != 0.5:
+            if value <= 0 or math.frexp(value)[0] != 0.5:
                 raise _refuse(name, getattr(self, name), "a positive power of two, such as 65536, 2 or 0.5")
             object.__setattr__(self, name, value)
         if self.growth_factor < 1:
@@ -47,6 +48,12 @@ class LossScaling:
     def from_mapping(cls, settings: Mapping[str, Any]) -> LossScaling:
         """Build from a configuration node; an unknown key is refused by name."""
         known = [field.name for field in fields(cls)]
+        if not isinstance(settings, Mapping):
+            raise Fp16PatchError(
+                f"fp16_patch.loss_scaling={settings!r} is not a group of settings",
+                allowed=", ".join(f"fp16_patch.loss_scaling.{name}" for name in known),
+                next_step="set one of them, or remove the override",
+            )
         for key in settings:
             if key not in known:
                 raise Fp16PatchError(
@@ -62,8 +69,8 @@ class LossScaling:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refuse(name, value, "a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise _refuse(name, value, "a finite number")
     return float(value)
 
 

@@ -85,7 +85,7 @@ def _broken(role: str, row: str, value: str, allowed: str) -> Fp16PatchError:
 
 def render(precision: Precision, roles: Rows) -> str:
     """The report as a text table, a column per role."""
-    names = [role for role in ("actor", "reference", "critic", "rollout") if role in roles]
+    names: list[str] = [role for role in ("actor", "reference", "critic", "rollout") if role in roles]
     names += [role for role in roles if role not in names]
     rows = list(dict.fromkeys(row for role in names for row in roles[role]))
     table = [["", *names]]

@@ -37,7 +37,7 @@ def test_doctor_as_json_imports_nothing_heavy():
 
 
 def test_doctor_says_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr("fp16_patch.cli.doctor._version", lambda name: None)
+    monkeypatch.setattr("fp16_patch.cli.doctor._version", lambda _: None)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "verl is not installed" in out

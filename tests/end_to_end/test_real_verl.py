@@ -14,7 +14,7 @@ CPU = "fp16_patch.platforms.cpu.verl"
 
 def processes(report: dict) -> list[str]:
     """Kinds of process, one per report, such as ``trainer rank``."""
-    kinds = ("task runner", "trainer rank", "vLLM server", "vLLM worker")
+    kinds = ("driver", "task runner", "trainer rank", "vLLM server", "vLLM worker")
     return sorted(next(kind for kind in kinds if p["process"].startswith(kind)) for p in report["processes"])
 
 
@@ -22,7 +22,8 @@ def test_fp16_on_two_ranks_with_a_reference_policy(run_verl):
     run = run_verl("actor_rollout_ref.actor.use_kl_loss=True", ranks=2)
     assert run.result.status == "completed", run.why()
 
-    assert processes(run.report) == ["task runner"] + 2 * ["trainer rank"] + 2 * ["vLLM server"] + 2 * ["vLLM worker"]
+    pairs = 2 * ["trainer rank"] + 2 * ["vLLM server"] + 2 * ["vLLM worker"]
+    assert processes(run.report) == ["driver", "task runner", *pairs]
     assert run.report["when"] == "after the first update"
     actor, reference, rollout = (run.report["roles"][role] for role in ("actor", "reference", "rollout"))
     assert actor["compute"] == reference["compute"] == rollout["compute"] == "float16"

@@ -18,7 +18,13 @@ from fp16_patch.platforms.cpu.plan import PATCHES
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 TINY = Qwen2Config(
-    vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    num_labels=1,
 )
 
 

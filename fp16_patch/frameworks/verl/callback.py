@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ from fp16_patch.frameworks.verl import config_rules, launch, refusals
 from fp16_patch.precision import Precision
 
 
-class PrecisionCallback(Callback):
+class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
     """Registered by ``conf/precision/*.yaml``.
 
     Hydra turns an exception in a callback into a warning and runs the job all the same, in BF16. So
@@ -72,6 +74,7 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
         config.fp16_patch = {
             **precision.as_mapping(),
             "report_path": report_path or launch.default_report_path(config),
+            "driver": {"host": platform.node(), "pid": os.getpid()},
             "changes": [change.as_dict() for change in changes],
         }
     print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")

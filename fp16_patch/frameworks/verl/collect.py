@@ -56,7 +56,8 @@ def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[R
 
     ``roles`` gives, by ``id(replica)``, the report's column for replicas that are not the policy's.
     """
-    servers, workers = [], []
+    servers: list[Report] = []
+    workers: list[Report] = []
     for number, replica in enumerate(replicas):
         role = roles.get(id(replica), "rollout")
         calls = {
@@ -75,7 +76,7 @@ def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[R
             )
         for report in reports:
             report["process"] = f"{report['process']} of server {number}"
-            report["roles"] = {role: rows for rows in report["roles"].values()}
+            report["roles"] = {role: report["roles"]["rollout"]}
         workers += reports
     return servers, workers
 

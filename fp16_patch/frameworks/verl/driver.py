@@ -116,7 +116,16 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
     ]
     if problems:
         raise several(problems)
-    return [*runner, *trainers, *servers, *workers]
+    return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
+
+
+def _driver_report(flag: Any) -> dict[str, Any]:
+    """The process that ran ``main_ppo``: its part was the configuration, told in the configuration itself."""
+    entries = [
+        {"name": change.key, "outcome": "applied", "message": f"{change.before} -> {change.after}"}
+        for change in flag.changes
+    ]
+    return {"process": "driver", "host": flag.driver.host, "pid": flag.driver.pid, "ledger": entries, "roles": {}}
 
 
 def publish(trainer: Trainer, when: str) -> None:

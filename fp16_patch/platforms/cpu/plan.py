@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from fp16_patch.frameworks.verl import weight_transfer
 from fp16_patch.patching import Patch
-from fp16_patch.platforms.cpu import autocast, polling, torch_fsdp, value_head, vllm
+from fp16_patch.platforms.cpu import autocast, polling, sockets, torch_fsdp, value_head, vllm
 
 PATCHES: tuple[Patch, ...] = (
     *torch_fsdp.PATCHES,
@@ -13,5 +13,6 @@ PATCHES: tuple[Patch, ...] = (
     *value_head.PATCHES,
     *vllm.PATCHES,
     *polling.PATCHES,
+    *sockets.PATCHES,
     *weight_transfer.PATCHES,
 )

@@ -23,8 +23,7 @@ WEIGHT_BUCKET_MB = 64
 def environment(work_dir: Path) -> dict[str, str]:
     """What to add to the environment of ``python -m verl.trainer.main_ppo``; Ray hands it to every process.
 
-    Two runs at a time on one machine are not possible: verl 0.9 names its weight transfer sockets after the Ray job,
-    which is 01000000 in every new cluster.
+    Runs with different ``work_dir`` share nothing and may go on at the same time.
     """
     # Ray's socket paths must stay under 108 bytes, so its files cannot live under any work_dir.
     run = hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]
@@ -32,7 +31,7 @@ def environment(work_dir: Path) -> dict[str, str]:
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl",
         "RAY_TMPDIR": str(Path(tempfile.gettempdir()) / f"fp16_patch-{run}"),
-        # vLLM binds every server to the same cores, and refuses to start on a machine with one.
+        # vLLM would bind every server of the machine to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # TransferQueue warns at every transfer that there are fewer cores than the 8 threads it would like.
         "TQ_NUM_THREADS": "1",

@@ -49,11 +49,6 @@ def run_case(name: str, case: Case, folder: Path) -> None:
             time.sleep(0.01)
 
 
-def read_results(folder: Path, name: str) -> list[Result]:
-    """One entry a rank, as :func:`run_case` wrote them."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}.*.json"))]
-
-
 def _path(folder: Path, name: str, rank: int) -> Path:
     return folder / f"{name}.{rank}.json"
 

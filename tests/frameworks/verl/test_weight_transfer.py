@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("verl")
-pytest.importorskip("vllm")
+pytestmark = pytest.mark.skipif(not (find_spec("verl") and find_spec("vllm")), reason="needs verl and vLLM")
 
 CASES = Path(__file__).with_name("weight_transfer_cases.py")
 FATES = ("succeeds", "is slow", "never starts", "fails half way", "returns early", "dies")
