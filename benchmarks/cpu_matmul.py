@@ -12,6 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from statistics import median
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -30,49 +33,41 @@ def main() -> None:
 
 def products() -> None:
     """The three products of a linear layer with ``rows`` tokens, ``inputs`` and ``outputs`` features."""
-    print(f"{'rows x in x out':>18} {'product':>16} {'stock half':>11} {'ours':>9} {'bf16':>9}  stock/ours  ours/bf16")
+    print(f"{'rows x in x out':>18} {'product':>16} {HEADER}")
     for rows, inputs, outputs in ((16, 64, 256), (512, 64, 256), (512, 256, 256), (1024, 256, 688)):
         x, w, g = (torch.randn(shape) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
-        for name, left, right in (
-            ("forward", x, w.t()),
-            ("input gradient", g, w),
-            ("weight gradient", g.t(), x),
-        ):
-            stock = best(torch.mm, left.half(), right.half())
-            with ours():
-                mine = best(torch.mm, left.half(), right.half())
-            bf16 = best(torch.mm, left.bfloat16(), right.bfloat16())
-            size = f"{rows} x {inputs} x {outputs}"
-            print(
-                f"{size:>18} {name:>16} {stock:11.3f} {mine:9.3f} {bf16:9.3f} {stock / mine:10.1f} {mine / bf16:10.1f}"
-            )
+        for name, left, right in (("forward", x, w.t()), ("input gradient", g, w), ("weight gradient", g.t(), x)):
+            times = side_by_side(partial(product, left, right), seconds=0.8)
+            print(f"{f'{rows} x {inputs} x {outputs}':>18} {name:>16} {times}")
+
+
+def product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    return partial(torch.mm, left.to(dtype), right.to(dtype))
 
 
 def small_calls() -> None:
     """What a call that is not Half pays for passing through Python: seen best in a product that does nothing."""
     print()
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(4, 4).to(dtype)
-        before = best(torch.mm, a, a)
+        call = product(torch.randn(4, 4), torch.randn(4, 4), dtype)
+        before, after = [], []
+        for _ in range(2000):
+            before.append(seconds_of(call))
         with ours():
-            after = best(torch.mm, a, a)
-        print(f"cost added to a {dtype} call: {(after - before) * 1e3:.1f} us")
+            for _ in range(2000):
+                after.append(seconds_of(call))
+        print(f"cost added to a {dtype} call: {(median(after) - median(before)) * 1e6:.1f} us")
 
 
 def training_steps() -> None:
     """Forward and backward of a small Qwen2 with FP32 weights under autocast, as verl's FSDP engine runs it."""
-    print(f"\n{'Qwen2, 8 x 64 tokens':>35} {'stock half':>11} {'ours':>9} {'bf16':>9}  stock/ours  ours/bf16")
+    print(f"\n{'Qwen2, 8 x 64 tokens':>35} {HEADER}")
     for layers, hidden in ((4, 64), (8, 64), (4, 256)):
-        step = training_step(layers, hidden)
-        stock = best(step, torch.float16, seconds=2.0)
-        with ours():
-            mine = best(step, torch.float16, seconds=2.0)
-        bf16 = best(step, torch.bfloat16, seconds=2.0)
-        size = f"{layers} layers, hidden {hidden}"
-        print(f"{size:>35} {row(stock, mine, bf16)}")
+        times = side_by_side(partial(training_step, *small_qwen2(layers, hidden)), seconds=6)
+        print(f"{f'{layers} layers, hidden {hidden}':>35} {times}")
 
 
-def training_step(layers: int, hidden: int) -> Callable[[torch.dtype], None]:
+def small_qwen2(layers: int, hidden: int) -> tuple[Qwen2ForCausalLM, torch.Tensor]:
     config = Qwen2Config(
         vocab_size=128,
         hidden_size=hidden,
@@ -81,10 +76,11 @@ def training_step(layers: int, hidden: int) -> Callable[[torch.dtype], None]:
         num_attention_heads=hidden // 32,
         num_key_value_heads=hidden // 64,
     )
-    model = Qwen2ForCausalLM(config)
-    tokens = torch.randint(0, 128, (8, 64))
+    return Qwen2ForCausalLM(config), torch.randint(0, 128, (8, 64))
 
-    def step(dtype: torch.dtype) -> None:
+
+def training_step(model: Qwen2ForCausalLM, tokens: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    def step() -> None:
         model.zero_grad()
         with torch.autocast("cpu", dtype=dtype):
             loss = model(tokens, labels=tokens, use_cache=False).loss
@@ -93,19 +89,34 @@ def training_step(layers: int, hidden: int) -> Callable[[torch.dtype], None]:
     return step
 
 
-def row(stock: float, mine: float, bf16: float) -> str:
-    return f"{stock:11.3f} {mine:9.3f} {bf16:9.3f} {stock / mine:10.1f}x {mine / bf16:9.1f}x"
+HEADER = f"{'stock half':>11} {'ours':>9} {'bf16':>9}  stock/ours  ours/bf16"
 
 
-def best(call: Callable[..., object], *arguments: object, seconds: float = 0.3) -> float:
-    """Fastest of the calls that fit into ``seconds``, in ms: the one least disturbed by the rest of the machine."""
-    fastest, until = float("inf"), time.perf_counter() + seconds
-    call(*arguments)
-    while fastest == float("inf") or time.perf_counter() < until:
-        start = time.perf_counter()
-        call(*arguments)
-        fastest = min(fastest, time.perf_counter() - start)
-    return fastest * 1e3
+def side_by_side(make: Callable[[torch.dtype], Callable[[], object]], seconds: float) -> str:
+    """A line of the table: the fastest call of each kind, in ms, and the ratios.
+
+    The three take turns for ``seconds``, so that whatever else the machine does disturbs all of them alike.
+    """
+    half, bf16 = make(torch.float16), make(torch.bfloat16)
+    fastest = [float("inf")] * 3
+    until = time.perf_counter() + seconds
+    for turn in count():
+        times = [seconds_of(half)]
+        with ours():
+            times.append(seconds_of(half))
+        times.append(seconds_of(bf16))
+        if turn > 0:  # the first warms up
+            fastest = [min(pair) for pair in zip(fastest, times, strict=True)]
+        if turn > 1 and time.perf_counter() > until:
+            break
+    stock, mine, other = (1e3 * value for value in fastest)
+    return f"{stock:11.3f} {mine:9.3f} {other:9.3f} {stock / mine:10.1f}x {mine / other:9.1f}x"
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 @contextmanager

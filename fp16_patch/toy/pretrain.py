@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 WARM_UP_STEPS = 50
-LOOK_EVERY = 50
+LOOK_EVERY = 25
 PROBED_PROBLEMS, PROBES = 64, 4
 IGNORED = -100  # torch's cross_entropy skips this label
 
@@ -26,43 +26,41 @@ def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     *,
     digits: int,
-    slips: float,
     target: float,
     max_steps: int,
     batch: int,
-    learning_rate: float,
     seed: int,
     progress: Callable[[str], None],
 ) -> int:
-    """Train ``model`` in place, in float32, on demonstrations until it solves ``target`` of sampled answers.
+    """Train ``model`` in place, in float32, on right answers until it solves ``target`` of sampled problems.
 
     The stop depends on accuracy and not on time, so that a slow machine makes the same policy as a fast one.
     Returns the number of steps. Raises ``Fp16PatchError`` when ``max_steps`` were not enough.
     """
     import torch
 
-    problems = random.Random(seed)
+    rng = random.Random(seed)
     probe_rng = torch.Generator().manual_seed(seed)
-    _, max_tokens = token_limits(digits)
-    probed = [draw(digits, problems) for _ in range(PROBED_PROBLEMS)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: min((done + 1) / WARM_UP_STEPS, 1 - done / max_steps)
-    )
+    probed = [draw(digits, rng) for _ in range(PROBED_PROBLEMS)]
+    optimizers = _optimizers(model)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda done: min((done + 1) / WARM_UP_STEPS, 1 - done / max_steps))
+        for o in optimizers
+    ]
     solved = 0.0
     model.train()
     for step in range(1, max_steps + 1):
-        inputs, labels = _demonstrations(tokenizer, digits, slips, batch, problems)
+        inputs, labels = _demonstrations(tokenizer, digits, batch, rng)
         logits = model(input_ids=inputs).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for stepped in (*optimizers, *schedules):
+            stepped.step()
         if step % LOOK_EVERY == 0:
             counts = solved_counts(
-                model, tokenizer, probed, samples=PROBES, max_tokens=max_tokens, rng=probe_rng
+                model, tokenizer, probed, samples=PROBES, max_tokens=token_limits(digits)[1], rng=probe_rng
             )
             solved = sum(counts) / (PROBED_PROBLEMS * PROBES)
             progress(f"step {step}: loss {loss.item():.2f}, solves {solved:.0%} (stops at {target:.0%})")
@@ -75,13 +73,29 @@ def pretrain(
     )
 
 
+def _optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the rest.
+
+    AdamW alone needs twice the steps here, and RL then improves the policy it leaves about half as fast.
+    """
+    import torch
+
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    chosen = set(map(id, matrices))
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=1.5e-2, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
 def _demonstrations(
-    tokenizer: PreTrainedTokenizerFast, digits: int, slips: float, batch: int, rng: random.Random
+    tokenizer: PreTrainedTokenizerFast, digits: int, batch: int, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels, int64 ``[batch, length]``: labels hold the answers, prompts and padding are ignored."""
     drawn = [draw(digits, rng) for _ in range(batch)]
-    texts = [problem.prompt + demonstration(problem, rng, slips) + tokenizer.eos_token for problem in drawn]
+    texts = [problem.prompt + demonstration(problem, rng) + tokenizer.eos_token for problem in drawn]
     encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORED)
-    labels[:, : len(drawn[0].prompt)] = IGNORED  # one digit a number: all prompts are of one length
+    labels[:, : len(drawn[0].prompt)] = IGNORED  # every number is one digit: all prompts have one length
     return encoded.input_ids, labels

@@ -50,9 +50,9 @@ def distinct_problems(count: int, rng: random.Random) -> list[Problem]:
     return problems
 
 
-def demonstration(problem: Problem, rng: random.Random, slips: float = 0.0) -> str:
-    """A right answer to ``problem`` with its working: in the order of the prompt or, else, in a random one."""
-    first, *others = problem.digits if rng.random() < slips else rng.sample(problem.digits, len(problem.digits))
+def demonstration(problem: Problem, rng: random.Random) -> str:
+    """A right answer to ``problem`` with its working, in a random order of the digits."""
+    first, *others = rng.sample(problem.digits, len(problem.digits))
     total, text = first, str(first)
     for digit in others:
         total += digit

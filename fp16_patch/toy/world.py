@@ -31,12 +31,10 @@ class Settings:
     """What a world is made of. The defaults are the quickstart's; tests shrink them."""
 
     digits: int = 5
-    slips: float = 0.4
     hidden: int = 64
     layers: int = 8
     batch: int = 32
-    learning_rate: float = 3e-3
-    max_steps: int = 1200
+    max_steps: int = 800
     target: float = 0.45
     """Sampled accuracy at which supervised training stops."""
     train: int = 320
@@ -124,11 +122,9 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
         model,
         tokenizer,
         digits=settings.digits,
-        slips=settings.slips,
         target=settings.target,
         max_steps=settings.max_steps,
         batch=settings.batch,
-        learning_rate=settings.learning_rate,
         seed=seed,
         progress=progress,
     )

@@ -9,13 +9,15 @@ import os
 import sys
 import tempfile
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import verl  # noqa: F401  # activates the platform, as in every process of a run
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
 from fp16_patch.patching import status
 from fp16_patch.platforms.cpu.plan import PATCHES
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 TINY = Qwen2Config(
     vocab_size=32,
@@ -154,9 +156,21 @@ def polling() -> list[float]:
     return [ReplayBuffer(*settings).poll_interval, ReplayBuffer(*settings, poll_interval=3.0).poll_interval]
 
 
+def sockets() -> list[str]:
+    """Where a vLLM worker looks for its weights, without and with a folder of the run's own."""
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+    worker: Any = SimpleNamespace(local_rank=0, model_runner=None)
+    os.environ.pop("RAY_TMPDIR", None)
+    shared = vLLMColocateWorkerExtension._get_zmq_handle(worker)
+    os.environ["RAY_TMPDIR"] = "/some/run"
+    return [shared, vLLMColocateWorkerExtension._get_zmq_handle(worker)]
+
+
 if __name__ == "__main__":
-    facts = (ledger, platform, vllm_found, log_probs, fsdp, weight_update_in_vllm, lora_names, value_head, polling)
-    found = {fact.__name__: fact() for fact in facts}
+    about_verl = (ledger, platform, log_probs, fsdp, value_head, polling, sockets)
+    about_vllm = (vllm_found, weight_update_in_vllm, lora_names)
+    found: dict[str, Any] = {fact.__name__: fact() for fact in (*about_verl, *about_vllm)}
     found["half products"] = "platforms/cpu/matmul.py" in torch._C._dispatch_dump("aten::mm")
     found["engine device"] = os.environ["VERL_ENGINE_DEVICE"]
     json.dump(found, sys.stdout)

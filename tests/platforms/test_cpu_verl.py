@@ -91,6 +91,11 @@ def test_the_rest_of_the_platform_is_in_place(facts: dict[str, Any]) -> None:
     assert facts["half products"]
 
 
+def test_weights_of_two_runs_travel_through_different_sockets(facts: dict[str, Any]) -> None:
+    name = "rl-colocate-zmq-0-replica-0-rank-0.sock"
+    assert facts["sockets"] == [f"ipc:///tmp/{name}", f"ipc:///some/run/{name}"]
+
+
 @pytest.mark.parametrize("asked_for", [None, "nvidia"])
 def test_without_the_platform_asked_for_it_is_an_error(asked_for: str | None) -> None:
     platform = {} if asked_for is None else {"VERL_PLATFORM": asked_for}

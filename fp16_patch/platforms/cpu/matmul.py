@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Half matrix products on the CPU as a tensor core makes them: FP32 accumulation, one rounding at the end.
 
-PyTorch's own CPU kernels for Half are 5 to 90 times slower than that (``benchmarks/cpu_matmul.py``), because
+PyTorch's own CPU kernels for Half are 4 to 30 times slower than that (``benchmarks/cpu_matmul.py``), because
 most CPUs have no FP16 matrix unit. Every product ends in one of four ATen operators, forward and backward,
 with and without autocast, so those four are taken over for the CPU dispatch key. Other dtypes go straight to
 the kernel that was there before. Not covered: ``out=`` variants, which is what ``torch.compile`` calls.
