@@ -40,9 +40,9 @@ class LossScaling:
         if self.init_scale > 2.0**31:
             raise _refuse("init_scale", self.init_scale, "at most 2**31: above it every FP16 gradient overflows")
         interval = _number("growth_interval", self.growth_interval)
-        if interval != int(interval) or interval < 1:
+        if not interval.is_integer() or interval < 1:
             raise _refuse("growth_interval", self.growth_interval, "a whole number of optimizer steps, 1 or more")
-        object.__setattr__(self, "growth_interval", int(interval))
+        object.__setattr__(self, "growth_interval", int(self.growth_interval))
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> LossScaling:

@@ -30,8 +30,8 @@ def main() -> int:
         return 1
     facts, before = world.manifest, world.manifest["accuracy_before"]
     print(f"{world.model}: {facts['parameters'] / 1e6:.2f}M parameters, {facts['supervised_steps']} steps")
-    print(f"{world.train}: {facts['train']} problems, {before['train']:.0%} solved in {facts['settings']['samples']} samples")
-    print(f"{world.val}: {facts['val']} problems, {before['val']:.0%}")
+    print(f"{world.train}: {facts['train']} problems, {before['train']:.0%} of samples right")
+    print(f"{world.val}: {facts['val']} problems, {before['val']:.0%} of samples right")
     return 0
 
 

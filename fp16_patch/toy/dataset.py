@@ -10,8 +10,8 @@ from typing import Any
 from fp16_patch.toy.task import DATA_SOURCE, Problem
 
 
-def write_parquet(path: Path, split: str, problems: Sequence[Problem], solve_rates: Sequence[float] = ()) -> None:
-    """One row a problem; its solve rate (0 to 1), where measured, lands in ``extra_info``."""
+def write_parquet(path: Path, split: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
+    """One row a problem; ``rates``, where measured (0 to 1), land in ``extra_info`` as ``solve_rate``."""
     import pyarrow
     from pyarrow import parquet
 
@@ -25,6 +25,6 @@ def write_parquet(path: Path, split: str, problems: Sequence[Problem], solve_rat
         }
         for index, problem in enumerate(problems)
     ]
-    for row, rate in zip(rows, solve_rates, strict=bool(solve_rates)):
+    for row, rate in zip(rows, rates, strict=bool(rates)):
         row["extra_info"]["solve_rate"] = rate
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -50,9 +50,8 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     from transformers import GenerationConfig
 
     # vLLM takes its default sampling parameters from here: name the special tokens and nothing else.
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = GenerationConfig(**special)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -11,10 +11,10 @@ def compute_score(
     solution_str: str,
     ground_truth: str,
     extra_info: dict[str, Any] | None = None,
-    **_: Any,
 ) -> float:
     """1.0 if what stands behind the last ``=`` is the ground truth, character for character, else 0.0.
 
-    Only the result counts, not the working, as in the mathematics problems of the paper.
+    The prompt ends with a ``=``, so an answer without working counts too: as in the paper's mathematics problems,
+    only the result is verified.
     """
     return float(solution_str.rpartition("=")[2] == ground_truth)

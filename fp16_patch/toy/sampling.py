@@ -57,10 +57,5 @@ def solved_counts(
     answers = sample(model, prompts, samples=samples, max_tokens=max_tokens, rng=rng)
     model.train(was_training)
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return [
-        sum(
-            compute_score(DATA_SOURCE, text, problem.answer) == 1.0
-            for text in texts[i * samples : (i + 1) * samples]
-        )
-        for i, problem in enumerate(problems)
-    ]
+    scores = [compute_score(DATA_SOURCE, text, problems[i // samples].answer) for i, text in enumerate(texts)]
+    return [int(sum(scores[i : i + samples])) for i in range(0, len(scores), samples)]

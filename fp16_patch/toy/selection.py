@@ -62,8 +62,7 @@ def select(
             if keep[0] <= count / samples <= keep[1]:
                 selection.kept.append(problem)
         progress(
-            f"sampled {len(selection.rates)} problems {samples} times: "
-            f"{len(selection.kept)} of {needed} within reach"
+            f"sampled {len(selection.rates)} problems {samples} times: {len(selection.kept)} of {needed} within reach"
         )
         if len(selection.kept) >= needed:
             return selection

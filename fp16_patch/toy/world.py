@@ -35,7 +35,7 @@ class Settings:
     layers: int = 8
     batch: int = 32
     max_steps: int = 800
-    target: float = 0.45
+    target: float = 0.5
     """Sampled accuracy at which supervised training stops."""
     train: int = 320
     val: int = 64
@@ -82,7 +82,7 @@ def build(
     same weights and parquet files, byte for byte. ``out`` appears in one piece or not at all. Raises
     ``Fp16PatchError`` when ``out`` holds something else, or when a seed does not lead to a usable policy.
     """
-    settings = settings or Settings()
+    out, settings = out.absolute(), settings or Settings()
     identity = {
         "seed": seed,
         "settings": asdict(settings),
@@ -100,6 +100,7 @@ def build(
 
 def untrained_world(out: Path, *, train: int = 64, val: int = 16, seed: int = 0) -> World:
     """The same files around an untrained 0.1M-parameter model, in about a second, for end-to-end tests."""
+    out = out.absolute()
     problems = distinct_problems(Settings.digits, random.Random(seed))
     with replacing(out) as folder:
         tiny_model(folder / "model", seed=seed)

@@ -71,9 +71,7 @@ def merged_lora_in_rollout_dtype(_original: Callable[..., Any]) -> Callable[...,
             # exit: each one is copied while the context is open.
             with merged_lora_context(self.module, backup_adapters=True):
                 params = normalize_peft_param_name(self.module.state_dict())
-                params = convert_weight_keys(
-                    params, getattr(self.module, "_fsdp_wrapped_module", self.module)
-                )
+                params = convert_weight_keys(params, getattr(self.module, "_fsdp_wrapped_module", self.module))
                 for name, param in params.items():
                     whole = param.detach()
                     if isinstance(param, DTensor):

@@ -50,8 +50,8 @@ def describe(engine: Any) -> dict[str, str]:
 class Loss:
     """One of verl's losses, noting the dtype that goes into the backward, and the gradients held by then."""
 
-    def __init__(self, engine: Any, loss: Callable[..., Any] = partial(sft_loss, None)) -> None:
-        self.engine, self.loss = engine, loss
+    def __init__(self, engine: Any, loss: Callable[..., Any] | None = None) -> None:
+        self.engine, self.loss = engine, loss or partial(sft_loss, None)
         self.dtypes: set[str] = set()
         self.held: list[list[str]] = []
 

@@ -71,7 +71,7 @@ def _outcome(case: Case, rank: int, store: Path) -> Result:
 
     try:
         torch.distributed.init_process_group(
-            "cpu:gloo", init_method=f"file://{store}", rank=rank, world_size=case.ranks
+            "cpu:gloo", init_method=store.absolute().as_uri(), rank=rank, world_size=case.ranks
         )
         torch.manual_seed(rank)
         result = case.run(rank)

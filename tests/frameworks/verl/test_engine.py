@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,9 @@ def start(kind: str, folder: Path, modules: str, flag: dict[str, str]) -> subpro
     }
     with (folder / "log").open("wb") as log:
         command = [sys.executable, str(CASES), kind, str(folder)]
-        return subprocess.Popen(command, env=environment | flag, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, env=environment | flag, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +71,9 @@ def engine_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
     finally:
         for process in processes:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its ranks too, should any be left
+            process.wait()
 
 
 @pytest.fixture
