@@ -27,9 +27,7 @@ class Fp16PatchError(RuntimeError):
         return _rebuild, (type(self), self.what, self.allowed, self.next_step)
 
 
-def _rebuild(
-    cls: type[Fp16PatchError], what: str, allowed: str | None, next_step: str | None
-) -> Fp16PatchError:
+def _rebuild(cls: type[Fp16PatchError], what: str, allowed: str | None, next_step: str | None) -> Fp16PatchError:
     error = cls.__new__(cls)
     Fp16PatchError.__init__(error, what, allowed=allowed, next_step=next_step)
     return error

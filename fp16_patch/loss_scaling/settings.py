@@ -37,8 +37,8 @@ class LossScaling:
             raise _refuse("growth_factor", self.growth_factor, "1 (never grow) or more")
         if self.backoff_factor >= 1:
             raise _refuse("backoff_factor", self.backoff_factor, "a power of two below 1, such as 0.5")
-        if self.init_scale > 2.0**31:
-            raise _refuse("init_scale", self.init_scale, "at most 2**31: above it every FP16 gradient overflows")
+        if not 1 <= self.init_scale <= 2.0**31:
+            raise _refuse("init_scale", self.init_scale, "1 to 2**31: below, gradients underflow; above, all overflow")
         interval = _number("growth_interval", self.growth_interval)
         if not interval.is_integer() or interval < 1:
             raise _refuse("growth_interval", self.growth_interval, "a whole number of optimizer steps, 1 or more")

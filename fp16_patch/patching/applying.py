@@ -128,6 +128,4 @@ def _restore(applied: _Applied) -> list[str]:
 
 def _record(finding: Finding) -> LedgerEntry:
     patch, outcome, version, message = finding.patch, finding.outcome, finding.version, finding.message
-    return ledger.current.record(
-        LedgerEntry(patch.name, patch.target, outcome, version, message, patch.process)
-    )
+    return ledger.current.record(LedgerEntry(patch.name, patch.target, outcome, version, message, patch.process))

@@ -138,9 +138,7 @@ def _provenance(patch: Patch, function: object) -> tuple[Definition, str]:
     return definition, ", ".join(getattr(f, "__globals__", {}).get("__name__", repr(f)) for f in later)
 
 
-def _problem(
-    patch: Patch, definition: Definition, positional: tuple[str, ...], keyword_only: tuple[str, ...]
-) -> str:
+def _problem(patch: Patch, definition: Definition, positional: tuple[str, ...], keyword_only: tuple[str, ...]) -> str:
     found, known, wanted = definition.fingerprint, patch.fingerprints, patch.parameters or ()
     if known and found not in known:
         return f"its source has changed: fingerprint {found}, known {', '.join(known)}"

@@ -118,9 +118,7 @@ def _follow(place: _Place, statement: ast.stmt, name: str, trail: _Trail) -> lis
         alias = next(alias for alias in statement.names if _bound(alias) == name)
         found = _lookup(alias.name if alias.asname else name, trail=trail)
     elif isinstance(statement, ast.Assign) and (path := _dotted(statement.value)):
-        in_class = (
-            isinstance(place.node, ast.ClassDef) and path[0] != name
-        )  # `f = f` in a class: the global f
+        in_class = isinstance(place.node, ast.ClassDef) and path[0] != name  # `f = f` in a class: the global f
         found = (in_class and _descend(place, path, trail)) or _lookup(place.module, *path, trail=trail)
     return found or [replace(place, node=statement)]
 

@@ -67,6 +67,8 @@ def broken_promises(roles: Rows, precision: Precision) -> list[Fp16PatchError]:
             if row in rows and rows[row] not in allowed:
                 problems.append(_broken(role, row, rows[row], " or ".join(allowed)))
         if role in TRAINABLE and "loss_scale" in rows:
+            if " | " in rows["loss_scale"]:
+                problems.append(_broken(role, "loss_scale", rows["loss_scale"], "the same on every rank"))
             scaled = rows["loss_scale"] != "none"
             if scaled != (precision.train == "fp16"):
                 wanted = "a dynamic loss scale" if precision.train == "fp16" else "none"

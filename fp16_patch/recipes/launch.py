@@ -25,7 +25,6 @@ from fp16_patch.recipes.overrides import key_value
 from fp16_patch.recipes.progress import Progress, duration
 from fp16_patch.recipes.schema import LAUNCHER_KEYS, Recipe
 from fp16_patch.recipes.session import Session
-from fp16_patch.recipes.turn import my_turn
 from fp16_patch.recipes.signals import terminable, uninterrupted
 
 if TYPE_CHECKING:
@@ -87,9 +86,7 @@ def run_recipe(
     for arm, files in folders.items():
         command = build_command(recipe, arm, files, world=world, overrides=overrides, module=module)
         limit_s = timeout_s or recipe.hardware.timeout_minutes * 60
-        with my_turn(say) if recipe.platform == "cpu" else contextlib.nullcontext():
-            precision = recipe.arms[arm].precision
-            results.append(_run_arm(arm, precision, command, files, limit_s, say, heartbeat_s))
+        results.append(_run_arm(arm, recipe.arms[arm].precision, command, files, limit_s, say, heartbeat_s))
     return results
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fp16_patch.cli import main
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, REQUIRED
 from fp16_patch.patching import validate_plan

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fp16_patch.recipes.launch import ArmResult, run_recipe
 from fp16_patch.toy import World, untrained_world
 

@@ -26,7 +26,7 @@ def power(low: int, high: int) -> st.SearchStrategy[float]:
 
 
 ACCEPTED: dict[str, st.SearchStrategy[float]] = {
-    "init_scale": power(-30, 31),
+    "init_scale": power(0, 31),
     "growth_factor": power(0, 30),
     "backoff_factor": power(-30, -1),
     "growth_interval": st.integers(1, 10**9),
@@ -48,7 +48,7 @@ def allowed(key: str, value: float) -> bool:
     """What each setting says of itself, written again and in other words."""
     if key == "growth_interval":
         return 1 <= value < TOO_LARGE and float(value).is_integer()
-    low, high = {"init_scale": (0, 2**31), "growth_factor": (1, TOO_LARGE), "backoff_factor": (0, 0.5)}[key]
+    low, high = {"init_scale": (1, 2**31), "growth_factor": (1, TOO_LARGE), "backoff_factor": (0, 0.5)}[key]
     return is_power_of_two(value) and low <= value <= high
 
 

@@ -50,9 +50,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library
 
 @pytest.fixture
 def declare() -> Callable[..., Patch]:
-    def declare(
-        target: str, make: Callable[[Any], Any] = lambda f: lambda *a, **k: f(*a, **k), **more: Any
-    ) -> Patch:
+    def declare(target: str, make: Callable[[Any], Any] = lambda f: lambda *a, **k: f(*a, **k), **more: Any) -> Patch:
         more.setdefault("kind", "replace" if "fingerprint" in more else "wrap")
         if more["kind"] == "wrap":
             more.setdefault("parameters", ())

@@ -88,9 +88,7 @@ def test_applying_again_is_a_no_op(optim: Any, declare: Declare) -> None:
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_applying_again_under_someone_elses_wrapper_is_a_no_op(
-    optim: Any, declare: Declare, stacked: bool
-) -> None:
+def test_applying_again_under_someone_elses_wrapper_is_a_no_op(optim: Any, declare: Declare, stacked: bool) -> None:
     patches = [declare("acme.optim:step", doubling, name=f"p{i}") for i in range(1 + stacked)]
     apply(patches)
     ours = optim.step
@@ -101,9 +99,7 @@ def test_applying_again_under_someone_elses_wrapper_is_a_no_op(
 
 @pytest.mark.parametrize("name", ["step", "Scaler.update", "Scaler.floor", "Scaler.build", "Scaler.scale"])
 @pytest.mark.parametrize("kind", ["wrap", "replace"])
-def test_every_kind_of_function_is_patched_and_put_back_raw(
-    optim: Any, declare: Declare, name: str, kind: str
-) -> None:
+def test_every_kind_of_function_is_patched_and_put_back_raw(optim: Any, declare: Declare, name: str, kind: str) -> None:
     more = {"fingerprint": find(f"acme.optim:{name}")[0].fingerprint} if kind == "replace" else {}
     before = snapshot(optim, optim.Scaler)
     apply([declare(f"acme.optim:{name}", lambda _: lambda *_: "patched", **more)])

@@ -51,9 +51,7 @@ def test_a_wrong_declaration_raises_and_says_why(declare: Declare, wrong: dict[s
         (">=0.9", "unknown", False),
     ],
 )
-def test_versions_accept_local_and_pre_releases(
-    declare: Declare, versions: str, version: str, accepted: bool
-) -> None:
+def test_versions_accept_local_and_pre_releases(declare: Declare, versions: str, version: str, accepted: bool) -> None:
     assert declare("acme.optim:step", versions=versions).accepts(version) is accepted
 
 

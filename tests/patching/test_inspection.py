@@ -159,10 +159,7 @@ def test_subclasses_that_rebind_must_be_declared_and_those_that_override_are_nam
 ) -> None:
     library.write(optim=OPTIM, below=BELOW)
     importlib.import_module("acme.below")
-    assert (
-        "acme.below:A.update would keep the original"
-        in check_live(declare("acme.optim:Scaler.update")).message
-    )
+    assert "acme.below:A.update would keep the original" in check_live(declare("acme.optim:Scaler.update")).message
     finding = both(declare("acme.optim:Scaler.update", also_bound=("acme.below:A.update",)))
     assert finding.message == "has no effect where it is overridden: acme.below:B.update"
 
@@ -183,9 +180,7 @@ def test_someone_elses_wrapper_is_named_and_never_replaced(library: Library, dec
 
 
 @pytest.mark.parametrize("other", [lambda: 0, print, 3, None], ids=["function", "builtin", "number", "gone"])
-def test_what_someone_else_put_in_its_place_is_refused(
-    library: Library, declare: Declare, other: object
-) -> None:
+def test_what_someone_else_put_in_its_place_is_refused(library: Library, declare: Declare, other: object) -> None:
     library.write(optim=OPTIM)
     optim: Any = importlib.import_module("acme.optim")
     if other is None:
@@ -229,9 +224,7 @@ def test_lazy_modules_elsewhere_are_not_woken_up(
     assert check_live(declare("acme.optim:step")).outcome == "applied"
 
 
-def test_the_error_names_target_versions_and_next_step_and_survives_pickle(
-    library: Library, declare: Declare
-) -> None:
+def test_the_error_names_target_versions_and_next_step_and_survives_pickle(library: Library, declare: Declare) -> None:
     library.write("2.0", optim=OPTIM)
     error = pickle.loads(pickle.dumps(refusal(check_source(declare("acme.optim:step", name="acme-step")))))
     assert isinstance(error, Fp16PatchError)

@@ -142,9 +142,7 @@ def test_the_last_definition_of_a_block_counts(library: Library) -> None:
     assert [definition.text for definition in find("acme.tricky:over")] == ["def over(a):\n    return a"]
 
 
-@pytest.mark.parametrize(
-    "name", ["missing", "Child.missing", "missing.own", "Child.Inner.missing", "deco.inner"]
-)
+@pytest.mark.parametrize("name", ["missing", "Child.missing", "missing.own", "Child.Inner.missing", "deco.inner"])
 def test_what_is_not_there_is_not_found(library: Library, name: str) -> None:
     library.write(tricky=TRICKY, base=BASE)
     assert not exists(f"acme.tricky:{name}")
@@ -180,9 +178,7 @@ def test_an_editable_install_is_found_by_its_own_finder(
 
 
 def test_checking_the_source_imports_nothing(library: Library, declare: Callable[..., Patch]) -> None:
-    library.write(
-        __init__="import acme.trap", trap="raise SystemExit('imported')", sub__mod="def f(a): return a"
-    )
+    library.write(__init__="import acme.trap", trap="raise SystemExit('imported')", sub__mod="def f(a): return a")
     declared = declare("acme.sub.mod:f", parameters=("a",))
     assert check_source(declared).outcome == "applied"  # once, for the standard library's own lazy imports
     before = dict(sys.modules)
@@ -213,9 +209,7 @@ def modules(draw: st.DrawFn) -> tuple[str, str]:
     if draw(st.booleans()) and parameters:
         parameters.insert(draw(st.integers(0, len(parameters) - 1)), "*")
     body = "\n".join([*draw(st.lists(_LINE, max_size=4)), "pass"])
-    indented = "\n".join(
-        line if "flush" in line or line == '"""' else "    " + line for line in body.split("\n")
-    )
+    indented = "\n".join(line if "flush" in line or line == '"""' else "    " + line for line in body.split("\n"))
     decorators = "@same\n" * draw(st.integers(0, 2))
     prefix = draw(st.sampled_from(["def", "async def"]))
     text, name = f"{decorators}{prefix} f({', '.join(parameters)}):\n{indented}\n# after\n", "f"

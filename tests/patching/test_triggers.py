@@ -44,11 +44,7 @@ def test_callbacks_run_in_order_once_the_module_is_complete(library: Library) ->
     assert seen == []
     module: Any = importlib.import_module("acme.late")
     assert seen == [("first", 1), ("second", 1)]
-    assert (
-        type(module.__loader__)
-        is type(module.__spec__.loader)
-        is type(importlib.import_module("acme").__loader__)
-    )
+    assert type(module.__loader__) is type(module.__spec__.loader) is type(importlib.import_module("acme").__loader__)
 
 
 def test_an_imported_module_calls_back_at_once(library: Library) -> None:
@@ -118,9 +114,7 @@ def test_inside_the_modules_own_import_it_is_too_late(library: Library) -> None:
         importlib.import_module("acme.late")
 
 
-def test_the_target_is_patched_before_its_importer_goes_on(
-    library: Library, declare: Callable[..., Patch]
-) -> None:
+def test_the_target_is_patched_before_its_importer_goes_on(library: Library, declare: Callable[..., Patch]) -> None:
     """The usual use. acme.loop is half imported when the patch is applied and has not bound the name yet."""
     library.write(
         optim="def step(x): return x\n",

@@ -127,6 +127,12 @@ def test_fp16_training_needs_a_loss_scale_and_nothing_else_may_have_one() -> Non
     assert findings({"actor": ACTOR | {"compute": "bfloat16"}}, BF16) == ["actor loss scale is 65536"]
 
 
+def test_ranks_must_agree_on_the_loss_scale() -> None:
+    (problem,) = broken_promises({"actor": {"loss_scale": "65536 | 32768"}}, Precision())
+    assert "65536 | 32768" in str(problem)
+    assert "the same on every rank" in str(problem)
+
+
 def test_every_broken_promise_is_found_at_once() -> None:
     roles = {"actor": ACTOR | {"master_weights": "float16"}, "rollout": ROLLOUT | {"kv_cache": "bfloat16"}}
     assert findings(roles, FP16) == ["actor master weights is float16", "rollout kv cache is bfloat16"]

@@ -45,9 +45,7 @@ def server_report(server: Any) -> Report:
 def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
     """One report from every trainer rank; colocated worker groups share their actors."""
     actors = {actor._actor_id: actor for group in worker_groups for actor in group.workers}
-    calls = {
-        f"trainer rank {i}": a.__ray_call__.remote(trainer_report) for i, a in enumerate(actors.values())
-    }
+    calls = {f"trainer rank {i}": a.__ray_call__.remote(trainer_report) for i, a in enumerate(actors.values())}
     return list(_answers(calls).values())
 
 

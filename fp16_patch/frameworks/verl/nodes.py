@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.proof.report import versions
 

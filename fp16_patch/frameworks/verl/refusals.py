@@ -51,9 +51,7 @@ def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
             why = STRATEGIES.get(str(strategy), "this package does not know it")
             yield _refusal(key, strategy, f"not covered: {why}", "fsdp or fsdp2", f"set {key}=fsdp2")
     if not _get(config, "trainer.use_v1"):
-        yield _refusal(
-            "trainer.use_v1", False, "the legacy trainer is not covered", "True", "use the V1 trainer"
-        )
+        yield _refusal("trainer.use_v1", False, "the legacy trainer is not covered", "True", "use the V1 trainer")
     mode = _get(config, "trainer.v1.trainer_mode")
     if mode not in ("sync", "colocate_async"):
         key = "trainer.v1.trainer_mode"
@@ -62,9 +60,7 @@ def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
     for role, path in (("actor", "actor_rollout_ref.actor"), ("critic", "critic")):
         key = f"{path}.{'fsdp_config' if role == 'actor' else 'fsdp'}.qat.enable"
         if _get(config, key):
-            yield _refusal(
-                key, True, "quantization-aware training has its own dtypes", "False", "turn it off"
-            )
+            yield _refusal(key, True, "quantization-aware training has its own dtypes", "False", "turn it off")
 
 
 def _rollout(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
@@ -121,9 +117,7 @@ def _model(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]
     for model_type in model_type_of(str(path)) if path else ():
         if model_type in refused:
             why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
-            yield _refusal(
-                key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16"
-            )
+            yield _refusal(key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16")
 
 
 def _uses_critic(config: DictConfig) -> bool:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.frameworks.vllm.precision import describe_worker
 from fp16_patch.frameworks.verl import releases
+from fp16_patch.frameworks.vllm.precision import describe_worker
 from fp16_patch.patching import Patch, status
 from fp16_patch.proof.processes import this_process
 

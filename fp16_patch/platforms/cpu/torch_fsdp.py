@@ -41,6 +41,15 @@ def _without_pinning(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply_fsdp2
 
 
+def _where_they_are(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _init_core_state(
+        state: Any, sharding_strategy: Any, mixed_precision: Any, cpu_offload: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        return original(state, sharding_strategy, mixed_precision, None, *args, **kwargs)
+
+    return _init_core_state
+
+
 PATCHES = (
     Patch(
         name="cpu-process-group",
@@ -81,6 +90,21 @@ PATCHES = (
         remove_when="verl drops FSDP1",
         make=_anywhere,
         fingerprint="036e7f21b1ee2505",
+    ),
+    Patch(
+        name="cpu-fsdp1-no-offload",
+        target="torch.distributed.fsdp._init_utils:_init_core_state",
+        also_bound=("torch.distributed.fsdp.fully_sharded_data_parallel:_init_core_state",),
+        kind="wrap",
+        distribution="torch",
+        versions=">=2.13,<2.14",
+        process="trainer rank",
+        reason="The reference model is built with CPUOffload, which pins memory; pinning needs an accelerator, and the "
+        "parameters are in main memory already.",
+        upstream="FSDP1 is in maintenance; not reported",
+        remove_when="verl drops FSDP1",
+        make=_where_they_are,
+        parameters=("state", "sharding_strategy", "mixed_precision", "cpu_offload"),
     ),
     Patch(
         name="cpu-fsdp2-no-pinned-memory",

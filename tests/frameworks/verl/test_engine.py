@@ -269,18 +269,7 @@ def test_stock_sends_merged_lora_in_bfloat16_with_eight_times_the_error(results:
     assert stock["rounding_error"] / ours["rounding_error"] == pytest.approx(8, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        pytest.param(
-            "fsdp",
-            marks=pytest.mark.xfail(
-                strict=True, reason="FSDP1's CPUOffload pins memory; the CPU platform does not prevent it yet"
-            ),
-        ),
-        "fsdp2",
-    ],
-)
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
 def test_a_reference_engine_has_no_rows_about_training(results: Outcomes, strategy: str) -> None:
     roles = merged(results(f"reference-{strategy}"), "rows", "reference")
     assert roles["reference"] == {

@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from omegaconf import OmegaConf
+
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.callback import PrecisionCallback, apply_flag
-from omegaconf import OmegaConf
 
 FP16 = "+precision@_global_=fp16"
 ENGINES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fp16_patch.recipes.session import Session
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]

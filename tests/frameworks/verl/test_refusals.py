@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import launch
 from fp16_patch.frameworks.verl.callback import apply_flag

@@ -6,9 +6,10 @@ from __future__ import annotations
 import sys
 
 import ray
+from ray.cluster_utils import Cluster
+
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.nodes import check_every_node
-from ray.cluster_utils import Cluster
 
 if __name__ == "__main__":
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
