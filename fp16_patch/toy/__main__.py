@@ -22,7 +22,6 @@ def main() -> int:
     def progress(line: str) -> None:
         print(f"[{time.monotonic() - started:4.0f}s] {line}", flush=True)
 
-    progress("loading torch and transformers")
     try:
         world = build(arguments.out, arguments.seed, progress)
     except Fp16PatchError as error:

@@ -113,9 +113,10 @@ def untrained_world(out: Path, *, train: int = 64, val: int = 16, seed: int = 0)
 
 def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
     """Train, select and write; return what the manifest tells of it."""
+    progress("loading torch and transformers")
+    started = time.monotonic()
     import torch
 
-    started = time.monotonic()
     tokenizer = character_tokenizer()
     model = new_model(tokenizer, hidden=settings.hidden, layers=settings.layers, seed=seed)
     limits = _limits(settings.digits)

@@ -13,7 +13,8 @@ from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 PLAN: dict[str, tuple[Patch, ...]] = {
     "verl.trainer.ppo.v1.trainer_base": driver.PATCHES,
     "verl.workers.engine.fsdp.transformer_impl": trainer.PATCHES,
-    "verl.workers.rollout.vllm_rollout.vllm_rollout": weight_transfer.PATCHES,
+    "verl.workers.rollout.vllm_rollout.vllm_rollout": weight_transfer.SENDER_PATCHES,
+    "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": weight_transfer.RECEIVER_PATCHES,
     "verl.workers.rollout.vllm_rollout.vllm_async_server": rollout.SERVER_PATCHES,
     "verl.workers.rollout.vllm_rollout.utils": rollout.WORKER_PATCHES,
 }
@@ -26,11 +27,14 @@ ALL_PATCHES: tuple[Patch, ...] = tuple(patch for patches in PLAN.values() for pa
 
 REQUIRED: dict[str, tuple[Patch, ...]] = {
     "task runner": driver.PATCHES,
-    "trainer rank": trainer.PATCHES + weight_transfer.PATCHES,
+    "trainer rank": trainer.PATCHES + weight_transfer.SENDER_PATCHES,
     "vLLM server": rollout.SERVER_PATCHES,
     "vLLM worker": rollout.WORKER_PATCHES,
 }
-"""Kind of process -> what its ledger must show as applied or native."""
+"""Kind of process -> what its ledger must show as applied or native.
+
+Not the receiver's patch: vLLM workers import that module at the first weight update, and a failure there ends the run.
+"""
 
 
 def activate() -> None:

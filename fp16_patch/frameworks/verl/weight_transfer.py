@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import releases
 from fp16_patch.patching import Patch
 
 if TYPE_CHECKING:
@@ -109,13 +110,13 @@ _ROLLOUT = "verl.workers.rollout.vllm_rollout"
 _UPSTREAM = "https://github.com/verl-project/verl/pull/7366 (open)"
 _REMOVE_WHEN = "verl's BucketedWeightSender raises when its receiver has failed"
 
-PATCHES = (
+SENDER_PATCHES: tuple[Patch, ...] = (
     Patch(
         name="verl-weight-receivers",
         target=f"{_ROLLOUT}.vllm_rollout:ServerAdapter._execute_method",
         kind="wrap",
-        distribution="verl",
-        versions=">=0.9,<0.10",
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
         process="trainer rank",
         reason="Remembers the ObjectRef that holds the receivers' error, for the sender. Changes no result.",
         upstream=_UPSTREAM,
@@ -127,8 +128,8 @@ PATCHES = (
         name="verl-weight-sender-watches",
         target=f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightSender._init_socket",
         kind="wrap",
-        distribution="verl",
-        versions=">=0.9,<0.10",
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
         process="trainer rank",
         reason="The run hangs for ever, with no error, when a vLLM worker fails in a weight update. Looks once a "
         "second whether it has; sets no time limit.",
@@ -137,12 +138,15 @@ PATCHES = (
         make=_watch_socket,
         parameters=("self",),
     ),
+)
+
+RECEIVER_PATCHES: tuple[Patch, ...] = (
     Patch(
         name="verl-weight-receiver-error",
         target=f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
         kind="wrap",
-        distribution="verl",
-        versions=">=0.9,<0.10",
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
         process="vLLM worker",
         reason='With shared memory, what fails in the worker is masked by a BufferError from cleaning up: "cannot '
         'close exported pointers exist". Raises the failure itself.',
@@ -152,3 +156,5 @@ PATCHES = (
         parameters=("self", "on_bucket_received"),
     ),
 )
+
+PATCHES = SENDER_PATCHES + RECEIVER_PATCHES

@@ -9,7 +9,7 @@ Each patch is applied when its target's module is imported, so nothing is import
 from __future__ import annotations
 
 import os
-from itertools import groupby
+from functools import partial
 from types import ModuleType
 
 from verl.plugin.platform import PlatformRegistry
@@ -36,19 +36,12 @@ def activate() -> None:
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
     answer_for_vllm()
     matmul.enable()
-    for module, patches in groupby(sorted(PATCHES, key=_module), key=_module):
-        _apply_with(module, tuple(patches))
+    for patch in PATCHES:
+        when_imported(patch.target.partition(":")[0], partial(_apply, patch))
 
 
-def _module(patch: Patch) -> str:
-    return patch.target.partition(":")[0]
-
-
-def _apply_with(module: str, patches: tuple[Patch, ...]) -> None:
-    def imported(_: ModuleType) -> None:
-        apply(patches)
-
-    when_imported(module, imported)
+def _apply(patch: Patch, _module: ModuleType) -> None:
+    apply([patch])
 
 
 activate()

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -50,7 +51,7 @@ class Server:
 
 
 def send(fate: str, server: Any) -> dict[str, Any]:
-    handle = f"ipc:///tmp/fp16-patch-test-{os.getpid()}-{fate.replace(' ', '-')}.sock"
+    handle = f"ipc://{tempfile.gettempdir()}/fp16-patch-test-{os.getpid()}-{fate.replace(' ', '-')}.sock"
     adapter = object.__new__(ServerAdapter)  # its constructor wants a whole rollout
     adapter._has_server, adapter.zmq_handle = True, handle
     adapter.server_handle = server
@@ -67,6 +68,7 @@ def send(fate: str, server: Any) -> dict[str, Any]:
         error = None
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
+    print(f"{fate}: done", file=sys.stderr, flush=True)
     return {"error": error, "seconds": time.monotonic() - start}
 
 
