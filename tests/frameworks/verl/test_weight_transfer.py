@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def outcomes() -> dict[str, Any]:
         try:
             out, err = process.communicate(timeout=200)
         except subprocess.TimeoutExpired:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # lets Ray end its own processes
             out, err = process.communicate()
             pytest.fail(f"a sender hangs: the one after the last that is done here\n{err[-3000:]}")
     assert process.returncode == 0, err[-3000:]
