@@ -11,6 +11,7 @@ from fp16_patch.cli import table
 from fp16_patch.patching import Patch
 
 HEADER = ("patch", "kind", "process", "target", "releases", "why", "upstream", "remove when")
+Row = tuple[str, ...]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,20 +23,38 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-
-    rows = [row(patch) for patch in ALL_PATCHES]
     if options.json:
-        print(json.dumps([dict(zip(HEADER, row, strict=True)) for row in rows], indent=2))
+        listed = [
+            {"part": part, **dict(zip(HEADER, row, strict=True))} for part, rows in parts().items() for row in rows
+        ]
+        print(json.dumps(listed, indent=2))
     elif options.markdown:
-        print(table.markdown(HEADER, rows))
+        print(as_markdown())
     else:
-        print(table.plain(HEADER[:5], [row[:5] for row in rows]))
-        print("\nReasons, upstream links and removal plans: fp16-patch patches --markdown (or --json)")
+        for part, rows in parts().items():
+            print(f"{part}\n\n{table.plain(HEADER[:5], [row[:5] for row in rows])}\n")
+        print("Reasons, upstream links and removal plans: fp16-patch patches --markdown (or --json)")
     return 0
 
 
-def row(patch: Patch) -> tuple[str, ...]:
+def parts() -> dict[str, list[Row]]:
+    """Part of this package -> its patches, a row each."""
+    from fp16_patch.frameworks.verl.plan import ALL_PATCHES
+    from fp16_patch.platforms.cpu.plan import PATCHES
+
+    names = {patch.name for patch in ALL_PATCHES}
+    return {
+        "The flag, on verl": [_row(patch) for patch in ALL_PATCHES],
+        "The CPU platform, where it is asked for": [_row(patch) for patch in PATCHES if patch.name not in names],
+    }
+
+
+def as_markdown() -> str:
+    """The tables of docs/patches.md."""
+    return "\n\n".join(f"## {part}\n\n{table.markdown(HEADER, rows)}" for part, rows in parts().items())
+
+
+def _row(patch: Patch) -> Row:
     releases = f"{patch.distributions[0]} {patch.versions}"
     head = (patch.name, patch.kind, patch.process, patch.target, releases)
     return (*head, patch.reason, patch.upstream, patch.remove_when)
