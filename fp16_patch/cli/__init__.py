@@ -20,7 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
     for command in (doctor, patches, recipes):
         command.add_parser(subparsers)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse gives up on `recipes run NAME --out DIR KEY=VALUE`: values after an option are left over.
+    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("--") for word in rest):
+        options.overrides = [*options.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(options.run(options) or 0)
     except Fp16PatchError as error:

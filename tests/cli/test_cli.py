@@ -82,3 +82,18 @@ def test_generated_documents_are_up_to_date():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("order", [["a.b=1", "--out", "x"], ["--out", "x", "a.b=1"]])
+def test_overrides_may_stand_before_or_after_options(order, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("fp16_patch.cli.recipes._run", lambda options: seen.update(vars(options)) or 0)
+    assert main(["recipes", "run", "quickstart", *order]) == 0
+    assert seen["overrides"] == ["a.b=1"]
+    assert seen["out"] == Path("x")
+
+
+def test_other_leftover_words_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["recipes", "run", "quickstart", "--out", "x", "--nonsense=1"])
+    assert "--nonsense=1" in capsys.readouterr().err
