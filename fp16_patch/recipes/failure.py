@@ -12,6 +12,7 @@ _PREFIXES = re.compile(
     r"(?P<who>(?:\([^()]*\bpid=\d+[^()]*\) ?)*)"  # Ray's and vLLM's: (TaskRunner pid=7) (EngineCore pid=8)
     r"(?:(?:INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?"  # vLLM's, on every frame
 )
+_DIED = "died unexpectedly"  # vLLM, of its worker processes
 _TRACEBACK = "Traceback (most recent call last):"
 _OURS = "fp16_patch: "
 _OUR_DETAILS = ("  allowed: ", "  next step: ", "- ")
@@ -29,6 +30,12 @@ def reason(log: Path) -> str:
     driver's traceback is preferred: it carries the worker's, while another process's may be noise of the shutdown.
     """
     streams = _streams(log)
+    died = [text for stream in streams.values() for _, text in stream if _DIED in text]
+    # Said first: the tracebacks that follow are other processes missing it.
+    return "\n".join([*died[:1], _reason(streams)])
+
+
+def _reason(streams: dict[str, Stream]) -> str:
     driver = streams.pop("", [])
     others = list(streams.values())
     for found in (

@@ -177,13 +177,16 @@ def _claim(out: Path, path: Path, recipe: Recipe) -> None:
     """Keep the recipe with its runs, so that they can be compared without it."""
     kept = out / "recipe.yaml"
     other = recipe.name
-    with contextlib.suppress(Fp16PatchError, FileNotFoundError):  # none yet, or of an older format
+    with contextlib.suppress(Fp16PatchError, FileNotFoundError, NotADirectoryError):  # none yet, or of an older format
         other = load(kept).name
     if other != recipe.name:
         raise Fp16PatchError(f"{out} holds runs of the recipe {other!r}", next_step="choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8")
-    kept.write_text(text, encoding="utf-8")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Fp16PatchError(f"--out {out}: {error.strerror}", next_step="choose a folder you can write to") from error
 
 
 def _fresh(folder: Path, say: Callable[[str], None]) -> ArmFiles:

@@ -81,4 +81,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(content.get("roles", {}), dict):
+        return None
+    return content if all(isinstance(rows, dict) for rows in content.get("roles", {}).values()) else None

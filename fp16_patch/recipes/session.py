@@ -38,7 +38,9 @@ class Session:
         self._shared_memory: set[Path] = set()
         self._started = time.time()
         self.ray_directory = Path(tempfile.mkdtemp(prefix="fp16p"))
-        own = {"PYTHONUNBUFFERED": "1", "RAY_TMPDIR": str(self.ray_directory), _MARK: mark}
+        own = {"PYTHONUNBUFFERED": "1", _MARK: mark}
+        # TMPDIR too: vLLM's sockets and whatever else goes to /tmp are then removed with Ray's.
+        own |= dict.fromkeys(("RAY_TMPDIR", "TMPDIR"), str(self.ray_directory))
         try:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(

@@ -57,9 +57,11 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
         )
     if unfit := launch.unfit_installation():
         raise several(unfit)
-    flag = config.get("fp16_patch") or {}
-    node = OmegaConf.to_container(flag, resolve=True) if flag else {}
+    node = OmegaConf.to_container(config.get("fp16_patch") or OmegaConf.create({}), resolve=False)
+    node.pop("applied", None)
+    node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
     report_path = node.pop("report_path", None)
+    _check_choice(config, node)
     precision = Precision.from_mapping(node)
 
     explicit = config_rules.explicit_overrides(config)
@@ -81,6 +83,23 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
     for change in changes:
         print(f"  {change.key}: {change.before} -> {change.after}")
     return changes
+
+
+def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
+    for override in OmegaConf.select(config, "hydra.overrides.task") or []:
+        group, _, chosen = str(override).lstrip("+").partition("=")
+        if group.partition("@")[0] == "precision" and chosen.startswith("["):
+            raise Fp16PatchError(
+                f"{override}: more than one precision",
+                allowed="one of fp16, bf16, fp32",
+                next_step="give one; fp16_patch.rollout_dtype sets another one for the rollout",
+            )
+    if "loss_scaling" in node and node["loss_scaling"] is None:
+        raise Fp16PatchError(
+            "fp16_patch.loss_scaling=null: FP16 training without loss scaling loses small gradients",
+            allowed="the settings of torch.amp.GradScaler",
+            next_step="remove the override; growth_factor=1 and a fixed init_scale keep the scale from growing",
+        )
 
 
 def _stop(error: Fp16PatchError) -> NoReturn:

@@ -93,6 +93,8 @@ def plan(
         before = _select(config, rule.key)
         if _same(before, rule.value):
             continue
+        if before is _MISSING and not _is_node(config, rule.key.rpartition(".")[0]):
+            before = _select(config, rule.key.rpartition(".")[0])  # such as mixed_precision=bf16, no mapping at all
         if rule.key in explicit or before not in rule.stock:
             problems.append(
                 Fp16PatchError(
@@ -114,9 +116,25 @@ def rewrite(config: DictConfig, changes: list[Change]) -> None:
 
 
 def explicit_overrides(config: DictConfig) -> frozenset[str]:
-    """The keys on the command line, without Hydra's ``+``, ``++`` and ``~``."""
-    overrides = OmegaConf.select(config, "hydra.overrides.task") or []
-    return frozenset(str(override).lstrip("+~").split("=", 1)[0] for override in overrides)
+    """The keys set on the command line; ``a={b:1}`` sets ``a.b``."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides([*(OmegaConf.select(config, "hydra.overrides.task") or [])])
+    return frozenset(key for override in overrides for key in _leaves(override.key_or_group, override.value()))
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield key
+        return
+    for name, child in value.items():
+        yield from _leaves(f"{key}.{name}", child)
+
+
+def _is_node(config: DictConfig, key: str) -> bool:
+    """Whether ``key`` is a section, or not there at all: a place where keys can be added."""
+    value = _select(config, key)
+    return value is _MISSING or isinstance(value, DictConfig)
 
 
 def _select(config: DictConfig, key: str) -> Any:

@@ -44,10 +44,16 @@ def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError
 
 
 def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
-    keys = ["actor_rollout_ref.actor.strategy"] + (["critic.strategy"] if _uses_critic(config) else [])
-    for key in keys:
+    engines = {"actor_rollout_ref.actor.strategy": "actor_rollout_ref.actor.fsdp_config"}
+    if _uses_critic(config):
+        engines["critic.strategy"] = "critic.fsdp"
+    for key, engine in engines.items():
         strategy = _get(config, key)
-        if strategy not in ("fsdp", "fsdp2"):
+        if strategy in ("fsdp", "fsdp2"):
+            if not _get(config, engine):
+                why = "without it verl trains in its default, BF16"
+                yield _refusal(engine, _get(config, engine), why, "verl's own section", f"do not remove {engine}")
+        else:
             why = STRATEGIES.get(str(strategy), "this package does not know it")
             yield _refusal(key, strategy, f"not covered: {why}", "fsdp or fsdp2", f"set {key}=fsdp2")
     if not _get(config, "trainer.use_v1"):
@@ -79,14 +85,22 @@ def _rollout(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchErro
     if _get(config, f"{rollout}.disaggregation.enabled"):
         key = f"{rollout}.disaggregation.enabled"
         yield _refusal(key, True, "prefill/decode servers have not been proven", "False", "turn it off")
-    engine = _get(config, f"{rollout}.engine_kwargs.vllm") or {}
-    for key in ("dtype", "kv_cache_dtype", "quantization", "worker_extension_cls"):
-        value = engine.get(key)
-        if value is None or _harmless(key, value, precision):
-            continue
-        path = f"{rollout}.engine_kwargs.vllm.{key}"
-        why = f"it overrides what the flag gives vLLM ({precision.rollout})"
-        yield _refusal(path, value, why, "unset", f"remove {path}")
+    yield from _engine_arguments(f"{rollout}.engine_kwargs.vllm", config, precision)
+
+
+def _engine_arguments(path: str, config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    """Arguments handed to vLLM as they are; verl turns both ``kv_cache_dtype`` and ``kv-cache-dtype`` into options."""
+    arguments = _get(config, path) or {}
+    if not isinstance(arguments, DictConfig | dict):
+        yield _refusal(path, arguments, "it is no mapping of vLLM's arguments", "a mapping", f"correct {path}")
+        return
+    for key, value in arguments.items():
+        name = str(key).replace("-", "_")
+        hidden = name == "hf_overrides" and "dtype" in str(value)
+        sets_dtype = name in ("dtype", "kv_cache_dtype", "quantization", "worker_extension_cls")
+        if value is not None and (hidden or (sets_dtype and not _harmless(name, value, precision))):
+            why = f"it overrides what the flag gives vLLM ({precision.rollout})"
+            yield _refusal(f"{path}.{key}", value, why, "unset", f"remove {path}.{key}")
 
 
 def _harmless(key: str, value: Any, precision: Precision) -> bool:

@@ -126,3 +126,23 @@ def test_multirun_is_refused(compose, capsys):
     with pytest.raises(SystemExit):
         PrecisionCallback().on_multirun_start(compose(FP16))
     assert "multirun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", ["+precision@_global_=fp16", "+precision=fp16", "+precision@elsewhere=fp16"])
+def test_a_flag_whose_callback_never_runs_cannot_train(compose, spelling):
+    """As with ``hydra.callbacks=null``. verl's task runner resolves the whole configuration first of all."""
+    from omegaconf.errors import UnsupportedInterpolationType
+
+    config = compose(spelling)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]  # as Hydra does before it calls main
+    with pytest.raises(UnsupportedInterpolationType, match="fp16_patch_callback_did_not_run"):
+        OmegaConf.to_container(config, resolve=True)
+
+
+def test_once_applied_the_configuration_resolves(compose):
+    config = compose(FP16, "hydra.runtime.output_dir=out", "hydra.job.num=0", "hydra.job.id=0")
+    apply_flag(config)
+    resolved = OmegaConf.to_container(config.fp16_patch, resolve=True)
+    assert "applied" not in resolved
+    assert resolved["train_dtype"] == "fp16"

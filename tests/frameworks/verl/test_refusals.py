@@ -37,6 +37,16 @@ REFUSED = {
     ("model_engine=torchtitan",): f"{ACTOR}.strategy=torchtitan",
     ("model_engine=megatron",): f"{ACTOR}.strategy=megatron",
     ("algorithm.adv_estimator=gae", "critic.strategy=automodel"): "critic.strategy=automodel",
+    (f"+{ACTOR}.fsdp_config.mixed_precision=bf16",): "mixed_precision.param_dtype=bf16",
+    (f"+{ACTOR}.fsdp_config.mixed_precision=null",): "mixed_precision.param_dtype=None",
+    (f"+{ACTOR}.fsdp_config.mixed_precision={{param_dtype:bf16}}",): "mixed_precision.param_dtype=bf16",
+    ("actor_rollout_ref.ref.fsdp_config={dtype:bfloat16}",): "actor_rollout_ref.ref.fsdp_config.dtype=bfloat16",
+    (f"{ACTOR}.fsdp_config=null",): f"{ACTOR}.fsdp_config=None",
+    (f"~{ACTOR}.fsdp_config",): f"{ACTOR}.fsdp_config=None",
+    (f"+{ROLLOUT}.engine_kwargs.vllm.kv-cache-dtype=bfloat16",): "engine_kwargs.vllm.kv-cache-dtype=bfloat16",
+    (f"+{ROLLOUT}.engine_kwargs.vllm.hf_overrides={{torch_dtype:bfloat16}}",): "engine_kwargs.vllm.hf_overrides",
+    (f"++{ROLLOUT}.engine_kwargs.vllm=foo",): "engine_kwargs.vllm=foo",
+    ("fp16_patch.loss_scaling=null",): "fp16_patch.loss_scaling=null",
     ("trainer.use_v1=False",): "trainer.use_v1",
     ("trainer.v1.trainer_mode=separate_async",): "trainer.v1.trainer_mode=separate_async",
     ("+fp16_patch.loss_scaling.init_scal=4",): "fp16_patch.loss_scaling.init_scal=4",
@@ -105,3 +115,8 @@ def test_another_application_of_hydra(compose):
 
     with pytest.raises(Fp16PatchError, match="not verl's PPO trainer"):
         apply_flag(OmegaConf.create({"fp16_patch": {"train_dtype": "fp16", "rollout_dtype": "fp16"}}))
+
+
+def test_two_precisions_at_once(compose):
+    with pytest.raises(Fp16PatchError, match="more than one precision"):
+        apply_flag(compose("+precision@_global_=[fp16,bf16]"))
