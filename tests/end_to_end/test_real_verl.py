@@ -57,14 +57,18 @@ def test_critic_and_merged_lora_on_fsdp1(run_verl):
         "actor_rollout_ref.model.target_modules=all-linear",
         "actor_rollout_ref.model.lora.merge=True",
         "actor_rollout_ref.rollout.load_format=safetensors",
+        "fp16_patch.loss_scaling.init_scale=1024",
     )
     assert run.result.status == "completed", run.why()
     roles = run.report["roles"]
     assert roles["critic"]["compute"] == roles["actor"]["compute"] == "float16"
-    assert roles["critic"]["gradients"] == roles["critic"]["optimizer_state"] == "float32"
-    assert roles["critic"]["loss_scale"] != "none"
+    assert roles["critic"]["gradients"] == "float32"
+    # An untrained critic's gradients may overflow: its first update is then skipped, and has made no state.
+    skipped = run.metrics[0]["critic/update_skipped"] == 1
+    assert roles["critic"]["optimizer_state"] == ("created at the first update" if skipped else "float32")
+    assert roles["critic"]["loss_scale"] == ("512" if skipped else "1024")
     assert roles["rollout"]["weights_on_the_wire"] == "float16", "merged LoRA weights must not pass through BF16"
-    assert all(step["critic/loss_scale"] == 65536 for step in run.metrics)
+    assert run.metrics[0]["critic/loss_scale"] == run.metrics[0]["actor/loss_scale"] == 1024, "the user's setting"
 
 
 def sabotage(monkeypatch: pytest.MonkeyPatch, what: str) -> str:
