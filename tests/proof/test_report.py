@@ -133,6 +133,14 @@ def test_ranks_must_agree_on_the_loss_scale() -> None:
     assert "the same on every rank" in str(problem)
 
 
+def test_rollout_parts_may_stay_wider_but_never_become_another_half() -> None:
+    held = {"weights": "float16 (99.9%), float32 (0.1%)", "kv_cache": "float16 (90.0%), float32 (10.0%)"}
+    assert broken_promises({"rollout": held}, Precision()) == []
+    for value in ("float16 (99.9%), bfloat16 (0.1%)", "float32", "float8_e4m3fn", "float16 (50.0%), int8 (50.0%)"):
+        assert len(broken_promises({"rollout": {"weights": value}}, Precision())) == 1, value
+    assert len(broken_promises({"actor": {"gradients": "float16, float32"}}, Precision())) == 1
+
+
 def test_every_broken_promise_is_found_at_once() -> None:
     roles = {"actor": ACTOR | {"master_weights": "float16"}, "rollout": ROLLOUT | {"kv_cache": "bfloat16"}}
     assert findings(roles, FP16) == ["actor master weights is float16", "rollout kv cache is bfloat16"]

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision import Precision, long_name
+from fp16_patch.precision import Precision, long_name, short_name
 
 TRAINER_ENGINES = {
     "actor": "actor_rollout_ref.actor.fsdp_config",
@@ -141,11 +141,10 @@ def _select(config: DictConfig, key: str) -> Any:
     return OmegaConf.select(config, key, default=_MISSING)
 
 
-_SPELLINGS = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
-
-
 def _same(value: Any, wanted: Any) -> bool:
-    def spelled(v: Any) -> Any:
-        return _SPELLINGS.get(v, v) if isinstance(v, str) else v
-
-    return bool(spelled(value) == spelled(wanted))
+    if not isinstance(wanted, str):
+        return bool(value == wanted)
+    try:
+        return short_name("", value) == short_name("", wanted)
+    except Fp16PatchError:  # no dtype at all
+        return False

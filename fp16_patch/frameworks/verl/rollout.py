@@ -11,11 +11,11 @@ from typing import Any
 from fp16_patch.frameworks.verl import releases
 from fp16_patch.frameworks.vllm.precision import describe_worker
 from fp16_patch.patching import Patch, status
+from fp16_patch.proof.observed import seen
 from fp16_patch.proof.processes import this_process
 
 _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer"
 _EXTENSION = "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension"
-_SEEN = "_fp16_patch_seen"  # on a vLLM worker: dtypes observed as tensors passed by
 REPORT = "fp16_patch_report"
 
 
@@ -39,7 +39,7 @@ def report_method(_original: None) -> Callable[..., str]:
 
     def fp16_patch_report(self: Any) -> str:
         # JSON, because vLLM sends answers between its processes as plain data only.
-        rows = describe_worker(self) | getattr(self, _SEEN, {})
+        rows = describe_worker(self) | seen(self)
         return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
 
     return fp16_patch_report
@@ -51,9 +51,9 @@ def observe_wire(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def _update_weights(self: Any, weights: Any, peft_config: dict[str, Any], base_sync_done: bool) -> Any:
         dtypes = {str(tensor.dtype).removeprefix("torch.") for _, tensor in weights}
-        seen = _seen(self)
-        earlier = seen.get("weights_on_the_wire", "").split(", ") if "weights_on_the_wire" in seen else []
-        seen["weights_on_the_wire"] = ", ".join(sorted(dtypes.union(earlier)))
+        notes = seen(self)
+        earlier = notes["weights_on_the_wire"].split(", ") if "weights_on_the_wire" in notes else []
+        notes["weights_on_the_wire"] = ", ".join(sorted(dtypes.union(earlier)))
         return original(self, weights, peft_config, base_sync_done)
 
     return _update_weights
@@ -72,20 +72,13 @@ def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
         def observed(*args: Any, **kwargs: Any) -> Any:
             logits = compute_logits(*args, **kwargs)
             if logits is not None:  # tensor-parallel ranks other than 0 may get none
-                _seen(self)["logits"] = str(logits.dtype).removeprefix("torch.")
+                seen(self)["logits"] = str(logits.dtype).removeprefix("torch.")
             return logits
 
         model.compute_logits = observed
         return result
 
     return monkey_patch_model
-
-
-def _seen(worker: Any) -> dict[str, str]:
-    if not hasattr(worker, _SEEN):
-        setattr(worker, _SEEN, {})
-    seen: dict[str, str] = getattr(worker, _SEEN)
-    return seen
 
 
 def _patch(process: str, **kwargs: Any) -> Patch:

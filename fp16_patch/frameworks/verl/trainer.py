@@ -13,9 +13,9 @@ from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.proof.dtypes import agree
 from fp16_patch.proof.fsdp import describe_fsdp
+from fp16_patch.proof.observed import seen
 
 _MODULE = "verl.workers.engine.fsdp.transformer_impl"
-_SEEN = "_fp16_patch_seen"  # on an engine: dtypes observed as tensors passed by
 
 Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 
@@ -95,7 +95,7 @@ def publish_loss_scale(original: Callable[..., Any]) -> Callable[..., Any]:
         outputs = original(self, data, loss_function)
         # Non-finite ones are gone already where there is no scaler: verl drops them.
         if gradients := [p.grad.dtype for p in self.module.parameters() if p.grad is not None]:
-            _seen(self)["gradients"] = agree(gradients)
+            seen(self)["gradients"] = agree(gradients)
         if scaler is not None and self.is_mp_src_rank_with_outputs():
             # torch's own sign of a skipped step: the scale went down. A list, as verl gathers lists.
             outputs["metrics"]["loss_scale"] = [before]
@@ -116,17 +116,10 @@ def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
         logits = getattr(output, "logits", None)
         for name, tensor in {"logits": logits, **result}.items():
             if name in ("logits", "log_probs", "values") and tensor is not None:
-                _seen(self)[name] = agree([tensor.dtype])
+                seen(self)[name] = agree([tensor.dtype])
         return result
 
     return prepare_model_outputs
-
-
-def _seen(engine: Engine) -> dict[str, str]:
-    if not hasattr(engine, _SEEN):
-        setattr(engine, _SEEN, {})
-    seen: dict[str, str] = getattr(engine, _SEEN)
-    return seen
 
 
 def describe_engine(engine: Engine) -> dict[str, str]:
@@ -141,7 +134,7 @@ def describe_engine(engine: Engine) -> dict[str, str]:
     if engine.optimizer is None:
         for name in ("gradient_reduction", "gradient_accumulation", "optimizer_state", "loss_scale"):
             rows.pop(name)
-    return rows | _seen(engine)
+    return rows | seen(engine)
 
 
 def _patch(name: str, target: str, **kwargs: Any) -> Patch:

@@ -76,6 +76,6 @@ def _outcome(case: Case, rank: int, store: Path) -> Result:
         torch.manual_seed(rank)
         result = case.run(rank)
         torch.distributed.barrier()  # a rank that leaves takes its connections along
-    except Exception:
+    except Exception:  # the parent test prints it
         return {"error": traceback.format_exc()}
     return {"result": result}
