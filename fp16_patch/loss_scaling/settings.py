@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of dynamic loss scaling, in torch's names, validated."""
+"""The settings of dynamic loss scaling, in torch's names where torch has one, validated."""
 
 from __future__ import annotations
 
@@ -11,38 +11,57 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 
+LIMITS = (2.0**-24, 2.0**31)
+"""Scales that FP32 can multiply a loss by, and divide a gradient by, without losing either."""
+
 
 @dataclass(frozen=True)
 class LossScaling:
-    """Arguments of ``torch.amp.GradScaler``; the same names, the same meaning.
+    """The first four are arguments of ``torch.amp.GradScaler``; the others bound it. One meaning on every backend.
 
-    The defaults are those of the paper's FSDP runs (verl_fp16.patch in sail-sg/Precision-RL: torch's
-    default initial scale, ``growth_interval=400`` optimizer steps). Raises :class:`Fp16PatchError` on a
-    value torch would accept and then scale wrongly with.
+    Raises :class:`Fp16PatchError` on a value torch would accept and then scale wrongly with.
     """
 
     init_scale: float = 65536.0
+    """Torch's default, and the paper's on FSDP."""
     growth_factor: float = 2.0
     backoff_factor: float = 0.5
     growth_interval: int = 400
+    """Updates in a row without an overflow before the scale grows. The paper's on FSDP (verl_fp16.patch in
+    sail-sg/Precision-RL)."""
+    hysteresis: int = 1
+    """Overflows before the scale backs off; full again when the scale grows. 1: torch's behaviour; Megatron's word."""
+    min_scale: float = 1.0
+    """The scale never falls below. Megatron's and DeepSpeed's default; torch has none, and reaches 0."""
+    max_scale: float = 2.0**31
+    """The scale never grows above: keeps scale times loss well inside FP32. Ours; torch has none."""
+    max_consecutive_skips: int = 20
+    """Skipped updates in a row that stop the run. Ours: 2**16 to 1 are 16 backoffs, and a few more for luck."""
 
     def __post_init__(self) -> None:
-        for name in ("init_scale", "growth_factor", "backoff_factor"):
+        for name in ("init_scale", "growth_factor", "backoff_factor", "min_scale", "max_scale"):
             value = _number(name, getattr(self, name))
             # Only powers of two multiply FP16 gradients without rounding them.
             if value <= 0 or math.frexp(value)[0] != 0.5:
-                raise _refuse(name, getattr(self, name), "a positive power of two, such as 65536, 2 or 0.5")
+                raise refuse(name, getattr(self, name), "a positive power of two, such as 65536, 2 or 0.5")
             object.__setattr__(self, name, value)
-        if self.growth_factor < 1:
-            raise _refuse("growth_factor", self.growth_factor, "1 (never grow) or more")
+        for name in ("growth_interval", "hysteresis", "max_consecutive_skips"):
+            count = _number(name, getattr(self, name))
+            if not count.is_integer() or count < 1:
+                raise refuse(name, getattr(self, name), "a whole number, 1 or more")
+            object.__setattr__(self, name, int(count))
+        if self.growth_factor <= 1:
+            raise refuse("growth_factor", self.growth_factor, "2 or more; max_scale=init_scale keeps it from growing")
         if self.backoff_factor >= 1:
-            raise _refuse("backoff_factor", self.backoff_factor, "a power of two below 1, such as 0.5")
-        if not 1 <= self.init_scale <= 2.0**31:
-            raise _refuse("init_scale", self.init_scale, "1 to 2**31: below, gradients underflow; above, all overflow")
-        interval = _number("growth_interval", self.growth_interval)
-        if not interval.is_integer() or interval < 1:
-            raise _refuse("growth_interval", self.growth_interval, "a whole number of optimizer steps, 1 or more")
-        object.__setattr__(self, "growth_interval", int(self.growth_interval))
+            raise refuse("backoff_factor", self.backoff_factor, "a power of two below 1, such as 0.5")
+        for name in ("init_scale", "min_scale", "max_scale"):
+            if not LIMITS[0] <= getattr(self, name) <= LIMITS[1]:
+                raise refuse(name, getattr(self, name), "2**-24 to 2**31: below, gradients underflow; above, all overflow")
+        if self.min_scale > self.max_scale:
+            raise refuse("min_scale", self.min_scale, f"at most max_scale={self.max_scale:g}")
+        if not self.min_scale <= self.init_scale <= self.max_scale:
+            allowed = f"min_scale={self.min_scale:g} to max_scale={self.max_scale:g}"
+            raise refuse("init_scale", self.init_scale, allowed)
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> LossScaling:
@@ -64,17 +83,18 @@ class LossScaling:
         return cls(**settings)
 
     def as_dict(self) -> dict[str, float | int]:
-        """Keyword arguments for ``GradScaler``."""
+        """The inverse of :meth:`from_mapping`; JSON-able."""
         return asdict(self)
 
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise _refuse(name, value, "a finite number")
+        raise refuse(name, value, "a finite number")
     return float(value)
 
 
-def _refuse(name: str, value: object, allowed: str) -> Fp16PatchError:
+def refuse(name: str, value: object, allowed: str) -> Fp16PatchError:
+    """The error for one setting that cannot be used."""
     return Fp16PatchError(
         f"fp16_patch.loss_scaling.{name}={value!r} cannot be used",
         allowed=allowed,

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch's ShardedGradScaler, bounded and repaired.
+
+What is wrong with it (torch 2.13, distributed/fsdp/sharded_grad_scaler.py): the scale halves without a floor, so
+some 165 bad updates make it 0.0, its inverse infinite and the next good gradients NaN with found_inf unset, and
+the optimizer steps on them; it grows without a ceiling; nothing says that a step was skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.loss_scaling.gradients import Layout
+from fp16_patch.loss_scaling.settings import LossScaling
+from fp16_patch.loss_scaling.state import validate
+
+HISTORY = 200
+
+
+@dataclass
+class Counts:
+    """What has happened so far; all of it is saved and restored."""
+
+    updates: int = 0
+    """Calls of ``update()``: optimizer steps made or skipped."""
+    skipped: int = 0
+    consecutive: int = 0
+    """Updates skipped in a row, up to now."""
+    growths: int = 0
+    backoffs: int = 0
+
+
+class LossScaler(ShardedGradScaler):
+    """torch's interface, unchanged: ``scale``, ``unscale_``, ``step``, ``update``, ``state_dict``.
+
+    ``device`` is the device type of the losses; ``process_group`` the ranks that agree on every step, None for
+    all; ``module`` what is trained, wrapped already (for :func:`~fp16_patch.loss_scaling.step.clip_and_step`).
+    """
+
+    def __init__(
+        self,
+        settings: LossScaling,
+        device: str = "cuda",
+        process_group: Any = None,
+        module: torch.nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            init_scale=settings.init_scale,
+            growth_factor=settings.growth_factor,
+            backoff_factor=settings.backoff_factor,
+            growth_interval=settings.growth_interval,
+            process_group=process_group,
+        )
+        if not self.is_enabled():  # torch only warns, and then does not scale at all
+            raise Fp16PatchError(
+                f"no loss scaling on device type {device!r}: torch turned its scaler off",
+                allowed="a device type that torch finds here, or cpu",
+                next_step="check that CUDA is available in this process",
+            )
+        world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
+        self.layout = Layout(world_size) if module is None else Layout.of(module, world_size)
+        self.settings = settings
+        self.counts = Counts()
+        self.hysteresis_left = settings.hysteresis
+        self.history: deque[tuple[int, float]] = deque([(0, settings.init_scale)], maxlen=HISTORY)
+        """(updates so far, scale from then on), oldest first."""
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """As torch's, within ``min_scale`` and ``max_scale``; an overflow takes the hysteresis first."""
+        before = self.get_scale()
+        if new_scale is not None:
+            super().update(new_scale)
+            self._bounded(before)
+            return
+        skipped = self._any_found_inf()
+        self.counts.updates += 1
+        self.counts.skipped += skipped
+        self.counts.consecutive = self.counts.consecutive + 1 if skipped else 0
+        if skipped and self.hysteresis_left > 1:
+            self.hysteresis_left -= 1
+            self._growth_tracker.zero_()
+            super().update(before)  # keeps the scale; forgets this iteration's optimizers
+        else:
+            super().update()
+        if not skipped and self._get_growth_tracker() == 0:  # an interval without overflow, also at the ceiling
+            self.hysteresis_left = self.settings.hysteresis
+        self._bounded(before)
+
+    def _bounded(self, before: float) -> None:
+        wanted = self.get_scale()
+        scale = min(max(wanted, self.settings.min_scale), self.settings.max_scale)
+        if scale != wanted:
+            self._scale.fill_(scale)
+        if scale > before:
+            self.counts.growths += 1
+        elif scale < before:
+            self.counts.backoffs += 1
+        if scale != before:
+            self.history.append((self.counts.updates, scale))
+
+    def _any_found_inf(self) -> bool:
+        found = [t for state in self._per_optimizer_states.values() for t in state["found_inf_per_device"].values()]
+        return any(t.item() for t in found)
+
+    def record(self, optimizer: torch.optim.Optimizer, *, finite: bool) -> None:
+        """Tell the scaler what a check of its own kind found, in place of ``unscale_``; the same on every rank."""
+        self.ensure_scale()
+        state = self._per_optimizer_states[id(optimizer)]
+        state["found_inf_per_device"] = {self._scale.device: self._scale.new_tensor(float(not finite))}
+
+    def ensure_scale(self) -> torch.Tensor:
+        """The scale as a tensor, also on a rank that has not scaled a loss yet. Raises where its inverse is not finite."""
+        if self._scale is None:
+            self._lazy_init_scale_growth_tracker(torch.device(self._device))
+        scale = self.get_scale()
+        if not (scale > 0 and math.isfinite(scale) and math.isfinite(1 / scale)):
+            raise Fp16PatchError(
+                f"the loss scale is {scale}: gradients cannot be divided by it",
+                allowed=f"{self.settings.min_scale:g} to {self.settings.max_scale:g}",
+                next_step="do not set the scaler's scale by hand; resume from a checkpoint",
+            )
+        return self._scale
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        self.ensure_scale()
+        super().unscale_(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: scale, trackers, counts, history, and the settings it was made with."""
+        return {
+            "scale": self.get_scale(),
+            "growth_tracker": self._get_growth_tracker(),
+            "hysteresis_left": self.hysteresis_left,
+            "counts": asdict(self.counts),
+            "history": [list(entry) for entry in self.history],
+            "settings": self.settings.as_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was saved, under this scaler's own settings.
+
+        An ``init_scale`` other than the saved one is a new start of the scale; counts go on. A scale outside
+        this scaler's bounds becomes the nearest bound. Raises :class:`Fp16PatchError` on anything that
+        :meth:`state_dict` cannot have returned, and changes nothing then.
+        """
+        state = validate(state_dict)
+        settings = self.settings
+        restart = settings.init_scale != state["settings"]["init_scale"]
+        scale = settings.init_scale if restart else min(max(state["scale"], settings.min_scale), settings.max_scale)
+        tracker = 0 if restart else min(state["growth_tracker"], settings.growth_interval - 1)
+        self._init_scale, self._init_growth_tracker = scale, tracker
+        if self._scale is not None:
+            self._scale.fill_(scale)
+            self._growth_tracker.fill_(tracker)
+        self.hysteresis_left = settings.hysteresis if restart else min(state["hysteresis_left"], settings.hysteresis)
+        self.counts = Counts(**{field.name: state["counts"][field.name] for field in fields(Counts)})
+        self.history = deque([(updates, value) for updates, value in state["history"]], maxlen=HISTORY)
+        if scale != self.history[-1][1]:
+            self.history.append((self.counts.updates, scale))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scaler's state on disk: one small JSON file beside a checkpoint. Nothing pickled, nothing trusted unread."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.loss_scaling.settings import LossScaling
+
+FILE = "loss_scaler.json"
+FORMAT = "fp16_patch.loss_scaler/1"
+COUNTS = ("updates", "skipped", "consecutive", "growths", "backoffs")
+KEYS = {"scale", "growth_tracker", "hysteresis_left", "counts", "history", "settings"}
+
+State = dict[str, Any]
+
+
+def save(state: State, folder: str | Path) -> Path:
+    """Write ``state`` (of ``LossScaler.state_dict()``) into ``folder``. A reader never sees half of it."""
+    target = Path(folder) / FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{FILE}.{os.getpid()}")
+    with partial.open("w") as file:
+        json.dump({"format": FORMAT, **state}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, target)
+    return target
+
+
+def load(path: str | Path) -> State | None:
+    """What :func:`save` wrote to the file ``path``; None where there is none.
+
+    Raises :class:`Fp16PatchError` on a file that is damaged or somebody else's.
+    """
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _foreign(f"{type(error).__name__}: {error}", path) from error
+    try:
+        state = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _foreign(f"it is not JSON ({error})", path) from error
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise _foreign(f"its format is not {FORMAT!r}", path)
+    return validate(state, path)
+
+
+def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
+    """``state`` itself, if a ``LossScaler`` can have written it; else :class:`Fp16PatchError`."""
+    if not isinstance(state, Mapping) or set(state) != KEYS:
+        raise _foreign(f"it should have exactly the keys {', '.join(sorted(KEYS))}", path)
+    if not _scale(state["scale"]):
+        raise _foreign(f"scale={state['scale']!r} is not a positive finite number", path)
+    for key in ("growth_tracker", "hysteresis_left"):
+        if not _count(state[key]):
+            raise _foreign(f"{key}={state[key]!r} is not a count", path)
+    counts = state["counts"]
+    if not isinstance(counts, Mapping) or set(counts) != set(COUNTS) or not all(map(_count, counts.values())):
+        raise _foreign(f"counts={counts!r} should be {', '.join(COUNTS)}", path)
+    history = state["history"]
+    if not isinstance(history, list) or not history or not all(_entry(entry) for entry in history):
+        raise _foreign("history is not a list of (updates, scale)", path)
+    try:
+        settings = LossScaling.from_mapping(state["settings"])
+    except (Fp16PatchError, TypeError) as error:
+        raise _foreign(f"its settings are not loss-scaling settings: {getattr(error, 'what', error)}", path) from error
+    return {**state, "settings": settings.as_dict()}
+
+
+def _scale(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value > 0
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _entry(entry: object) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2 and _count(entry[0]) and _scale(entry[1])
+
+
+def _foreign(why: str, path: str | Path | None) -> Fp16PatchError:
+    where = f"the loss scaler's state in {path}" if path else "the loss scaler's state"
+    return Fp16PatchError(
+        f"{where} cannot be used: {why}",
+        allowed=f"what this package wrote beside a checkpoint as {FILE}",
+        next_step="restore the file from a copy, or remove it to start at init_scale with a warning",
+    )

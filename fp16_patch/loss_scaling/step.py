@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unscale, clip and step in as few passes over the gradients as there can be.
+
+One pass finds the norm and with it every inf and NaN; 1/scale and the clip coefficient are one factor. torch's
+fused optimizers take that factor themselves (``grad_scale``); for the others it is one multiplication.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fp16_patch.loss_scaling.gradients import gradients_of
+from fp16_patch.loss_scaling.scaler import LossScaler
+from fp16_patch.loss_scaling.statistics import GradientStatistics, gather_statistics
+
+EPSILON = 1e-6
+"""torch.nn.utils.clip_grad_norm_'s."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of one update; the same on every rank."""
+
+    skipped: bool
+    """An inf or NaN somewhere: no weight, no optimizer state and no step count has changed."""
+    grad_norm: float | None
+    """Of the true gradients, before clipping; None on a skipped update, where there is none."""
+    loss_scale: float
+    """The scale this update's loss was multiplied by."""
+    statistics: GradientStatistics
+
+
+def clip_and_step(
+    scaler: LossScaler,
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    *,
+    health: bool = True,
+) -> Update:
+    """In place of ``unscale_``, ``clip_grad_norm_``, ``step`` and ``update``; equal to them up to rounding.
+
+    Collective over the scaler's process group. Afterwards the gradients are used up: call ``zero_grad``.
+    Raises :class:`Fp16PatchError` on half-precision master weights.
+    """
+    scale = scaler.ensure_scale()
+    gradients = list(gradients_of(optimizer, scaler.layout))
+    statistics = gather_statistics(
+        gradients, scale.device, scaler.process_group, health=health, offset=scaler.counts.updates
+    )
+    loss_scale = scaler.get_scale()
+    grad_norm = statistics.norm / loss_scale
+    scaler.record(optimizer, finite=statistics.finite)
+    if statistics.finite:
+        clip = min(1.0, max_norm / (grad_norm + EPSILON))
+        _step(optimizer, [gradient.local for gradient in gradients], clip / loss_scale)
+    scaler.update()
+    return Update(
+        skipped=not statistics.finite,
+        grad_norm=grad_norm if statistics.finite else None,
+        loss_scale=loss_scale,
+        statistics=statistics,
+    )
+
+
+def _step(optimizer: Any, gradients: list[torch.Tensor], factor: float) -> None:
+    """One optimizer step on ``factor`` times the gradients."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and gradients and factor:
+        # torch's contract with its fused optimizers (GradScaler.step): attributes for one step, divided by.
+        optimizer.grad_scale = torch.tensor(1.0 / factor, dtype=torch.float32, device=gradients[0].device)
+        optimizer.found_inf = torch.zeros_like(optimizer.grad_scale)
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+        return
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        by_device.setdefault(gradient.device, []).append(gradient)
+    for same_device in by_device.values():
+        torch._foreach_mul_(same_device, factor)
+    optimizer.step()
