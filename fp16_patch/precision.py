@@ -19,6 +19,10 @@ _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _SHORT = {long: short for short, long in _LONG.items()} | {name: name for name in _LONG} | {"half": "fp16"}
 
 
+REPORTS_VARIABLE = "FP16_PATCH_REPORTS"
+"""Carries the folder of the reports into every process the framework starts."""
+
+
 def short_name(key: str, dtype: object) -> str:
     """``"float16"``, ``"half"`` or ``"fp16"`` -> ``"fp16"``; anything else is refused, naming ``key``."""
     name = str(dtype).removeprefix("torch.").lower()
@@ -47,10 +51,27 @@ class Precision:
     train: str = "fp16"
     rollout: str = "fp16"
     loss_scaling: LossScaling = field(default_factory=LossScaling)
+    fp32_modules: tuple[str, ...] = ()
+    """Shell-style patterns of module names that the trainer computes in FP32."""
+    trace_update: int | None = None
+    """The update, counted from 1, whose overflow report is written whether it overflows or not."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", short_name("fp16_patch.train_dtype", self.train))
         object.__setattr__(self, "rollout", short_name("fp16_patch.rollout_dtype", self.rollout))
+        object.__setattr__(self, "fp32_modules", _patterns(self.fp32_modules))
+        if self.trace_update is not None and (type(self.trace_update) is not int or self.trace_update < 1):
+            raise Fp16PatchError(
+                f"fp16_patch.trace_update={self.trace_update!r} is not an update",
+                allowed="null, or a whole number counted from 1",
+                next_step="set it to the update to trace, or remove it",
+            )
+        if self.trace_update is not None and self.train != "fp16":
+            raise Fp16PatchError(
+                f"fp16_patch.trace_update={self.trace_update} with train dtype {self.train}: there is no loss scale to trace",
+                allowed="a train dtype of fp16",
+                next_step="remove fp16_patch.trace_update",
+            )
 
     @property
     def name(self) -> str:
@@ -63,7 +84,7 @@ class Precision:
 
         Raises :class:`Fp16PatchError` on a key that is missing or unknown.
         """
-        known = ("train_dtype", "rollout_dtype", "loss_scaling")
+        known = ("train_dtype", "rollout_dtype", "loss_scaling", "fp32_modules", "trace_update")
         for key in node:
             if key not in known:
                 raise Fp16PatchError(
@@ -83,6 +104,8 @@ class Precision:
             train=node["train_dtype"],
             rollout=node["rollout_dtype"],
             loss_scaling=LossScaling.from_mapping({} if loss_scaling is None else loss_scaling),
+            fp32_modules=node.get("fp32_modules") or (),
+            trace_update=node.get("trace_update"),
         )
 
     def as_mapping(self) -> dict[str, Any]:
@@ -91,11 +114,20 @@ class Precision:
             "train_dtype": self.train,
             "rollout_dtype": self.rollout,
             "loss_scaling": self.loss_scaling.as_dict(),
+            "fp32_modules": list(self.fp32_modules),
+            "trace_update": self.trace_update,
         }
 
     def to_environment(self) -> str:
         """The value of :data:`ENVIRONMENT_VARIABLE` for child processes."""
         return json.dumps(self.as_mapping(), sort_keys=True)
+
+    @classmethod
+    def in_force(cls) -> Precision:
+        """The Precision of a process that the flag has started."""
+        precision = cls.from_environment()
+        assert precision is not None, "patches are only applied in processes started by the flag"
+        return precision
 
     @classmethod
     def from_environment(cls) -> Precision | None:
@@ -113,3 +145,14 @@ class Precision:
                 next_step=f"unset {ENVIRONMENT_VARIABLE}; the flag sets it for the processes that need it",
             )
         return cls.from_mapping(node)
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else value
+    if isinstance(listed, list | tuple) and all(isinstance(name, str) and name for name in listed):
+        return tuple(listed)
+    raise Fp16PatchError(
+        f"fp16_patch.fp32_modules={value!r} is not a list of module names",
+        allowed="names or shell-style patterns, such as [lm_head,'*.mlp.gate']",
+        next_step="correct it, or remove it to compute every module in the train dtype",
+    )

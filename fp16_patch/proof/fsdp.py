@@ -3,9 +3,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from fp16_patch.precision_islands import Island, in_words, islands_of
 from fp16_patch.proof.dtypes import agree, describe
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One wrapped part: ``module`` is what was wrapped, ``version`` FSDP's, the dtypes are torch's."""
+
+    module: Any
+    param: Any
+    reduce: Any
+    version: int
 
 
 def describe_fsdp(
@@ -15,42 +27,64 @@ def describe_fsdp(
 
     ``module`` is an ``FSDP`` (FSDP1) or an ``FSDPModule`` (FSDP2), ``autocast`` the torch dtype its
     forward runs under, ``defer_sync`` whether micro-batches accumulate without reducing (no_sync).
-    The optimizer's state exists after its first step; until then the row says so.
+    The optimizer's state exists after its first step; until then the row says so. ``compute`` leaves out the
+    modules that were asked to be in FP32 and are: the row ``fp32_modules`` names them, where there are any.
     """
-    policies = _policies(module)
-    reduce_dtype = agree(reduced for _, reduced, _ in policies)
-    return {
+    units = _units(module)
+    islands = [island for island in islands_of(module) if _in_fp32(island, units)]
+    inside = {part for island in islands for part in island.module.modules()}
+    rows = {
         "master_weights": describe(module.parameters()),
-        "compute": agree([autocast, *(param for param, _, _ in policies)]),
-        "gradient_reduction": reduce_dtype,
-        "gradient_accumulation": _accumulation(module, policies, defer_sync),
+        "compute": agree([autocast, *(unit.param for unit in units if unit.module not in inside)]),
+        "fp32_modules": in_words(island.name for island in islands),
+        "gradient_reduction": agree(unit.reduce for unit in units),
+        "gradient_accumulation": _accumulation(module, units, defer_sync),
         "optimizer_state": _optimizer_state(optimizer),
         "loss_scale": _loss_scale(scaler),
     }
+    if not islands:
+        del rows["fp32_modules"]
+    return rows
 
 
-def _policies(module: Any) -> list[tuple[Any, Any, int]]:
-    """(param dtype, reduce dtype, FSDP version) of every wrapped part. FSDP's None means: the parameter's."""
+def modules_in_fp32(module: Any) -> list[str]:
+    """Names of the modules that were asked to be in FP32 and are."""
+    units = _units(module)
+    return [island.name for island in islands_of(module) if _in_fp32(island, units)]
+
+
+def _in_fp32(island: Island, units: list[Unit]) -> bool:
+    """An FSDP unit by itself, and FP32 like every unit inside."""
+    import torch
+
+    inside = set(island.module.modules())
+    dtypes = {unit.module: (unit.param, unit.reduce) for unit in units if unit.module in inside}
+    return island.module in dtypes and set(dtypes.values()) == {(torch.float32, torch.float32)}
+
+
+def _units(module: Any) -> list[Unit]:
+    """Every wrapped part. FSDP's None for a dtype means: the parameter's."""
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     found = []
     for part in module.modules():
         if isinstance(part, FullyShardedDataParallel):
-            policy, version = part.mixed_precision, 1
+            inner, policy, version = part.module, part.mixed_precision, 1
         elif isinstance(part, FSDPModule):
-            policy, version = part._get_fsdp_state()._mp_policy, 2
+            inner, policy, version = part, part._get_fsdp_state()._mp_policy, 2
         else:
             continue
         own = next((p.dtype for p in part.parameters()), None)
-        found.append((policy.param_dtype or own, policy.reduce_dtype or policy.param_dtype or own, version))
+        reduced = policy.reduce_dtype or policy.param_dtype or own
+        found.append(Unit(inner, policy.param_dtype or own, reduced, version))
     return found
 
 
-def _accumulation(module: Any, policies: list[tuple[Any, Any, int]], defer_sync: bool) -> str:
+def _accumulation(module: Any, units: list[Unit], defer_sync: bool) -> str:
     if not defer_sync:  # reduced at every micro-batch, added up in the sharded parameter's own dtype
         return agree(p.dtype for p in module.parameters() if p.requires_grad)
     # FSDP2 keeps unsharded gradients in the reduce dtype, FSDP1 in the compute dtype.
-    return agree(param if version == 1 else reduced for param, reduced, version in policies)
+    return agree(unit.param if unit.version == 1 else unit.reduce for unit in units)
 
 
 def _optimizer_state(optimizer: Any | None) -> str:

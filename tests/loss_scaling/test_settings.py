@@ -8,14 +8,19 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
 
-KEYS = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
+TORCH_S = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
+SCALES = ("init_scale", "min_scale", "max_scale")
+WHOLE = ("growth_interval", "hysteresis", "max_consecutive_skips")
+KEYS = (*TORCH_S, "hysteresis", "min_scale", "max_scale", "max_consecutive_skips")
+
+DEFAULTS = LossScaling()
 
 
 def power(low: int, high: int) -> st.SearchStrategy[float]:
@@ -25,19 +30,35 @@ def power(low: int, high: int) -> st.SearchStrategy[float]:
     )
 
 
-ACCEPTED: dict[str, st.SearchStrategy[float]] = {
-    "init_scale": power(0, 31),
-    "growth_factor": power(0, 30),
-    "backoff_factor": power(-30, -1),
-    "growth_interval": st.integers(1, 10**9),
-}
-SETTINGS = st.fixed_dictionaries({}, optional=ACCEPTED)
+@st.composite
+def settings(draw: st.DrawFn) -> dict[str, float]:
+    """Any of the settings, none of them or all, with the scales in order."""
+    low, start, high = sorted(draw(st.tuples(*[st.integers(-24, 31)] * 3)))
+    chosen = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "init_scale": power(start, start),
+                "min_scale": power(low, low),
+                "max_scale": power(high, high),
+                "growth_factor": power(1, 30),
+                "backoff_factor": power(-30, -1),
+                "growth_interval": st.integers(1, 10**9),
+                "hysteresis": st.integers(1, 10**9),
+                "max_consecutive_skips": st.integers(1, 10**9),
+            },
+        )
+    )
+    together = DEFAULTS.as_dict() | chosen
+    assume(together["min_scale"] <= together["init_scale"] <= together["max_scale"])
+    return chosen
+
 
 TOO_LARGE = 10**309
 """An integer that no float can hold."""
 
 NOT_NUMBERS = st.one_of(st.booleans(), st.text(), st.none(), st.just([1.0]), st.complex_numbers())
-NUMBERS = st.one_of(st.floats(), st.integers(), st.integers(TOO_LARGE, TOO_LARGE * 10))
+NUMBERS = st.one_of(st.floats(), st.integers(), power(-40, 40), st.integers(TOO_LARGE, TOO_LARGE * 10))
 
 
 def is_power_of_two(value: float) -> bool:
@@ -45,10 +66,16 @@ def is_power_of_two(value: float) -> bool:
 
 
 def allowed(key: str, value: float) -> bool:
-    """What each setting says of itself, written again and in other words."""
-    if key == "growth_interval":
+    """What each setting says of itself, written again and in other words; the others are at their defaults."""
+    if key in WHOLE:
         return 1 <= value < TOO_LARGE and float(value).is_integer()
-    low, high = {"init_scale": (1, 2**31), "growth_factor": (1, TOO_LARGE), "backoff_factor": (0, 0.5)}[key]
+    low, high = {
+        "init_scale": (DEFAULTS.min_scale, DEFAULTS.max_scale),
+        "min_scale": (2**-24, DEFAULTS.init_scale),
+        "max_scale": (DEFAULTS.init_scale, 2**31),
+        "growth_factor": (2, TOO_LARGE),
+        "backoff_factor": (0, 0.5),
+    }[key]
     return is_power_of_two(value) and low <= value <= high
 
 
@@ -58,21 +85,26 @@ def refusal(key: str, value: object) -> Fp16PatchError:
     return caught.value
 
 
-@given(SETTINGS)
-def test_powers_of_two_are_accepted_and_kept(settings: dict[str, float]) -> None:
-    assert LossScaling.from_mapping(settings).as_dict() == LossScaling().as_dict() | settings
+@given(settings())
+def test_powers_of_two_are_accepted_and_kept(chosen: dict[str, float]) -> None:
+    assert LossScaling.from_mapping(chosen).as_dict() == DEFAULTS.as_dict() | chosen
 
 
 @given(st.sampled_from(KEYS), NUMBERS)
 def test_a_number_is_accepted_exactly_when_it_is_allowed(key: str, value: float) -> None:
     if allowed(key, value):
-        kept = int(value) if key == "growth_interval" else float(value)
+        kept = int(float(value)) if key in WHOLE else float(value)
         assert getattr(LossScaling.from_mapping({key: value}), key) == kept
     else:
         error = refusal(key, value)
-        assert f"fp16_patch.loss_scaling.{key}={value!r}" in error.what
         assert error.allowed
-        assert key in (error.next_step or "")
+        shown = [value, float(value)] if abs(value) < TOO_LARGE else [value]
+        if any(f"fp16_patch.loss_scaling.{key}={number!r}" in error.what for number in shown):
+            assert key in (error.next_step or "")
+        else:  # alone it could be used, but not with the other two scales
+            assert key in SCALES
+            assert is_power_of_two(value)
+            assert f"{key}={value:g}" in error.allowed
 
 
 @given(st.sampled_from(KEYS), NOT_NUMBERS)
@@ -83,9 +115,37 @@ def test_what_is_not_a_number_is_refused(key: str, value: object) -> None:
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0, -1, 1.5, 3, True, "2"])
 def test_usual_mistakes_are_refused(key: str, value: object) -> None:
-    if (key, value) == ("growth_interval", 3):
+    if key in WHOLE and value == 3:
         return
     assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
+
+
+@given(st.integers(-24, 31), st.integers(-24, 31), st.integers(-24, 31))
+def test_the_scales_are_accepted_exactly_when_they_are_in_order(low: int, start: int, high: int) -> None:
+    chosen = {"min_scale": 2.0**low, "init_scale": 2.0**start, "max_scale": 2.0**high}
+    if low <= start <= high:
+        assert LossScaling.from_mapping(chosen).init_scale == 2.0**start
+        return
+    with pytest.raises(Fp16PatchError) as caught:
+        LossScaling.from_mapping(chosen)
+    named = "min_scale" if low > high else "init_scale"
+    assert f"fp16_patch.loss_scaling.{named}={chosen[named]!r}" in caught.value.what
+    assert f"max_scale={2.0**high:g}" in (caught.value.allowed or "")
+
+
+@pytest.mark.parametrize("key", SCALES)
+@pytest.mark.parametrize("value", [2.0**-25, 2.0**32])
+def test_no_scale_is_outside_what_float32_can_divide_by(key: str, value: float) -> None:
+    """Also when all three agree on it."""
+    with pytest.raises(Fp16PatchError, match=r"2\*\*-24 to 2\*\*31"):
+        LossScaling.from_mapping(dict.fromkeys(SCALES, value))
+    assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
+
+
+def test_a_scale_that_never_grows_is_its_own_ceiling() -> None:
+    """torch takes a growth factor of 1 for that; its refusal says how to do it here."""
+    assert "max_scale=init_scale" in (refusal("growth_factor", 1.0).allowed or "")
+    assert LossScaling(max_scale=65536.0).max_scale == LossScaling().init_scale
 
 
 @given(st.text().filter(lambda key: key not in KEYS))
@@ -102,9 +162,9 @@ def test_one_value_instead_of_the_group_is_refused(settings: object) -> None:
     assert caught.value.what == f"fp16_patch.loss_scaling={settings!r} is not a group of settings"
 
 
-@given(SETTINGS)
-def test_the_environment_carries_every_bit(settings: dict[str, float]) -> None:
-    precision = Precision(loss_scaling=LossScaling.from_mapping(settings))
+@given(settings())
+def test_the_environment_carries_every_bit(chosen: dict[str, float]) -> None:
+    precision = Precision(loss_scaling=LossScaling.from_mapping(chosen))
     assert Precision.from_mapping(json.loads(precision.to_environment())) == precision
 
 
@@ -112,4 +172,16 @@ def test_the_keys_are_torch_s_and_the_defaults_the_paper_s() -> None:
     from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
     torch_s = inspect.signature(ShardedGradScaler).parameters
-    assert LossScaling().as_dict() == {key: torch_s[key].default for key in KEYS} | {"growth_interval": 400}
+    as_torch = {key: torch_s[key].default for key in TORCH_S} | {"growth_interval": 400}
+    assert {key: DEFAULTS.as_dict()[key] for key in TORCH_S} == as_torch
+
+
+def test_the_defaults_of_the_other_settings() -> None:
+    """torch's behaviour in ordinary training, ended at 1 and far above any useful scale."""
+    others = {key: value for key, value in DEFAULTS.as_dict().items() if key not in TORCH_S}
+    assert others == {"hysteresis": 1, "min_scale": 1.0, "max_scale": 2.0**31, "max_consecutive_skips": 20}
+
+
+def test_the_floor_is_reached_before_the_run_is_stopped() -> None:
+    backoffs = math.log2(DEFAULTS.init_scale / DEFAULTS.min_scale)
+    assert backoffs < DEFAULTS.max_consecutive_skips

@@ -71,11 +71,12 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
         raise several(problems)
 
     config_rules.rewrite(config, changes)
-    launch.reach_every_process(config, precision)
+    report_path = report_path or launch.default_report_path(config)
+    launch.reach_every_process(config, precision, report_path)
     with open_dict(config):
         config.fp16_patch = {
             **precision.as_mapping(),
-            "report_path": report_path or launch.default_report_path(config),
+            "report_path": report_path,
             "driver": {"host": platform.node(), "pid": os.getpid()},
             "changes": [change.as_dict() for change in changes],
         }
@@ -98,7 +99,7 @@ def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
         raise Fp16PatchError(
             "fp16_patch.loss_scaling=null: FP16 training without loss scaling loses small gradients",
             allowed="the settings of torch.amp.GradScaler",
-            next_step="remove the override; growth_factor=1 and a fixed init_scale keep the scale from growing",
+            next_step="remove the override; max_scale=init_scale keeps the scale from growing",
         )
 
 

@@ -62,7 +62,8 @@ def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
         yield Rule(f"{path}.mixed_precision.param_dtype", precision.train, (_MISSING,))
         yield Rule(f"{path}.mixed_precision.reduce_dtype", "fp32", (_MISSING,))
         yield Rule(f"{path}.mixed_precision.buffer_dtype", "fp32", (_MISSING,))
-        if precision.train == "fp16":
+        # FSDP2 accumulates unsharded gradients in the reduce dtype, FP32.
+        if precision.train == "fp16" and _select(config, f"{path.rpartition('.')[0]}.strategy") == "fsdp":
             why = "FSDP1's no_sync accumulates gradients in the compute dtype, FP16"
             yield Rule(f"{path}.use_no_sync_for_gradient_accumulation", False, (), why)
     yield Rule("actor_rollout_ref.rollout.dtype", rollout, ("bfloat16",))

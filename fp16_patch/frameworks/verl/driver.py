@@ -130,8 +130,7 @@ def _driver_report(flag: Any) -> dict[str, Any]:
 
 def publish(trainer: Trainer, when: str) -> None:
     """Gather, check against the flag, print (first time) and save."""
-    precision = Precision.from_environment()
-    assert precision is not None, "driver patches are only applied in processes started by the flag"
+    precision = Precision.in_force()
     reports = gather(trainer)
     roles = merge_roles(reports)
     flag = trainer.config.fp16_patch

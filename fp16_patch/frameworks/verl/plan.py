@@ -6,13 +6,15 @@ from __future__ import annotations
 from functools import partial
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import driver, rollout, trainer, weight_transfer
+from fp16_patch.frameworks.verl import checkpoint, driver, loss_scaling, rollout, trainer, weight_transfer
 from fp16_patch.patching import Patch, apply, when_imported
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
+TRAINER_PATCHES = trainer.PATCHES + loss_scaling.PATCHES + checkpoint.PATCHES
+
 PLAN: dict[str, tuple[Patch, ...]] = {
     "verl.trainer.ppo.v1.trainer_base": driver.PATCHES,
-    "verl.workers.engine.fsdp.transformer_impl": trainer.PATCHES,
+    "verl.workers.engine.fsdp.transformer_impl": TRAINER_PATCHES,
     "verl.workers.rollout.vllm_rollout.vllm_rollout": weight_transfer.SENDER_PATCHES,
     "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": weight_transfer.RECEIVER_PATCHES,
     "verl.workers.rollout.vllm_rollout.vllm_async_server": rollout.SERVER_PATCHES,
@@ -27,7 +29,7 @@ ALL_PATCHES: tuple[Patch, ...] = tuple(patch for patches in PLAN.values() for pa
 
 REQUIRED: dict[str, tuple[Patch, ...]] = {
     "task runner": driver.PATCHES,
-    "trainer rank": trainer.PATCHES + weight_transfer.SENDER_PATCHES,
+    "trainer rank": TRAINER_PATCHES + weight_transfer.SENDER_PATCHES,
     "vLLM server": rollout.SERVER_PATCHES,
     "vLLM worker": rollout.WORKER_PATCHES,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import releases
+from fp16_patch.frameworks.verl.loss_scaling import new_scaler
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.proof.dtypes import agree
@@ -20,12 +21,6 @@ _MODULE = "verl.workers.engine.fsdp.transformer_impl"
 Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 
 
-def _precision() -> Precision:
-    precision = Precision.from_environment()
-    assert precision is not None, "trainer patches are only applied in processes started by the flag"
-    return precision
-
-
 def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
     """The loss scaler from our settings, and a check that verl really took the train dtype."""
 
@@ -34,7 +29,7 @@ def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
         wrapped = original(self, module)
-        precision = _precision()
+        precision = Precision.in_force()
         wanted = getattr(torch, long_name(precision.train))
         if self._autocast_dtype != wanted:
             raise Fp16PatchError(
@@ -42,10 +37,7 @@ def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
                 next_step="report this with the precision report and your command: the flag did not hold",
             )
         if self.scaler is not None:
-            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
-            from verl.utils.device import get_device_name
-
-            self.scaler = ShardedGradScaler(device=get_device_name(), **precision.loss_scaling.as_dict())
+            self.scaler = new_scaler(wrapped)
         return wrapped
 
     return _build_fsdp_module
@@ -65,7 +57,7 @@ def merged_lora_in_rollout_dtype(_original: Callable[..., Any]) -> Callable[...,
         )
         from verl.utils.model import convert_weight_keys
 
-        dtype = getattr(torch, long_name(_precision().rollout))
+        dtype = getattr(torch, long_name(Precision.in_force().rollout))
         try:
             # The tensors alias the module's storage, and the context restores the unmerged weights on
             # exit: each one is copied while the context is open.
@@ -83,26 +75,6 @@ def merged_lora_in_rollout_dtype(_original: Callable[..., Any]) -> Callable[...,
                 offload_fsdp_model_to_cpu(self.module)
 
     return _merged_lora_per_tensor_param
-
-
-def publish_loss_scale(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``loss_scale`` and ``update_skipped`` to verl's metrics; note the gradients' dtype."""
-
-    @functools.wraps(original)
-    def train_batch(self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
-        scaler = getattr(self, "scaler", None)
-        before = scaler.get_scale() if scaler is not None else None
-        outputs = original(self, data, loss_function)
-        # Non-finite ones are gone already where there is no scaler: verl drops them.
-        if gradients := [p.grad.dtype for p in self.module.parameters() if p.grad is not None]:
-            seen(self)["gradients"] = agree(gradients)
-        if scaler is not None and self.is_mp_src_rank_with_outputs():
-            # torch's own sign of a skipped step: the scale went down. A list, as verl gathers lists.
-            outputs["metrics"]["loss_scale"] = [before]
-            outputs["metrics"]["update_skipped"] = [float(scaler.get_scale() < before)]
-        return outputs
-
-    return train_batch
 
 
 def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,16 +142,6 @@ PATCHES: tuple[Patch, ...] = (
         "same stream, rounded once to the rollout's dtype",
         upstream="verl workers/engine/fsdp/transformer_impl.py:1082",
         remove_when="verl sends merged weights uncast or in rollout.dtype",
-    ),
-    _patch(
-        "loss-scale-metrics",
-        "verl.workers.engine.base:BaseEngine.train_batch",
-        kind="wrap",
-        make=publish_loss_scale,
-        parameters=("self", "data", "loss_function"),
-        reason="verl reports neither the loss scale nor a skipped update; adds two metrics, changes nothing else",
-        upstream="verl workers/engine/fsdp/transformer_impl.py:817-827",
-        remove_when="verl logs the loss scale and skipped updates",
     ),
     *(
         _patch(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases for test_engine.py. Run as ``python engine_cases.py flag|stock FOLDER``, which writes their results there.
+"""Cases for the tests of verl's engine. Run as ``python engine_cases.py flag|stock FOLDER``: results go to FOLDER.
 
 Torch, transformers and verl are imported once; each case then gets ranks of its own (engine_ranks.py).
 """
@@ -8,73 +8,41 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import scaling_cases  # noqa: F401  registers its cases
 import torch
-from engine_building import digest, finite, held_gradients, local, new_batch, new_engine, parameters, whole
-from engine_ranks import Case, Result, run_case
+from engine_building import digest, finite, local, new_engine, parameters, whole
+from engine_ranks import Result, run_case
+from engine_registry import (
+    BF16,
+    FLAG,
+    FP32,
+    STOCK,
+    STRATEGIES,
+    Loss,
+    case,
+    describe,
+    infer,
+    model,
+    stock,
+    train,
+    use_folder,
+)
 from transformers import AutoConfig
 from verl.utils.model import get_hf_auto_model_class
 from verl.workers.config import CriticConfig
-from verl.workers.utils.losses import sft_loss, value_loss
+from verl.workers.utils.losses import value_loss
 
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
 from fp16_patch.toy.model import tiny_model
 
-FLAG: dict[str, Case] = {}
-STOCK: dict[str, Case] = {}
-MODEL = Path()
-STRATEGIES = ("fsdp", "fsdp2")
-
-FP16, BF16, FP32 = (Precision(name, name) for name in ("fp16", "bf16", "fp32"))
-
-
-def case(name: str, run: Callable[[int], Result], *, ranks: int = 2, precision: Precision = FP16) -> None:
-    FLAG[name] = Case(run, ranks, precision)
-
-
-def stock(name: str, run: Callable[[int], Result], *, ranks: int = 2) -> None:
-    STOCK[name] = Case(run, ranks, None)
-
-
-def describe(engine: Any) -> dict[str, str]:
-    from fp16_patch.frameworks.verl.trainer import describe_engine
-
-    return describe_engine(engine)
-
-
-class Loss:
-    """One of verl's losses, noting the dtype that goes into the backward, and the gradients held by then."""
-
-    def __init__(self, engine: Any, loss: Callable[..., Any] | None = None) -> None:
-        self.engine, self.loss = engine, loss or partial(sft_loss, None)
-        self.dtypes: set[str] = set()
-        self.held: list[list[str]] = []
-
-    def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> Any:
-        self.held.append(held_gradients(self.engine))
-        loss, metrics = self.loss(model_output=model_output, data=data, dp_group=dp_group)
-        self.dtypes.add(str(loss.dtype).removeprefix("torch."))
-        return loss, metrics
-
-
-def train(engine: Any, rank: int, loss: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """One update on this rank's batch; the metrics verl would log."""
-    with engine.train_mode():
-        return engine.train_batch(new_batch(rank), loss or Loss(engine))["metrics"]
-
-
-def infer(engine: Any, rank: int) -> None:
-    with engine.eval_mode():
-        engine.infer_batch(new_batch(rank))
-
 
 def one_update(rank: int, *, strategy: str, dtype: str, **settings: Any) -> Result:
-    engine = new_engine(MODEL, strategy, dtype, **settings)
+    engine = new_engine(model(), strategy, dtype, **settings)
     built = describe(engine)
     infer(engine, rank)
     before, loss = describe(engine), Loss(engine)
@@ -103,7 +71,7 @@ case("against-the-flag", partial(one_update, strategy="fsdp2", dtype="bf16"), ra
 
 def overflow(rank: int, *, strategy: str) -> Result:
     """Train from a scale far too high until an update goes through."""
-    engine = new_engine(MODEL, strategy, "fp16")
+    engine = new_engine(model(), strategy, "fp16")
     steps = []
     for _ in range(20):
         before = digest(engine)
@@ -124,7 +92,7 @@ def overflow(rank: int, *, strategy: str) -> Result:
 
 def one_bad_gradient(rank: int, *, strategy: str, dtype: str = "fp16") -> Result:
     """An infinity in one number of the last rank's gradients, when the optimizer is about to step."""
-    engine = new_engine(MODEL, strategy, dtype)
+    engine = new_engine(model(), strategy, dtype)
     original = engine.optimizer_step
 
     def optimizer_step() -> Any:
@@ -147,7 +115,7 @@ case("one-bad-gradient-bf16", partial(one_bad_gradient, strategy="fsdp2", dtype=
 
 
 def settings_in_force(rank: int) -> Result:
-    scaler = new_engine(MODEL, "fsdp2", "fp16").scaler
+    scaler = new_engine(model(), "fsdp2", "fp16").scaler
     return {
         "init_scale": scaler.get_scale(),
         "growth_factor": scaler.get_growth_factor(),
@@ -164,7 +132,7 @@ case("settings", settings_in_force, ranks=1, precision=Precision(loss_scaling=OT
 def merged_lora(rank: int, *, strategy: str, sent_as: torch.dtype = torch.float16) -> Result:
     """Compare what is sent with the merge done here, in FP32, from the whole base and adapter weights."""
     lora = {"lora_rank": 4, "target_modules": "all-linear", "lora": {"merge": True}}
-    engine = new_engine(MODEL, strategy, "fp16", lora=lora)
+    engine = new_engine(model(), strategy, "fp16", lora=lora)
     generator = torch.Generator().manual_seed(rank)
     for parameter in engine.module.parameters():
         if parameter.requires_grad:  # adapters; peft starts B at zero, which would make merging a no-op
@@ -214,13 +182,13 @@ stock("merged-lora-fsdp2", partial(merged_lora, strategy="fsdp2"))
 
 
 def reference(rank: int, *, strategy: str) -> Result:
-    engine = new_engine(MODEL, strategy, "fp16", forward_only=True)
+    engine = new_engine(model(), strategy, "fp16", forward_only=True)
     infer(engine, rank)
     return {"rows": describe(engine), "cpu_offload": engine._uses_fsdp2_cpu_offload_policy}
 
 
 def critic(rank: int, *, strategy: str) -> Result:
-    engine = new_engine(MODEL, strategy, "fp16", model_type="value_model")
+    engine = new_engine(model(), strategy, "fp16", model_type="value_model")
     config = CriticConfig(strategy=strategy, ppo_micro_batch_size_per_gpu=2)
     loss = Loss(engine, partial(value_loss, config))
     metrics = train(engine, rank, loss)
@@ -240,7 +208,7 @@ for strategy in STRATEGIES:
 
 def half_master_weights(rank: int) -> Result:
     """What the flag refuses: weights, and so AdamW's state, in FP16."""
-    engine = new_engine(MODEL, "fsdp2", "fp16", model_dtype="fp16")
+    engine = new_engine(model(), "fsdp2", "fp16", model_dtype="fp16")
     metrics = train(engine, rank)
     broken = [name for name, part in parameters(engine) if not part.isfinite().all()]
     return {"grad_norm": metrics["grad_norm"], "broken": len(broken), "all": len(list(parameters(engine)))}
@@ -250,10 +218,10 @@ stock("half-master-weights", half_master_weights, ranks=1)
 
 
 def main(kind: str, folder: Path) -> None:
-    global MODEL
-    MODEL = tiny_model(folder / "model")
+    use_folder(folder)
+    tiny_model(model())
     # Here once and not in every rank: transformers imports the configurations of all its models for it.
-    get_hf_auto_model_class(AutoConfig.from_pretrained(MODEL))
+    get_hf_auto_model_class(AutoConfig.from_pretrained(model()))
     for name, chosen in (FLAG if kind == "flag" else STOCK).items():
         start = time.monotonic()
         run_case(name, chosen, folder)

@@ -14,6 +14,7 @@ from fp16_patch.frameworks.verl.callback import apply_flag
 FP16 = "+precision@_global_=fp16"
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
+NO_SYNC = "use_no_sync_for_gradient_accumulation"
 
 REFUSED = {
     # overrides -> the key the message must name
@@ -22,7 +23,8 @@ REFUSED = {
     (f"{ACTOR}.fsdp_config.dtype=banana",): f"{ACTOR}.fsdp_config.dtype=banana",
     (f"+{ACTOR}.fsdp_config.mixed_precision.param_dtype=bf16",): "mixed_precision.param_dtype=bf16",
     (f"+{ACTOR}.fsdp_config.mixed_precision.reduce_dtype=bf16",): "mixed_precision.reduce_dtype=bf16",
-    (f"{ACTOR}.fsdp_config.use_no_sync_for_gradient_accumulation=True",): "use_no_sync_for_gradient_accumulation",
+    (f"{ACTOR}.strategy=fsdp", f"{ACTOR}.fsdp_config.{NO_SYNC}=True"): f"{ACTOR}.fsdp_config.{NO_SYNC}=True",
+    ("critic.strategy=fsdp", f"critic.fsdp.{NO_SYNC}=True"): f"critic.fsdp.{NO_SYNC}=True",
     (f"{ROLLOUT}.dtype=bfloat16",): f"{ROLLOUT}.dtype=bfloat16",
     (f"{ROLLOUT}.checkpoint_engine.backend=delta_sharded",): "backend=delta_sharded",
     (f"{ROLLOUT}.checkpoint_engine.backend=kimi_ckpt_engine",): "backend=kimi_ckpt_engine",
@@ -52,6 +54,18 @@ REFUSED = {
     ("+fp16_patch.loss_scaling.init_scal=4",): "fp16_patch.loss_scaling.init_scal=4",
     ("fp16_patch.loss_scaling.init_scale=1000",): "fp16_patch.loss_scaling.init_scale=1000",
     ("fp16_patch.loss_scaling.growth_interval=0",): "fp16_patch.loss_scaling.growth_interval=0",
+    ("fp16_patch.loss_scaling.init_scale=0",): "fp16_patch.loss_scaling.init_scale=0",
+    ("fp16_patch.loss_scaling.init_scale=-2",): "fp16_patch.loss_scaling.init_scale=-2",
+    ("fp16_patch.loss_scaling.init_scale=nan",): "fp16_patch.loss_scaling.init_scale=nan",
+    ("fp16_patch.loss_scaling.init_scale=inf",): "fp16_patch.loss_scaling.init_scale=inf",
+    ("fp16_patch.loss_scaling.growth_factor=1",): "fp16_patch.loss_scaling.growth_factor=1",
+    ("fp16_patch.loss_scaling.max_scale=0.5",): "fp16_patch.loss_scaling.min_scale=1",
+    ("fp16_patch.loss_scaling.max_scale=1024",): "fp16_patch.loss_scaling.init_scale=65536",
+    ("fp16_patch.loss_scaling.hysteresis=0",): "fp16_patch.loss_scaling.hysteresis=0",
+    ("fp16_patch.loss_scaling.max_consecutive_skips=0.5",): "fp16_patch.loss_scaling.max_consecutive_skips=0.5",
+    ("fp16_patch.fp32_modules=7",): "fp16_patch.fp32_modules=7",
+    ("fp16_patch.trace_update=0",): "fp16_patch.trace_update=0",
+    ("fp16_patch.train_dtype=bf16", "fp16_patch.trace_update=2"): "fp16_patch.trace_update=2",
     ("fp16_patch.rollout_dtype=fp61",): "fp16_patch.rollout_dtype='fp61'",
     ("+fp16_patch.train=fp16",): "fp16_patch.train='fp16'",
 }
@@ -69,6 +83,13 @@ def test_refused_with_one_clear_error(compose, overrides):
     assert REFUSED[overrides[:1] if engine else overrides] in message
     assert "allowed:" in message
     assert "next step:" in message
+
+
+def test_fsdp2_may_defer_its_gradient_sync(compose):
+    key = f"{ACTOR}.fsdp_config.{NO_SYNC}"  # it accumulates in FP32
+    config = compose(FP16, f"{key}=True")
+    apply_flag(config)
+    assert config.actor_rollout_ref.actor.fsdp_config[NO_SYNC] is True
 
 
 def test_several_problems_are_told_at_once(compose):

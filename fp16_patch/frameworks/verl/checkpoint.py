@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss scaler goes into verl's checkpoints and comes back from them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import releases
+from fp16_patch.frameworks.verl.loss_scaling import scaler_of
+from fp16_patch.loss_scaling import state
+from fp16_patch.patching import Patch
+
+_ENGINE = "verl.workers.engine.fsdp.transformer_impl:FSDPEngine"
+
+Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
+
+
+def save_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Rank 0 writes the scaler's state before verl's last barrier, so before verl names this checkpoint the latest."""
+
+    @functools.wraps(original)
+    def save_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+        scaler = scaler_of(self)
+        if scaler is not None and local_path is not None and self.rank == 0:
+            state.save(scaler.state_dict(), local_path)
+        return original(self, local_path, *args, **kwargs)
+
+    return save_checkpoint
+
+
+def load_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Every rank takes what rank 0 read. Without the file: a warning, and the initial scale."""
+
+    @functools.wraps(original)
+    def load_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+        scaler = scaler_of(self)
+        wanted = scaler is not None and local_path is not None and self.checkpoint_manager.should_load_extra
+        saved = _from_rank_zero(self, local_path) if wanted else None
+        result = original(self, local_path, *args, **kwargs)
+        if saved is not None:
+            scaler.load_state_dict(saved)
+        if wanted and self.rank == 0:
+            said = f"the loss scale resumes at {scaler.get_scale():g}"
+            if saved is None:
+                said = f"WARNING: no {state.FILE} in {local_path}: the loss scale starts at {scaler.get_scale():g}"
+            elif saved["settings"] != scaler.settings.as_dict():
+                said += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
+            print(f"fp16_patch: {said}", flush=True)
+        return result
+
+    return load_checkpoint
+
+
+def _from_rank_zero(engine: Engine, folder: str) -> state.State | None:
+    """Read and checked before anything is loaded; a file that cannot be used is the same error on every rank."""
+    import torch.distributed as dist
+    from verl.utils.fs import copy_to_local, is_non_local
+
+    answer: list[Any] = [None]
+    if engine.rank == 0:
+        path = os.path.join(folder, state.FILE)
+        try:
+            answer = [state.load(copy_to_local(path) if is_non_local(path) else path)]
+        except Fp16PatchError as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Fp16PatchError):
+        raise answer[0]
+    found: state.State | None = answer[0]
+    return found
+
+
+PATCHES: tuple[Patch, ...] = tuple(
+    Patch(
+        name=f"fsdp-{verb}-scaler",
+        target=f"{_ENGINE}.{verb}_checkpoint",
+        kind="wrap",
+        make=make,
+        parameters=("self", "local_path"),
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
+        process="trainer rank",
+        reason="verl's checkpoints lack the loss scaler: a resumed run starts at the initial scale again",
+        upstream="verl utils/checkpoint/fsdp_checkpoint_manager.py",
+        remove_when="verl saves and restores the scaler",
+    )
+    for verb, make in (("save", save_scaler), ("load", load_scaler))
+)

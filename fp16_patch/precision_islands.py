@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Islands: named modules that compute in FP32 while the model around them computes in half precision.
+
+Finding them, and what makes them one besides FP32 weights: no autocast inside. Weights and inputs are the
+business of whatever shards the model (``frameworks/verl/fp32_modules.py``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+
+KEY = "fp16_patch.fp32_modules"
+_ATTRIBUTE = "_fp16_patch_fp32"
+
+
+@dataclass(frozen=True, eq=False)
+class Island:
+    """``module`` (a torch Module) computes in FP32; ``name`` is its name in the plain model."""
+
+    name: str
+    module: Any
+
+
+def find_islands(model: Any, patterns: Sequence[str], elsewhere: Iterable[str] = ()) -> list[Island]:
+    """The outermost modules whose names match, in the order of ``model.named_modules()``.
+
+    ``model`` is not sharded yet. Patterns are shell-style (``fnmatch``, case counts) and meet the names of the
+    plain model, without PEFT's ``base_model.model.`` and ``.base_layer``. A list of modules stands for the modules
+    in it; modules without parameters are left out. A pattern that matches nothing here is ignored if it matches
+    one of ``elsewhere``: names of modules that another model of the same run has.
+
+    Raises :class:`Fp16PatchError` on a pattern without a match or without parameters, on a parameter shared with
+    a module outside, and where nothing would be left in half precision.
+    """
+    named = list(_named_modules(model))
+    wanted: set[Any] = set()
+    for pattern in patterns:
+        matched = [part for name, part in named if fnmatchcase(name, pattern)]
+        if not matched and not any(fnmatchcase(name, pattern) for name in elsewhere):
+            raise _no_match(pattern, [name for name, _ in named])
+        with_parameters = [part for part in matched if any(True for _ in part.parameters())]
+        if matched and not with_parameters:
+            raise Fp16PatchError(
+                f"{KEY}: {pattern!r} matches only modules without parameters ({_some(named, matched)})",
+                allowed="modules with parameters of their own or in their children",
+                next_step="name the module that holds the weights",
+            )
+        wanted.update(with_parameters)
+    islands = list(_outermost(named, wanted))
+    _check_parameters(model, islands)
+    return islands
+
+
+def compute_in_fp32(island: Island, device_type: str) -> None:
+    """Turn autocast off inside, from now on, and mark the module for :func:`islands_of`."""
+    import torch
+
+    forward = island.module.forward
+
+    @functools.wraps(forward)
+    def without_autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device_type, enabled=False):
+            return forward(*args, **kwargs)
+
+    island.module.forward = without_autocast
+    setattr(island.module, _ATTRIBUTE, island.name)
+
+
+def islands_of(model: Any) -> list[Island]:
+    """The modules of ``model`` (sharded or not) that :func:`compute_in_fp32` was called on."""
+    return [Island(vars(part)[_ATTRIBUTE], part) for part in model.modules() if _ATTRIBUTE in vars(part)]
+
+
+def in_words(names: Iterable[str]) -> str:
+    """``"lm_head, model.layers.*.mlp.gate (48)"``: one entry for names that differ only in their numbers."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_without_numbers(name), []).append(name)
+    return ", ".join(same[0] if len(same) == 1 else f"{name} ({len(same)})" for name, same in alike.items())
+
+
+def _named_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """All modules but the model itself, by their names in the plain model; a LoRA layer comes before its base."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's
+    for name, part in plain.named_modules():
+        if name:
+            # trl's value-head model keeps the plain one under pretrained_model.
+            yield name.removeprefix("pretrained_model.").replace(".base_layer", ""), part
+
+
+def _outermost(named: list[tuple[str, Any]], wanted: set[Any]) -> Iterator[Island]:
+    import torch
+
+    inside: set[Any] = set()
+    for name, part in named:  # a module comes before those it contains
+        if part not in wanted or part in inside:
+            continue
+        if type(part).forward is torch.nn.Module.forward:  # a list, which nobody calls
+            wanted.update(part.children())
+            continue
+        inside.update(part.modules())
+        yield Island(name, part)
+
+
+def _check_parameters(model: Any, islands: list[Island]) -> None:
+    island_of = {part: island for island in islands for part in island.module.modules()}
+    owner = {id(parameter): island for island in islands for parameter in island.module.parameters()}
+    nothing_left = bool(islands)
+    for name, part in _named_modules(model):
+        for parameter in part.parameters(recurse=False):
+            island = owner.get(id(parameter))
+            nothing_left &= island is not None
+            if island is not None and island_of.get(part) is not island:
+                raise Fp16PatchError(
+                    f"{KEY}: {island.name} shares a parameter with {name}, which is not part of it",
+                    allowed="modules whose parameters are their own",
+                    next_step=f"leave out {island.name}, or name a module that contains both",
+                )
+    if nothing_left:
+        raise Fp16PatchError(
+            f"{KEY}: {in_words(island.name for island in islands)} is the whole model",
+            allowed="parts of the model",
+            next_step="set fp16_patch.train_dtype=fp32 to train all of it in FP32",
+        )
+
+
+def _no_match(pattern: str, names: list[str]) -> Fp16PatchError:
+    candidates = {_without_numbers(name): name for name in reversed(names)}
+    close = difflib.get_close_matches(_without_numbers(pattern), candidates, n=3, cutoff=0.5)
+    return Fp16PatchError(
+        f"{KEY}: {pattern!r} matches no module" + (f"; the nearest names are {', '.join(close)}" if close else ""),
+        allowed="names of the model's modules, * and ? as in file names",
+        next_step="correct the name, or print them: [name for name, _ in model.named_modules()]",
+    )
+
+
+def _some(named: list[tuple[str, Any]], matched: list[Any]) -> str:
+    return in_words(name for name, part in named if part in matched)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
