@@ -76,7 +76,16 @@ def gradients_of(optimizer: torch.optim.Optimizer, layout: Layout) -> Iterator[G
             if hasattr(gradient, "placements"):
                 mesh = gradient.device_mesh
                 local = gradient.to_local()
-                shards = math.prod(mesh.size(i) for i, place in enumerate(gradient.placements) if place.is_shard())
+                if any(place.is_partial() for place in gradient.placements):
+                    raise Fp16PatchError(
+                        f"a gradient of shape {tuple(gradient.shape)} is not summed over its ranks yet: "
+                        f"placements {gradient.placements}",
+                        allowed="sharded and replicated gradients",
+                        next_step="redistribute it to its parameter's placements before the update",
+                    )
+                # Not is_shard(): no is its answer for FSDP2's placement of what tensor parallelism splits too.
+                split = [i for i, place in enumerate(gradient.placements) if not place.is_replicate()]
+                shards = math.prod(mesh.size(i) for i in split)
             yield Gradient(local, layout.world_size / shards, sampled=id(parameter) not in layout.lookups)
 
 

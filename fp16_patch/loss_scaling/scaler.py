@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.amp.grad_scaler import OptState
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from fp16_patch.errors import Fp16PatchError
@@ -78,19 +79,21 @@ class LossScaler(ShardedGradScaler):
         """As torch's, within ``min_scale`` and ``max_scale``; an overflow takes the hysteresis first."""
         before = self.get_scale()
         if new_scale is not None:
+            if math.isnan(new_scale):
+                raise self._unusable(math.nan)
             super().update(new_scale)
             self._bounded(before)
             return
         skipped = self._any_found_inf()
-        self.counts.updates += 1
-        self.counts.skipped += skipped
-        self.counts.consecutive = self.counts.consecutive + 1 if skipped else 0
         if skipped and self.hysteresis_left > 1:
             self.hysteresis_left -= 1
             self._growth_tracker.zero_()
             super().update(before)  # keeps the scale; forgets this iteration's optimizers
         else:
             super().update()
+        self.counts.updates += 1
+        self.counts.skipped += skipped
+        self.counts.consecutive = self.counts.consecutive + 1 if skipped else 0
         if not skipped and self._get_growth_tracker() == 0:  # an interval without overflow, also at the ceiling
             self.hysteresis_left = self.settings.hysteresis
         self._bounded(before)
@@ -115,24 +118,42 @@ class LossScaler(ShardedGradScaler):
         """Tell the scaler what a check of its own kind found, in place of ``unscale_``; the same on every rank."""
         self.ensure_scale()
         state = self._per_optimizer_states[id(optimizer)]
+        if state["stage"] is not OptState.READY:
+            raise Fp16PatchError(
+                "these gradients were divided by the loss scale already, and would be again",
+                allowed="unscale_ and step, or clip_and_step; one update, one of the two",
+                next_step="remove the call of unscale_, or of step, before clip_and_step",
+            )
         state["found_inf_per_device"] = {self._scale.device: self._scale.new_tensor(float(not finite))}
 
     def ensure_scale(self) -> torch.Tensor:
-        """The scale as a tensor, also on a rank that has not scaled a loss yet. Raises where its inverse is not finite."""
+        """The scale as a tensor, also on a rank that has not scaled a loss yet. Raises on one out of bounds."""
         if self._scale is None:
             self._lazy_init_scale_growth_tracker(torch.device(self._device))
         scale = self.get_scale()
-        if not (scale > 0 and math.isfinite(scale) and math.isfinite(1 / scale)):
-            raise Fp16PatchError(
-                f"the loss scale is {scale}: gradients cannot be divided by it",
-                allowed=f"{self.settings.min_scale:g} to {self.settings.max_scale:g}",
-                next_step="do not set the scaler's scale by hand; resume from a checkpoint",
-            )
+        if not self.settings.min_scale <= scale <= self.settings.max_scale:  # also NaN, and what no inverse has in FP32
+            raise self._unusable(scale)
         return self._scale
+
+    def _unusable(self, scale: float) -> Fp16PatchError:
+        return Fp16PatchError(
+            f"the loss scale is {scale}: gradients cannot be divided by it",
+            allowed=f"{self.settings.min_scale:g} to {self.settings.max_scale:g}",
+            next_step="do not set the scaler's scale by hand; resume from a checkpoint",
+        )
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         self.ensure_scale()
         super().unscale_(optimizer)
+        state = self._per_optimizer_states[id(optimizer)]  # fused optimizers fail on torch's shape of (1,)
+        state["found_inf_per_device"] = {at: found.reshape(()) for at, found in state["found_inf_per_device"].items()}
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """As torch's, which for a fused optimizer checks neither the scale nor the other ranks without ``unscale_``."""
+        if self._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+            self.unscale_(optimizer)
+        result: float | None = super().step(optimizer, *args, **kwargs)
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: scale, trackers, counts, history, and the settings it was made with."""

@@ -56,7 +56,9 @@ class LossScaling:
             raise refuse("backoff_factor", self.backoff_factor, "a power of two below 1, such as 0.5")
         for name in ("init_scale", "min_scale", "max_scale"):
             if not LIMITS[0] <= getattr(self, name) <= LIMITS[1]:
-                raise refuse(name, getattr(self, name), "2**-24 to 2**31: below, gradients underflow; above, all overflow")
+                raise refuse(
+                    name, getattr(self, name), "2**-24 to 2**31: below, gradients underflow; above, all overflow"
+                )
         if self.min_scale > self.max_scale:
             raise refuse("min_scale", self.min_scale, f"at most max_scale={self.max_scale:g}")
         if not self.min_scale <= self.init_scale <= self.max_scale:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def load(path: str | Path) -> State | None:
         raise _foreign(f"{type(error).__name__}: {error}", path) from error
     try:
         state = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nestings that Python refuses to read
         raise _foreign(f"it is not JSON ({error})", path) from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise _foreign(f"its format is not {FORMAT!r}", path)
@@ -73,13 +73,15 @@ def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
         settings = LossScaling.from_mapping(state["settings"])
     except (Fp16PatchError, TypeError) as error:
         raise _foreign(f"its settings are not loss-scaling settings: {getattr(error, 'what', error)}", path) from error
+    if missing := settings.as_dict().keys() - state["settings"].keys():
+        raise _foreign(f"its settings lack {', '.join(sorted(missing))}", path)
     return {**state, "settings": settings.as_dict()}
 
 
 def _scale(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and value > 0
+    return 0 < value <= sys.float_info.max
 
 
 def _count(value: object) -> bool:

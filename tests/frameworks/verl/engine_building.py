@@ -27,6 +27,7 @@ def new_engine(
     *,
     model_type: str = "language_model",
     lora: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
     **engine: Any,
 ) -> Any:
     """An initialised ``FSDPEngine``, configured as the flag configures it except where ``engine`` differs."""
@@ -50,7 +51,7 @@ def new_engine(
             **(lora or {}),
         ),
         engine_config=FSDPEngineConfig(**configuration | engine),
-        optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=100),
+        optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=100, **(optimizer or {})),
         checkpoint_config=CheckpointConfig(),
     )
     built.initialize()

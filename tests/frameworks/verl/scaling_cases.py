@@ -37,9 +37,9 @@ def spoil(engine: Any, rank: int, bad: float = float("nan")) -> None:
     engine.optimizer_step = optimizer_step
 
 
-def skip_then_step(rank: int, *, strategy: str) -> Result:
+def skip_then_step(rank: int, *, strategy: str, **settings: Any) -> Result:
     """An update that cannot be made, then one that can, with the LR schedule that verl steps after each."""
-    engine = new_engine(model(), strategy, "fp16")
+    engine = new_engine(model(), strategy, "fp16", **settings)
     train(engine, rank)
     engine.lr_scheduler_step()
     seen = []
@@ -118,6 +118,27 @@ for strategy in STRATEGIES:
 case("many-nans", many_nans)
 stock("many-nans", many_nans)
 stock("skip-fsdp2", partial(skip_then_step, strategy="fsdp2"))
+
+
+LORA = {"lora_rank": 4, "target_modules": "all-linear"}
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    # ranks, settings of skip_then_step
+    "alone": (1, {"strategy": "fsdp2"}),
+    "hsdp": (4, {"strategy": "fsdp2", "fsdp_size": 2}),
+    "hsdp-fsdp1": (4, {"strategy": "fsdp", "fsdp_size": 2}),
+    "orig-params": (2, {"strategy": "fsdp", "use_orig_params": True}),
+    "offload-policy": (2, {"strategy": "fsdp2", "offload_policy": True}),
+    "offloaded": (2, {"strategy": "fsdp2", "param_offload": True, "optimizer_offload": True}),
+    "offloaded-fsdp1": (2, {"strategy": "fsdp", "param_offload": True, "optimizer_offload": True}),
+    "no-sync": (2, {"strategy": "fsdp2", "use_no_sync_for_gradient_accumulation": True}),
+    "lora": (2, {"strategy": "fsdp2", "lora": LORA}),
+    "lora-fsdp1": (2, {"strategy": "fsdp", "lora": LORA}),
+    "fused": (2, {"strategy": "fsdp2", "optimizer": {"override_optimizer_config": {"fused": True}}}),
+    "sgd": (2, {"strategy": "fsdp2", "optimizer": {"optimizer": "SGD"}}),
+}
+for name, (ranks, settings) in LAYOUTS.items():
+    case(f"layout-{name}", partial(skip_then_step, **settings), ranks=ranks)
+    stock(f"layout-{name}", partial(skip_then_step, **settings), ranks=ranks)
 
 
 STEPS = 8

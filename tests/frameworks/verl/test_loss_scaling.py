@@ -38,6 +38,42 @@ def test_a_skip_moves_nothing_and_says_so(results: Outcomes, strategy: str) -> N
         assert math.isfinite(made["metrics"]["grad_headroom_bits/min"][0])
 
 
+LAYOUTS = (
+    "alone",
+    "hsdp",
+    "hsdp-fsdp1",
+    "orig-params",
+    "offload-policy",
+    "offloaded",
+    "offloaded-fsdp1",
+    "no-sync",
+    "lora",
+    "lora-fsdp1",
+    "fused",
+    "sgd",
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_skips_together_and_has_stocks_norm(results: Outcomes, layout: str) -> None:
+    ours = results(f"layout-{layout}")
+    # Stock verl cannot run a fused optimizer (below); the norm is the same with a plain one.
+    stock = results(f"layout-{'offloaded' if layout == 'fused' else layout}", "stock")
+    assert len(ours) == len(stock)
+    for mine, verls in zip(ours, stock, strict=True):
+        skipped, made = mine["updates"]
+        assert skipped["changed"] == []
+        assert {"weights", "lr"} <= set(made["changed"])
+        assert made["metrics"] == ours[0]["updates"][1]["metrics"], "the ranks do not agree"
+        norm = verls["updates"][1]["metrics"]["grad_norm"]
+        assert made["metrics"]["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_stock_verl_crashes_on_a_fused_optimizer(outcomes: Outcomes) -> None:
+    for outcome in outcomes("layout-fused", "stock"):
+        assert "doesn't match the broadcast shape" in outcome["error"]
+
+
 def test_stock_verl_hides_the_skip(results: Outcomes) -> None:
     for result in results("skip-fsdp2", "stock"):
         skipped, _ = result["updates"]
