@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from types import ModuleType
 
 from fp16_patch.patching import undo, when_imported
@@ -37,6 +38,34 @@ def fail_while_receiving(module: ModuleType) -> None:
     module.vLLMColocateWorkerExtension._update_weights = _update_weights
 
 
+def die_in_third_update(_: ModuleType) -> None:
+    """kill -9 in a trainer rank when its third update has begun."""
+    from fp16_patch.loss_scaling import step
+
+    updates, clip_and_step = [], step.clip_and_step
+
+    def counted(*args, **kwargs):
+        updates.append(1)
+        if len(updates) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return clip_and_step(*args, **kwargs)
+
+    step.clip_and_step = counted
+
+
+def spoil_every_update(_: ModuleType) -> None:
+    """A loss that is never finite."""
+    from verl.workers.engine.fsdp import transformer_impl
+
+    forward_step = transformer_impl.FSDPEngineWithLMHead.forward_step
+
+    def spoilt(self, micro_batch, loss_function, forward_only):
+        loss, output = forward_step(self, micro_batch, loss_function, forward_only)
+        return (loss if forward_only else loss * float("nan")), output
+
+    transformer_impl.FSDPEngineWithLMHead.forward_step = spoilt
+
+
 def after_ours(callback):
     """A callback registered while others run comes after all of them."""
     return lambda module: when_imported(module.__name__, callback)
@@ -45,5 +74,7 @@ def after_ours(callback):
 {
     "lose_a_patch": lambda: when_imported(ENGINE, after_ours(lose_a_patch)),
     "change_the_source": lambda: when_imported(EXTENSION, change_the_source),
+    "die_in_third_update": lambda: when_imported(ENGINE, die_in_third_update),
+    "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
     "fail_while_receiving": lambda: when_imported(EXTENSION, after_ours(fail_while_receiving)),
 }[os.environ["SABOTAGE"]]()
