@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Islands: named modules that compute in FP32 while the model around them computes in half precision.
 
-Finding them, and what makes them one besides FP32 weights: no autocast inside. Weights and inputs are the
+Finding them, and what makes them one besides FP32 weights: FP32 inputs and no autocast. The weights are the
 business of whatever shards the model (``frameworks/verl/fp32_modules.py``).
 """
 
@@ -60,17 +60,23 @@ def find_islands(model: Any, patterns: Sequence[str], elsewhere: Iterable[str] =
 
 
 def compute_in_fp32(island: Island, device_type: str) -> None:
-    """Turn autocast off inside, from now on, and mark the module for :func:`islands_of`."""
+    """From now on: no autocast inside, FP32 inputs, and a mark for :func:`islands_of`. The output stays FP32."""
     import torch
+    from torch.utils._pytree import tree_map_only
 
     forward = island.module.forward
 
+    def widened(tensor: Any) -> Any:
+        return tensor.float() if tensor.is_floating_point() else tensor
+
     @functools.wraps(forward)
-    def without_autocast(*args: Any, **kwargs: Any) -> Any:
+    def in_fp32(*args: Any, **kwargs: Any) -> Any:
+        # Not left to FSDP: FSDP1 casts no inputs when activation checkpointing runs the forward again.
+        args, kwargs = tree_map_only(torch.Tensor, widened, (args, kwargs))
         with torch.autocast(device_type, enabled=False):
             return forward(*args, **kwargs)
 
-    island.module.forward = without_autocast
+    island.module.forward = in_fp32
     setattr(island.module, _ATTRIBUTE, island.name)
 
 

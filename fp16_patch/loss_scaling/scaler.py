@@ -39,7 +39,7 @@ class Counts:
     backoffs: int = 0
 
 
-class LossScaler(ShardedGradScaler):
+class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read through Any
     """torch's interface, unchanged: ``scale``, ``unscale_``, ``step``, ``update``, ``state_dict``.
 
     ``device`` is the device type of the losses; ``process_group`` the ranks that agree on every step, None for
@@ -145,14 +145,22 @@ class LossScaler(ShardedGradScaler):
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         self.ensure_scale()
         super().unscale_(optimizer)
-        state = self._per_optimizer_states[id(optimizer)]  # fused optimizers fail on torch's shape of (1,)
-        state["found_inf_per_device"] = {at: found.reshape(()) for at, found in state["found_inf_per_device"].items()}
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        """As torch's, which for a fused optimizer checks neither the scale nor the other ranks without ``unscale_``."""
-        if self._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+        """As torch's, also for a fused optimizer.
+
+        torch leaves the skip to the optimizer there: without ``unscale_`` no other rank is asked, and the kernels
+        know a found_inf of 1 only, no sum over ranks, in another shape than the sharded scaler's.
+        """
+        state = self._per_optimizer_states[id(optimizer)]
+        if state["stage"] is OptState.READY:
             self.unscale_(optimizer)
-        result: float | None = super().step(optimizer, *args, **kwargs)
+        result: float | None
+        if state["stage"] is OptState.UNSCALED and getattr(optimizer, "_step_supports_amp_scaling", False):
+            result = self._maybe_opt_step(optimizer, state, *args, **kwargs)
+            state["stage"] = OptState.STEPPED
+        else:
+            result = super().step(optimizer, *args, **kwargs)
         return result
 
     def state_dict(self) -> dict[str, Any]:

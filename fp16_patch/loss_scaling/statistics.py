@@ -31,7 +31,8 @@ class GradientStatistics:
     peak: float | None = None
     """Largest absolute element; None where it was not asked for."""
     underflow_share: float | None = None
-    """Share of sampled elements that are exactly zero: every contribution was below FP16's 6e-8."""
+    """Share of sampled elements that are exactly zero: every contribution was below FP16's 6e-8. None where all
+    gradients are zero, as those of a batch without advantages are."""
 
     @property
     def finite(self) -> bool:
@@ -69,10 +70,11 @@ def gather_statistics(
             row[2] += (sample == 0).sum().to(device)
             row[3] += sample.numel()
     squares, peaks, zeros, sampled = _from_all_ranks(row, group).cpu().T
+    norm = float(squares.sum().sqrt())
     return GradientStatistics(
-        norm=math.sqrt(total) if (total := float(squares.sum())) >= 0 else math.nan,
+        norm=norm,
         peak=float(peaks.max()) if health else None,
-        underflow_share=float(zeros.sum() / sampled.sum()) if sampled.sum() else None,
+        underflow_share=float(zeros.sum() / sampled.sum()) if norm and sampled.sum() else None,
     )
 
 

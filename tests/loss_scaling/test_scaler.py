@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scaler import HISTORY, LossScaler
 from fp16_patch.loss_scaling.settings import LIMITS
+
+UNTIMED = hypothesis.settings(deadline=None)
 
 OVERFLOW, GOOD = True, False
 DEFAULTS = LossScaling()
@@ -115,6 +118,7 @@ def is_power_of_two(value: float) -> bool:
     return math.frexp(value)[0] == 0.5
 
 
+@UNTIMED
 @given(settings(), UPDATES)
 def test_every_update_is_the_reference_s(chosen: LossScaling, overflows: list[bool]) -> None:
     scaler, reference = new_scaler(chosen), Reference(chosen)
@@ -125,6 +129,7 @@ def test_every_update_is_the_reference_s(chosen: LossScaling, overflows: list[bo
         assert through_json(scaler) == reference.state()
 
 
+@UNTIMED
 @given(settings(), UPDATES)
 def test_the_scale_stays_a_power_of_two_within_its_bounds(chosen: LossScaling, overflows: list[bool]) -> None:
     scaler = new_scaler(chosen)
@@ -135,6 +140,7 @@ def test_the_scale_stays_a_power_of_two_within_its_bounds(chosen: LossScaling, o
         assert chosen.min_scale <= scale <= chosen.max_scale
 
 
+@UNTIMED
 @given(st.data(), settings(), UPDATES, st.booleans())
 def test_a_scaler_goes_on_where_its_state_was_saved(
     data: st.DataObject, chosen: LossScaling, overflows: list[bool], used: bool
@@ -154,6 +160,7 @@ def test_a_scaler_goes_on_where_its_state_was_saved(
         assert resumed.state_dict() == scaler.state_dict()
 
 
+@UNTIMED
 @given(settings(hysteresis=1, min_scale=LIMITS[0], max_scale=LIMITS[1]), UPDATES)
 def test_without_hysteresis_and_within_bounds_it_is_torch_s(chosen: LossScaling, overflows: list[bool]) -> None:
     names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
@@ -188,6 +195,11 @@ def test_the_history_keeps_the_latest_changes() -> None:
     assert len(scaler.history) == HISTORY
     assert scaler.history[-1] == (2 * HISTORY, scaler.get_scale())
     assert scaler.counts.growths == scaler.counts.backoffs == HISTORY
+    resumed = new_scaler(scaler.settings)
+    resumed.load_state_dict(through_json(scaler))
+    update(resumed, GOOD)
+    assert len(resumed.history) == HISTORY
+    assert resumed.history[-1] == (2 * HISTORY + 1, resumed.get_scale())
 
 
 def test_a_ceiling_does_not_take_hysteresis_away() -> None:
@@ -205,6 +217,7 @@ def test_a_ceiling_does_not_take_hysteresis_away() -> None:
 OTHERS = settings()
 
 
+@UNTIMED
 @given(settings(), OTHERS, UPDATES, UPDATES)
 def test_this_run_s_settings_win_over_the_saved_ones(
     old: LossScaling, new: LossScaling, before: list[bool], after: list[bool]

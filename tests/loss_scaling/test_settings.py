@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 
+import hypothesis
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
+
+UNTIMED = hypothesis.settings(deadline=None)
 
 TORCH_S = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
 SCALES = ("init_scale", "min_scale", "max_scale")
@@ -85,11 +88,13 @@ def refusal(key: str, value: object) -> Fp16PatchError:
     return caught.value
 
 
+@UNTIMED
 @given(settings())
 def test_powers_of_two_are_accepted_and_kept(chosen: dict[str, float]) -> None:
     assert LossScaling.from_mapping(chosen).as_dict() == DEFAULTS.as_dict() | chosen
 
 
+@UNTIMED
 @given(st.sampled_from(KEYS), NUMBERS)
 def test_a_number_is_accepted_exactly_when_it_is_allowed(key: str, value: float) -> None:
     if allowed(key, value):
@@ -107,6 +112,7 @@ def test_a_number_is_accepted_exactly_when_it_is_allowed(key: str, value: float)
             assert f"{key}={value:g}" in error.allowed
 
 
+@UNTIMED
 @given(st.sampled_from(KEYS), NOT_NUMBERS)
 def test_what_is_not_a_number_is_refused(key: str, value: object) -> None:
     assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
@@ -120,6 +126,7 @@ def test_usual_mistakes_are_refused(key: str, value: object) -> None:
     assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
 
 
+@UNTIMED
 @given(st.integers(-24, 31), st.integers(-24, 31), st.integers(-24, 31))
 def test_the_scales_are_accepted_exactly_when_they_are_in_order(low: int, start: int, high: int) -> None:
     chosen = {"min_scale": 2.0**low, "init_scale": 2.0**start, "max_scale": 2.0**high}
@@ -148,6 +155,7 @@ def test_a_scale_that_never_grows_is_its_own_ceiling() -> None:
     assert LossScaling(max_scale=65536.0).max_scale == LossScaling().init_scale
 
 
+@UNTIMED
 @given(st.text().filter(lambda key: key not in KEYS))
 def test_an_unknown_key_is_refused_by_name(key: str) -> None:
     error = refusal(key, 2.0)
@@ -162,6 +170,7 @@ def test_one_value_instead_of_the_group_is_refused(settings: object) -> None:
     assert caught.value.what == f"fp16_patch.loss_scaling={settings!r} is not a group of settings"
 
 
+@UNTIMED
 @given(settings())
 def test_the_environment_carries_every_bit(chosen: dict[str, float]) -> None:
     precision = Precision(loss_scaling=LossScaling.from_mapping(chosen))

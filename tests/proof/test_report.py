@@ -81,7 +81,7 @@ def test_processes_without_roles_add_nothing() -> None:
         ("critic", "gradient_reduction", "bfloat16"),
         ("reference", "master_weights", "bfloat16"),
         ("reference", "compute", "bfloat16"),
-        ("rollout", "weights", "float16 (99.2%), float32 (0.8%)"),
+        ("rollout", "weights", "float16 (99.2%), bfloat16 (0.8%)"),
         ("rollout", "compute", "bfloat16"),
         ("rollout", "kv_cache", "fp8_e4m3"),
         ("reward model", "weights", "bfloat16"),

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keep named modules of verl's FSDP engines in FP32 compute: a router, a value head, an lm_head.
 
-Such a module becomes an FSDP unit of its own (FSDP1 or FSDP2) whose policy is FP32: its weights are gathered, its
-inputs cast and its gradients reduced in FP32, and autocast is off inside. Its output stays FP32. What follows goes
-on in half precision where autocast or the next FSDP unit's input cast makes it: a decoder layer's output is cast
-when it enters the next layer; the logits of an lm_head and the values of a value head arrive at the loss in FP32.
+Such a module becomes an FSDP unit of its own whose policy is FP32: its weights are gathered and its gradients
+reduced in FP32. Its inputs are cast to FP32, autocast is off inside, and its output stays FP32: logits of an lm_head
+and values of a value head arrive at the loss so. After a module in the middle, autocast takes every matrix product
+back to half precision; the sum of the residual stream is FP32 until something casts it, which under FSDP2 is the
+next layer's entrance, and under FSDP1, where verl casts the model's inputs only, nothing.
 
 verl 0.9.1 gives every unit of a model the same policy (workers/engine/fsdp/transformer_impl.py:380,
 utils/fsdp_utils.py:573), so the units are made where verl makes its own, during that call and no longer.
@@ -22,11 +23,11 @@ from fp16_patch.precision_islands import KEY, Island, compute_in_fp32, find_isla
 from fp16_patch.proof.fsdp import modules_in_fp32
 
 HEADS = {"language_model": ("lm_head",), "value_model": ("score", "classifier", "v_head", "v_head.summary")}
-"""verl's model type -> heads that only models of this type have: the critic has no lm_head, the actor no score."""
+"""verl's model type -> names of heads that models of the other type need not have: the setting is for the whole run."""
 
 
 def for_critics_only(pattern: str) -> bool:
-    """Whether a run without a critic has nothing that ``pattern`` could match."""
+    """Whether ``pattern`` names a value head: without a critic, no engine would have it and none would refuse it."""
     actor, critic = (any(fnmatchcase(head, pattern) for head in heads) for heads in HEADS.values())
     return critic and not actor
 
@@ -38,6 +39,8 @@ def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, modul
     besides, an lm_head under fused kernels (its weight is used and it is never called), and flash attention
     inside (it has no FP32). Raises :class:`Fp16PatchError` before the model is sharded.
     """
+    if not patterns:
+        return build(engine, module)
     model_type = engine.model_config.model_type
     elsewhere = [head for other, heads in HEADS.items() if other != model_type for head in heads]
     islands = find_islands(module, patterns, elsewhere)
@@ -85,15 +88,14 @@ def _units_of_fsdp2(islands: list[Island]) -> Iterator[None]:
     from verl.utils import fsdp_utils
 
     stock = fsdp_utils.fully_shard
-    policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=True)
+    policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
     tops = {island.module for island in islands}
     inside = {part for top in tops for part in top.modules()}
 
     def fully_shard(unit: Any, **settings: Any) -> Any:
         for part in unit.modules():  # the unit takes all parameters that are in no unit yet
             if part in tops and not isinstance(part, FSDPModule):
-                with fsdp_utils.maybe_patch_fsdp_module(part):
-                    stock(part, **settings | {"mp_policy": policy})
+                stock(part, **settings | {"mp_policy": policy})
         if unit in tops:
             return unit
         return stock(unit, **settings | ({"mp_policy": policy} if unit in inside else {}))

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.fp32_modules import for_critics_only
 from fp16_patch.frameworks.vllm.model_types import float16_refusing_model_types, model_type_of
 from fp16_patch.precision import Precision, short_name
 
@@ -40,6 +41,7 @@ def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError
         *_rollout(config, precision),
         *_weight_transport(config),
         *_model(config, precision),
+        *_fp32_modules(config, precision),
     ]
 
 
@@ -132,6 +134,15 @@ def _model(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]
         if model_type in refused:
             why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
             yield _refusal(key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16")
+
+
+def _fp32_modules(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    """Only names that no engine of this run will look for; the engines refuse what their model does not have."""
+    for pattern in precision.fp32_modules:
+        if for_critics_only(pattern) and not _uses_critic(config):
+            key = "fp16_patch.fp32_modules"
+            why = "only a critic has such a module, and this run has none"
+            yield _refusal(key, pattern, why, "names of the actor's modules", f"remove it from {key}")
 
 
 def _uses_critic(config: DictConfig) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import releases
+from fp16_patch.frameworks.verl.fp32_modules import build_with_fp32_modules
 from fp16_patch.frameworks.verl.loss_scaling import new_scaler
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
@@ -22,14 +23,14 @@ Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never impo
 
 
 def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss scaler from our settings, and a check that verl really took the train dtype."""
+    """The loss scaler from our settings, modules kept in FP32, and a check that verl really took the train dtype."""
 
     @functools.wraps(original)
     def _build_fsdp_module(self: Engine, module: Any) -> Any:
         import torch
 
-        wrapped = original(self, module)
         precision = Precision.in_force()
+        wrapped = build_with_fp32_modules(original, self, module, precision.fp32_modules)
         wanted = getattr(torch, long_name(precision.train))
         if self._autocast_dtype != wanted:
             raise Fp16PatchError(
@@ -128,7 +129,8 @@ PATCHES: tuple[Patch, ...] = (
         make=build_scaler,
         parameters=("self", "module"),
         reason="verl hard-codes the scaler (2**16, interval 400) and reads the train dtype from a key that is "
-        "not in its YAML; afterwards the settings are the flag's and the dtype is checked",
+        "not in its YAML; afterwards the settings are the flag's and the dtype is checked. Modules of "
+        "fp16_patch.fp32_modules get FP32 units of their own while the model is wrapped",
         upstream="verl workers/engine/fsdp/transformer_impl.py:391-409",
         remove_when="verl makes the scaler's arguments configurable and reads fsdp_config.dtype",
     ),

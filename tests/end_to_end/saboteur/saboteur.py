@@ -39,16 +39,18 @@ def fail_while_receiving(module: ModuleType) -> None:
 
 
 def die_in_third_update(_: ModuleType) -> None:
-    """kill -9 in a trainer rank when its third update has begun."""
+    """An overflow in a trainer rank's first update, kill -9 when its third has begun."""
     from fp16_patch.loss_scaling import step
 
     updates, clip_and_step = [], step.clip_and_step
 
-    def counted(*args, **kwargs):
+    def counted(scaler, optimizer, *args, **kwargs):
         updates.append(1)
+        if len(updates) == 1:
+            next(iter(optimizer.param_groups[0]["params"])).grad.mul_(float("inf"))
         if len(updates) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return clip_and_step(*args, **kwargs)
+        return clip_and_step(scaler, optimizer, *args, **kwargs)
 
     step.clip_and_step = counted
 

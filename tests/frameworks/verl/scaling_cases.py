@@ -126,6 +126,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "alone": (1, {"strategy": "fsdp2"}),
     "hsdp": (4, {"strategy": "fsdp2", "fsdp_size": 2}),
     "hsdp-fsdp1": (4, {"strategy": "fsdp", "fsdp_size": 2}),
+    "replicated": (2, {"strategy": "fsdp2", "fsdp_size": 1}),
     "orig-params": (2, {"strategy": "fsdp", "use_orig_params": True}),
     "offload-policy": (2, {"strategy": "fsdp2", "offload_policy": True}),
     "offloaded": (2, {"strategy": "fsdp2", "param_offload": True, "optimizer_offload": True}),

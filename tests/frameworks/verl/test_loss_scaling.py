@@ -42,6 +42,7 @@ LAYOUTS = (
     "alone",
     "hsdp",
     "hsdp-fsdp1",
+    "replicated",
     "orig-params",
     "offload-policy",
     "offloaded",
