@@ -68,7 +68,7 @@ class Precision:
             )
         if self.trace_update is not None and self.train != "fp16":
             raise Fp16PatchError(
-                f"fp16_patch.trace_update={self.trace_update} with train dtype {self.train}: there is no loss scale to trace",
+                f"fp16_patch.trace_update={self.trace_update}: training in {self.train} has no loss scale to trace",
                 allowed="a train dtype of fp16",
                 next_step="remove fp16_patch.trace_update",
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's FSDP engine with our scaler: one pass over the gradients, skips that everybody hears of, a stop with a reason."""
+"""verl's FSDP engine with our scaler: one pass over the gradients, skips everybody hears of, a stop with a reason."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Loss = Callable[..., Any]
 
 
 def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) -> None:
-    """The report of update ``fp16_patch.trace_update``, made before it; the update itself is what it would have been."""
+    """The report of update ``fp16_patch.trace_update``, made before it; the update is what it would have been."""
     update = Precision.in_force().trace_update
     if update is None or update != scaler.counts.updates + 1:
         return

@@ -118,9 +118,7 @@ def test_a_traced_update_is_the_same_update(results: Outcomes, engine_runs: Path
 
 @STRATEGIES
 @pytest.mark.parametrize("where", ["in-update", "in-checkpoint", "between"])
-def test_killed_and_resumed_is_uninterrupted(
-    results: Outcomes, outcomes: Outcomes, strategy: str, where: str
-) -> None:
+def test_killed_and_resumed_is_uninterrupted(results: Outcomes, outcomes: Outcomes, strategy: str, where: str) -> None:
     for outcome in outcomes(f"killed-{where}-{strategy}"):
         assert "ended without a result" in outcome.get("error", ""), f"it was not killed: {outcome}"
     whole = results(f"uninterrupted-{strategy}")
