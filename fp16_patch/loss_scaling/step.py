@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fp16_patch.loss_scaling.gradients import gradients_of
-from fp16_patch.loss_scaling.scaler import LossScaler
-from fp16_patch.loss_scaling.statistics import GradientStatistics, gather_statistics
+from fp16_patch.loss_scaling.scaler import SLICES, LossScaler
+from fp16_patch.loss_scaling.statistics import GradientStatistics, gather_statistics, headroom_bits
 
 EPSILON = 1e-6
 """torch.nn.utils.clip_grad_norm_'s."""
@@ -31,6 +31,9 @@ class Update:
     loss_scale: float
     """The scale this update's loss was multiplied by."""
     statistics: GradientStatistics
+    headroom_bits: float | None = None
+    """How often the scale could have doubled before the largest gradient of the last 8 updates reached 65504. None
+    on a skipped update and without health."""
 
 
 def clip_and_step(
@@ -48,12 +51,21 @@ def clip_and_step(
     scale = scaler.ensure_scale()
     gradients = list(gradients_of(optimizer, scaler.layout))
     statistics = gather_statistics(
-        gradients, scale.device, scaler.process_group, health=health, offset=scaler.counts.updates
+        gradients,
+        scale.device,
+        scaler.process_group,
+        health=health,
+        offset=scaler.counts.updates,
+        slices=SLICES if scaler.peaks else 1,
     )
     loss_scale = scaler.get_scale()
     grad_norm = statistics.norm / loss_scale
     scaler.record(optimizer, finite=statistics.finite)
+    headroom = None
     if statistics.finite:
+        if statistics.peak is not None:
+            scaler.peaks.append(statistics.peak / loss_scale)
+            headroom = headroom_bits(max(scaler.peaks) * loss_scale)
         clip = min(1.0, max_norm / (grad_norm + EPSILON))
         _step(optimizer, [gradient.local for gradient in gradients], clip / loss_scale)
     scaler.update()
@@ -62,6 +74,7 @@ def clip_and_step(
         grad_norm=grad_norm if statistics.finite else None,
         loss_scale=loss_scale,
         statistics=statistics,
+        headroom_bits=headroom,
     )
 
 
@@ -80,5 +93,5 @@ def _step(optimizer: Any, gradients: list[torch.Tensor], factor: float) -> None:
     for gradient in gradients:
         by_device.setdefault(gradient.device, []).append(gradient)
     for same_device in by_device.values():
-        torch._foreach_mul_(same_device, factor)
+        torch._foreach_mul_(same_device[::-1], factor)  # the last ones read are in the cache still
     optimizer.step()

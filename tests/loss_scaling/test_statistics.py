@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.gradients import Gradient, Layout, gradients_of
-from fp16_patch.loss_scaling.statistics import FP16_MAX, SAMPLE, GradientStatistics, _sample, gather_statistics
+from fp16_patch.loss_scaling.statistics import (
+    BLOCK,
+    FP16_MAX,
+    SAMPLE,
+    GradientStatistics,
+    _sample,
+    gather_statistics,
+    headroom_bits,
+)
 
 UNTIMED = settings(deadline=None)
 
@@ -62,7 +70,6 @@ def test_one_element_that_is_not_finite_is_found_wherever_it_is(
         at -= tensor.numel()
     found = look(*tensors, health=health)
     assert not found.finite
-    assert found.headroom_bits is None
 
 
 def test_infinities_of_both_signs_do_not_cancel() -> None:
@@ -79,7 +86,7 @@ def test_no_gradient_at_all() -> None:
     found = look()
     assert found == GradientStatistics(norm=0.0, peak=0.0, underflow_share=None)
     assert found.finite
-    assert found.headroom_bits is None
+    assert headroom_bits(0.0) is None
 
 
 @UNTIMED
@@ -126,9 +133,26 @@ def test_what_is_not_asked_for_is_none() -> None:
 @given(st.integers(-20, 15))
 def test_headroom_is_how_often_the_scale_can_double(power: int) -> None:
     peak = 2.0**power
-    bits = look(torch.tensor([0.0, -peak])).headroom_bits
+    bits = headroom_bits(look(torch.tensor([0.0, -peak])).peak or 0.0)
     assert bits is not None
     assert peak * 2 ** math.floor(bits) <= FP16_MAX < peak * 2 ** (math.floor(bits) + 1)
+
+
+@UNTIMED
+@given(SHAPES, st.integers(0, 2**32), st.integers(1, 9), st.integers(0, 100))
+def test_as_many_looks_as_slices_see_every_element(shapes: list[list[int]], seed: int, slices: int, first: int) -> None:
+    tensors = drawn(shapes, seed)
+    elements = together(tensors)
+    looks = [look(*tensors, offset=offset, slices=slices) for offset in range(first, first + slices)]
+    assert len({found.norm for found in looks}) == 1, "the norm takes all elements at every look"
+    assert max(found.peak or 0.0 for found in looks) == (float(elements.abs().max()) if elements.numel() else 0.0)
+
+
+def test_blocks_of_a_large_gradient() -> None:
+    tensor = torch.randn(2 * BLOCK + 3, generator=torch.Generator().manual_seed(0))
+    assert look(tensor).norm == pytest.approx(float(tensor.double().norm()), rel=1e-6)
+    tensor[BLOCK] = math.nan
+    assert not look(tensor).finite
 
 
 def test_copies_are_counted_once() -> None:

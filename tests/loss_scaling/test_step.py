@@ -195,6 +195,19 @@ def test_the_scale_an_update_reports_is_the_one_its_loss_was_multiplied_by() -> 
     assert scales == [2.0**16, 2.0**17, 2.0**18]
 
 
+def test_successive_updates_look_at_different_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small sample of gradients of which one half of the first layer is zero."""
+    monkeypatch.setattr("fp16_patch.loss_scaling.statistics.SAMPLE", 4)
+    training = ours("AdamW-foreach")
+    shares = set()
+    for _ in range(8):
+        training.backward(seed=0)
+        training.model[0].weight.grad[:4] = 0
+        shares.add(clip_and_step(training.scaler, training.optimizer, 1.0).statistics.underflow_share)
+        training.optimizer.zero_grad()
+    assert len(shares) > 1
+
+
 def test_health_costs_nothing_where_it_is_not_asked_for() -> None:
     training = ours("AdamW-foreach")
     training.backward(seed=0)

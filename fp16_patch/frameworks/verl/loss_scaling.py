@@ -99,7 +99,6 @@ def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def describe(update: Any, counts: Any) -> dict[str, float]:
     """The metrics of one update. verl averages over mini-batches, except names with max or min in them."""
-    found = update.statistics
     metrics = {
         "loss_scale": update.loss_scale,
         "update_skipped": float(update.skipped),
@@ -108,7 +107,10 @@ def describe(update: Any, counts: Any) -> dict[str, float]:
         "loss_scale_growths_total/max": float(counts.growths),
     }
     if not update.skipped:
-        health = {"grad_underflow_share": found.underflow_share, "grad_headroom_bits/min": found.headroom_bits}
+        health = {
+            "grad_underflow_share": update.statistics.underflow_share,
+            "grad_headroom_bits/min": update.headroom_bits,
+        }
         metrics |= {name: value for name, value in health.items() if value is not None}
     return metrics
 

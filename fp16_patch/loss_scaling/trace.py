@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch one forward and backward pass: the peaks of every module, and where inf or NaN came up first.
+
+Nothing is read off the device before :meth:`ModuleTrace.rows`, and nothing is changed: the pass is the one that
+would have been without the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+CHUNK = 1 << 24
+"""Elements looked at in one go: logits of some GB must not need as much again."""
+NEVER = 1 << 62
+WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Under these names FSDP1 and torch's checkpoint wrapper keep what they wrap."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One module over all its calls. Peaks are of finite elements, None without one; shares are of elements, 0 to 1.
+
+    Orders count from 0 in each forward and in each backward pass of the whole module; a module comes before those
+    that contain it. Gradients are those of the outputs, still multiplied by the loss scale.
+    """
+
+    module: str
+    """Its name in the model without wrappers; empty for the model itself."""
+    class_name: str
+    dtype: str
+    """Of the first floating-point output, and so of its gradient: ``"float16"``."""
+    has_parameters: bool
+    """Its own or its children's."""
+    forward_order: int
+    activation_peak: float | None
+    activation_nonfinite: float
+    forward_overflow: int | None
+    """Forward order of the first call that made an inf or NaN out of inputs without; None where there was none."""
+    backward_order: int | None
+    """None where no gradient arrived."""
+    gradient_peak: float | None
+    gradient_nonfinite: float | None
+    first_overflow: int | None
+    """Backward order of the first gradient with an inf or NaN; None where there was none."""
+
+
+class Extremes:
+    """Largest finite magnitude, inf and NaN counted, and when the first came; on the device until it is read."""
+
+    def __init__(self) -> None:
+        self.elements = 0
+        self.first = NEVER
+        """Order of the first tensor."""
+        self._found: list[torch.Tensor] = []  # peak, inf and NaN, order of the first of them
+
+    def add(self, tensor: torch.Tensor, order: int = 0, excused: torch.Tensor | None = None) -> None:
+        """``excused`` (bool, no dimension): whether an inf or NaN in ``tensor`` says nothing about the module."""
+        tensor = local(tensor.detach())
+        if not tensor.is_floating_point() or not tensor.numel():
+            return
+        peak, bad = _peak_and_bad(tensor)
+        guilty = bad > 0 if excused is None else (bad > 0) & ~excused.to(bad.device)
+        found = [peak, bad, torch.where(guilty, order, NEVER)]
+        if self._found:
+            peak, bad, when = (new.to(old.device) for new, old in zip(found, self._found, strict=True))
+            found = [
+                torch.maximum(peak, self._found[0]),
+                bad + self._found[1],
+                torch.minimum(when, self._found[2]),
+            ]
+        self._found = found
+        self.elements += tensor.numel()
+        self.first = min(self.first, order)
+
+    @property
+    def peak(self) -> float | None:
+        """None without a finite element."""
+        return peak if self._found and (peak := float(self._found[0])) >= 0 else None
+
+    @property
+    def bad(self) -> int:
+        return int(self._found[1]) if self._found else 0
+
+    @property
+    def nonfinite(self) -> float | None:
+        """Share of inf and NaN; None without any element."""
+        return self.bad / self.elements if self.elements else None
+
+    @property
+    def first_bad(self) -> int | None:
+        """Order of the first tensor with an inf or NaN that is not excused."""
+        return when if self._found and (when := int(self._found[2])) < NEVER else None
+
+
+def _peak_and_bad(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest finite magnitude (float32, -1 without one) and number of inf and NaN (int64)."""
+    peak = torch.full((), -1.0, dtype=torch.float32, device=tensor.device)
+    bad = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for part in tensor.reshape(-1).split(CHUNK):
+        finite = part.isfinite()
+        peak = torch.maximum(peak, torch.where(finite, part.abs(), -1).amax().float())
+        bad = bad + (part.numel() - finite.sum())
+    return peak, bad
+
+
+class ModuleTrace:
+    """What :func:`trace_modules` has seen; read it with :meth:`rows` after the pass."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._activations: dict[torch.nn.Module, Extremes] = {}
+        self._gradients: dict[torch.nn.Module, Extremes] = {}
+        self._dtypes: dict[torch.nn.Module, str] = {}
+        self._forwards = self._backwards = 0
+        self._parts = {
+            part: plain_name(name) for name, part in module.named_modules() if WRAPPERS.isdisjoint(part._modules)
+        }
+        self._owners = _owners_of_parameters(module)
+        self._handles = [part.register_forward_hook(self._after_forward, with_kwargs=True) for part in self._parts]
+        self._handles.append(module.register_forward_pre_hook(self._new_pass))
+
+    def _new_pass(self, module: torch.nn.Module, inputs: Any) -> None:
+        self._forwards = self._backwards = 0
+
+    def _after_forward(self, part: torch.nn.Module, inputs: Any, named: Mapping[str, Any], outputs: Any) -> None:
+        order, self._forwards = self._forwards, self._forwards + 1
+        tainted = _tainted(inputs, named)
+        for output in tensors_in(outputs):
+            self._dtypes.setdefault(part, str(output.dtype).removeprefix("torch."))
+            self._activations.setdefault(part, Extremes()).add(output, order, tainted)
+            if output.requires_grad:
+                self._handles.append(output.register_hook(lambda gradient: self._on_gradient(part, gradient)))
+
+    def _on_gradient(self, part: torch.nn.Module, gradient: torch.Tensor | None) -> None:
+        if gradient is None:  # torch calls also for the unused ones of a function's several outputs
+            return
+        order, self._backwards = self._backwards, self._backwards + 1
+        self._gradients.setdefault(part, Extremes()).add(gradient, order)
+
+    def remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def rows(self) -> list[ModuleRow]:
+        """This rank's modules that were called and returned floating-point tensors, in forward order."""
+        rows = []
+        for part, activations in self._activations.items():
+            gradients = self._gradients.get(part, Extremes())
+            rows.append(
+                ModuleRow(
+                    module=self._parts[part],
+                    class_name=_class_name(part),
+                    dtype=self._dtypes[part],
+                    has_parameters=not self._owners.isdisjoint(part.modules()),
+                    forward_order=activations.first,
+                    activation_peak=activations.peak,
+                    activation_nonfinite=activations.nonfinite or 0.0,
+                    forward_overflow=activations.first_bad,
+                    backward_order=gradients.first if gradients.elements else None,
+                    gradient_peak=gradients.peak,
+                    gradient_nonfinite=gradients.nonfinite,
+                    first_overflow=gradients.first_bad,
+                )
+            )
+        return sorted(rows, key=lambda row: row.forward_order)
+
+
+@contextmanager
+def trace_modules(module: torch.nn.Module) -> Iterator[ModuleTrace]:
+    """Watch every part of ``module`` that is called while this is open; hooks are gone afterwards, also on an error.
+
+    ``module`` may be wrapped by FSDP1 or FSDP2, and may use gradient checkpointing of either kind.
+    """
+    trace = ModuleTrace(module)
+    try:
+        yield trace
+    finally:
+        trace.remove_hooks()
+
+
+def merge_rows(rows: Sequence[ModuleRow], group: Any = None) -> list[ModuleRow]:
+    """The rows of all ranks of ``group`` as one list; collective. Largest peaks, mean shares, smallest orders.
+
+    A mean is taken over the ranks on which the module was called, or got a gradient.
+    """
+    alike: dict[str, list[ModuleRow]] = {}
+    for one_rank in gather(list(rows), group):
+        for row in one_rank:
+            alike.setdefault(row.module, []).append(row)
+    return sorted((_merged(same) for same in alike.values()), key=lambda row: row.forward_order)
+
+
+def _merged(same: Sequence[ModuleRow]) -> ModuleRow:
+    def values(name: str) -> list[Any]:
+        return [value for row in same if (value := getattr(row, name)) is not None]
+
+    shares = {name: values(name) for name in ("activation_nonfinite", "gradient_nonfinite")}
+    orders = ("forward_order", "forward_overflow", "backward_order", "first_overflow")
+    merged: dict[str, Any] = {
+        **{name: max(values(name), default=None) for name in ("activation_peak", "gradient_peak")},
+        **{name: sum(found) / len(found) if found else None for name, found in shares.items()},
+        **{name: min(values(name), default=None) for name in orders},
+    }
+    return replace(same[0], **merged)
+
+
+def gather(mine: T, group: Any = None) -> list[T]:
+    """What every rank of ``group`` (None: of all) gave; collective. One element without a process group."""
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    return everyone
+
+
+def plain_name(name: str) -> str:
+    """A module's or parameter's name without the levels that FSDP1 and checkpoint wrappers put in."""
+    return ".".join(level for level in name.split(".") if level not in WRAPPERS)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a DTensor, the elements of a nested tensor; any other tensor as it is."""
+    part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part.values() if part.is_nested else part
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The floating-point tensors in nested tuples, lists and mappings (``ModelOutput`` is one)."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def _tainted(*inputs: Any) -> torch.Tensor | None:
+    """Whether an input holds NaN or +inf; not -inf, which attention masks are made of. None without inputs."""
+    tainted = None
+    for tensor in tensors_in(inputs):
+        part = local(tensor.detach())
+        if part.numel():
+            largest = part.amax()  # NaN if one element is
+            found = largest.isnan() | (largest == torch.inf)
+            tainted = found if tainted is None else tainted | found.to(tainted.device)
+    return tainted
+
+
+def _owners_of_parameters(module: torch.nn.Module) -> set[torch.nn.Module]:
+    """Modules with parameters of their own, also where FSDP1 has taken them away into a flat one."""
+    owners: set[torch.nn.Module] = set()
+    for part in module.modules():
+        if any(parameter is not None for parameter in part._parameters.values()):
+            owners.add(part)
+        if "_fsdp_wrapped_module" in part._modules and (handle := part._handle) is not None:
+            owners |= {info.module for info in handle.flat_param._param_infos}
+    return owners
+
+
+def _class_name(part: torch.nn.Module) -> str:
+    from torch.distributed.fsdp import FSDPModule
+
+    # FSDP2 puts a class of its own before the module's: FSDPLinear(FSDPModule, Linear).
+    kinds = type(part).__bases__ if isinstance(part, FSDPModule) else (type(part),)
+    return kinds[-1].__name__
