@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,6 +61,7 @@ def gradients_of(optimizer: torch.optim.Optimizer, layout: Layout) -> Iterator[G
     Raises :class:`Fp16PatchError` on a half-precision master weight or gradient: FP16 ones make AdamW's first
     step non-finite, BF16 ones lose small updates.
     """
+    splits: dict[tuple[int, Any], int] = {}  # a model has few layouts and many parameters
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             gradient = parameter.grad
@@ -74,20 +76,26 @@ def gradients_of(optimizer: torch.optim.Optimizer, layout: Layout) -> Iterator[G
                 )
             local, shards = gradient, layout.shards
             if hasattr(gradient, "placements"):
-                mesh = gradient.device_mesh
                 local = gradient.to_local()
-                if any(place.is_partial() for place in gradient.placements):
-                    raise Fp16PatchError(
-                        f"a gradient of shape {tuple(gradient.shape)} is not summed over its ranks yet: "
-                        f"placements {gradient.placements}",
-                        allowed="sharded and replicated gradients",
-                        next_step="redistribute it to its parameter's placements before the update",
-                    )
-                # Not is_shard(): no is its answer for FSDP2's placement of what tensor parallelism splits too.
-                split = [i for i, place in enumerate(gradient.placements) if not place.is_replicate()]
-                shards = math.prod(mesh.size(i) for i in split)
+                layout_of = (id(gradient.device_mesh), gradient.placements)
+                if layout_of not in splits:
+                    splits[layout_of] = _ranks_split_over(gradient)
+                shards = splits[layout_of]
             yield Gradient(local, layout.world_size / shards, sampled=id(parameter) not in layout.lookups)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _ranks_split_over(gradient: Any) -> int:
+    if any(place.is_partial() for place in gradient.placements):
+        raise Fp16PatchError(
+            f"a gradient of shape {tuple(gradient.shape)} is not summed over its ranks yet: "
+            f"placements {gradient.placements}",
+            allowed="sharded and replicated gradients",
+            next_step="redistribute it to its parameter's placements before the update",
+        )
+    # Not is_shard(): no is its answer for FSDP2's placement of what tensor parallelism splits too.
+    split = [i for i, place in enumerate(gradient.placements) if not place.is_replicate()]
+    return math.prod(gradient.device_mesh.size(i) for i in split)

@@ -24,8 +24,8 @@ from fp16_patch.loss_scaling.settings import LossScaling
 from fp16_patch.loss_scaling.state import validate
 
 HISTORY = 200
-SLICES = 8
-"""Parts of the gradients whose peaks are taken in turn, one an update: an eighth of a pass in place of one."""
+SLICES = 16
+"""Parts of the gradients that are looked at in turn, one an update: a sixteenth of a pass in place of one."""
 
 
 @dataclass
@@ -77,7 +77,9 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         self.history: deque[tuple[int, float]] = deque([(0, settings.init_scale)], maxlen=HISTORY)
         """(updates so far, scale from then on), oldest first."""
         self.peaks: deque[float] = deque(maxlen=SLICES)
-        """Largest absolute true gradients of the last updates, each of another eighth, the first of all."""
+        """Largest absolute true gradients of the last updates, each of another part, the first of all."""
+        self.underflow_shares: deque[float] = deque(maxlen=SLICES)
+        """Of the same parts, where they had any gradient."""
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         """As torch's, within ``min_scale`` and ``max_scale``; an overflow takes the hysteresis first."""

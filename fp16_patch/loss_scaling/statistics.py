@@ -8,8 +8,8 @@ norm, clip). The norm alone finds every inf and NaN, on whichever rank it is, an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from fp16_patch.loss_scaling.gradients import Gradient
 
 FP16_MAX = 65504.0
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 """Elements squared and added up in float32 at a time on a CPU; blocks are added up in float64."""
 SAMPLE = 1 << 18
 """Elements a rank looks at for the underflow share: a share of 1 % is then known to 0.02 %."""
@@ -58,16 +58,16 @@ def gather_statistics(
     """Collective: every rank of ``group`` calls it, also one without any gradient. One small all-gather.
 
     ``device`` is where the ranks talk. ``health`` asks for the peak and the underflow share too. The norm takes
-    every element, the peak one of ``slices`` equal parts of each gradient, the share a sample; ``offset``, counted
-    up, moves both, so that successive updates look at different elements.
+    every element, the peak one of ``slices`` equal parts of them, the share a sample of that part; ``offset``,
+    counted up, moves both, so that successive updates look at different elements.
     """
     row = torch.zeros(4, dtype=torch.float64, device=device)  # squares, peak, zeros, sampled
     for same_device in _by_device(gradients):
         row[0] += _sum_of_squares(same_device).to(device)
         if health:
-            runs = [run for g in same_device if (run := _slice(g.local.reshape(-1), offset, slices)).numel()]
-            row[1] = torch.maximum(row[1], _peak(runs).to(row))
-            sample = _sample([g.local for g in same_device if g.sampled], offset)
+            runs = list(_slice(same_device, offset % slices, slices))
+            row[1] = torch.maximum(row[1], _peak([run.local for run in runs]).to(row))
+            sample = _sample([run.local for run in runs if run.sampled], offset // slices)
             row[2] += (sample == 0).sum().to(device)
             row[3] += sample.numel()
     squares, peaks, zeros, sampled = _from_all_ranks(row, group).cpu().T
@@ -103,15 +103,21 @@ def _peak(runs: Sequence[torch.Tensor]) -> torch.Tensor:
     if not runs:
         return torch.zeros(())
     if runs[0].is_cpu:  # ten times as fast there as the norm
-        return torch.stack([bound.abs() for run in runs for bound in torch.aminmax(run)]).max()
+        return torch.stack([bound for run in runs for bound in torch.aminmax(run)]).abs().max()
     return torch.stack(torch._foreach_norm(list(runs), torch.inf)).max()
 
 
-def _slice(flat: torch.Tensor, offset: int, slices: int) -> torch.Tensor:
-    """One of ``slices`` parts, as equal as can be; empty where there are more slices than elements."""
-    length = -(-flat.numel() // slices)
-    start = offset % slices * length
-    return flat[start : start + length]
+def _slice(gradients: Sequence[Gradient], which: int, slices: int) -> Iterator[Gradient]:
+    """One of ``slices`` equal parts of all elements, laid end to end: whole gradients, and pieces at both ends."""
+    total = sum(gradient.local.numel() for gradient in gradients)
+    first, last = which * total // slices, (which + 1) * total // slices
+    begin = 0
+    for gradient in gradients:
+        end = begin + gradient.local.numel()
+        if max(first, begin) < min(last, end):
+            piece = gradient.local.reshape(-1)[max(first - begin, 0) : last - begin]
+            yield replace(gradient, local=piece)
+        begin = end
 
 
 def _sample(tensors: Sequence[torch.Tensor], offset: int) -> torch.Tensor:

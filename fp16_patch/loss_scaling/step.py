@@ -8,6 +8,7 @@ fused optimizers take that factor themselves (``grad_scale``); for the others it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ class Update:
     """The scale this update's loss was multiplied by."""
     statistics: GradientStatistics
     headroom_bits: float | None = None
-    """How often the scale could have doubled before the largest gradient of the last 8 updates reached 65504. None
+    """How often the scale could have doubled before the largest gradient of the last 16 updates reached 65504. None
     on a skipped update and without health."""
+    underflow_share: float | None = None
+    """Share of gradient elements that are exactly zero, mean of the last 16 updates; None as above."""
 
 
 def clip_and_step(
@@ -49,7 +52,8 @@ def clip_and_step(
     Raises :class:`Fp16PatchError` on half-precision master weights.
     """
     scale = scaler.ensure_scale()
-    gradients = list(gradients_of(optimizer, scaler.layout))
+    with torch.no_grad():
+        gradients = list(gradients_of(optimizer, scaler.layout))
     statistics = gather_statistics(
         gradients,
         scale.device,
@@ -61,13 +65,17 @@ def clip_and_step(
     loss_scale = scaler.get_scale()
     grad_norm = statistics.norm / loss_scale
     scaler.record(optimizer, finite=statistics.finite)
-    headroom = None
+    headroom = share = None
     if statistics.finite:
         if statistics.peak is not None:
             scaler.peaks.append(statistics.peak / loss_scale)
             headroom = headroom_bits(max(scaler.peaks) * loss_scale)
+        if statistics.underflow_share is not None:
+            scaler.underflow_shares.append(statistics.underflow_share)
+            share = fmean(scaler.underflow_shares)
         clip = min(1.0, max_norm / (grad_norm + EPSILON))
-        _step(optimizer, [gradient.local for gradient in gradients], clip / loss_scale)
+        with torch.no_grad():
+            _step(optimizer, [gradient.local for gradient in gradients], clip / loss_scale)
     scaler.update()
     return Update(
         skipped=not statistics.finite,
@@ -75,6 +83,7 @@ def clip_and_step(
         loss_scale=loss_scale,
         statistics=statistics,
         headroom_bits=headroom,
+        underflow_share=share,
     )
 
 

@@ -108,7 +108,7 @@ def describe(update: Any, counts: Any) -> dict[str, float]:
     }
     if not update.skipped:
         health = {
-            "grad_underflow_share": update.statistics.underflow_share,
+            "grad_underflow_share": update.underflow_share,
             "grad_headroom_bits/min": update.headroom_bits,
         }
         metrics |= {name: value for name, value in health.items() if value is not None}
