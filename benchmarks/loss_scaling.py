@@ -17,7 +17,7 @@ and the same gradients (the FP16 ones times the scale), and clip:
 * ours: ``clip_and_step``, with the metrics of the gradients and without.
 
 The arms take turns in one process and each repetition is as slow as its slowest rank; a cell is the median. The
-cores are shared out among the ranks. "no optimizer" is an optimizer that does nothing: what is left is the scaler and the clip.
+cores are shared out among the ranks. "no optimizer" is one that does nothing: what is left is the scaler and the clip.
 Peak memory is that of one arm in a process of its own, fused AdamW, over the process before it had a model (CPU: Linux,
 resident; CUDA: allocated): weights, gradients, optimizer state and whatever the update needs, activations not.
 The share of the metrics is what they add to an update with fused AdamW, over a whole FP16 step of the same model.

@@ -151,6 +151,8 @@ def test_the_peak_is_that_of_finite_elements(dtype: torch.dtype, value: float) -
     assert (extremes.peak, extremes.nonfinite, extremes.first_bad) == (2.0, 0.25, 3)
     extremes.add(torch.full((2, 2), value, dtype=dtype), order=1)
     assert (extremes.peak, extremes.nonfinite, extremes.first_bad) == (2.0, 0.625, 1)
+    extremes.add(torch.full((8,), 0.5, dtype=dtype), order=0)
+    assert (extremes.peak, extremes.nonfinite, extremes.first_bad) == (2.0, 0.3125, 1)
 
 
 def test_nothing_finite_and_nothing_at_all() -> None:
@@ -208,10 +210,10 @@ def test_the_first_gradient_that_overflows_in_the_backward_pass() -> None:
 def test_an_attention_mask_excuses_nobody() -> None:
     class Masked(Module):
         def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return (x.half() * 65504 + mask.half().clamp(min=0)).float()
+            return (x.half() * 65504 + mask.half().exp()).float()
 
     with trace_modules(module := Masked()) as trace:
-        module(torch.full((2,), 2.0), mask=torch.tensor([0.0, -math.inf]))
+        module(torch.full((2,), 2.0), mask=torch.full((2,), -math.inf))
     assert trace.rows()[0].forward_overflow == 0
 
 
