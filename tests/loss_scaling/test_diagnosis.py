@@ -19,16 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.diagnosis import (
-    BF16,
-    SHOWN,
-    Diagnosis,
-    Losses,
-    diagnose,
-    fp32_override,
-    parameter_overflow,
-    save,
-)
+from fp16_patch.loss_scaling.diagnosis import Diagnosis, Losses, diagnose, parameter_overflow
+from fp16_patch.loss_scaling.finding import BF16, fp32_override
+from fp16_patch.loss_scaling.overflow_report import SHOWN, as_document, render, save
 from fp16_patch.loss_scaling.scaler import LossScaler
 from fp16_patch.loss_scaling.trace import ModuleRow
 from fp16_patch.precision_islands import compute_in_fp32, find_islands
@@ -135,7 +128,7 @@ def test_the_advice_for_an_activation_is_right() -> None:
     compute_in_fp32(island, "cpu")
     broken.zero_grad()
     mended = examined(broken, skipped=16)
-    assert mended.case == "nothing", mended.render()
+    assert mended.case == "nothing", render(mended)
 
 
 def test_a_product_between_modules_overflows() -> None:
@@ -228,7 +221,7 @@ def test_the_loss_s_gradient_overflows() -> None:
         BF16,
     ]
     again = examined(model(), skipped=0, init_scale=32768, x=ONES[:1])
-    assert again.case == "nothing", f"the advice did not help:\n{again.render()}"
+    assert again.case == "nothing", f"the advice did not help:\n{render(again)}"
 
 
 def test_the_loss_s_gradient_is_not_finite_at_any_scale() -> None:
@@ -252,7 +245,7 @@ def test_a_gradient_overflows_on_the_way_back() -> None:
     assert fp32 == "keep mlp.down and head in FP32: fp16_patch.fp32_modules=[mlp.down,head]"
     assert bf16 == BF16
     again = examined(model(head=40, embed=0.01), skipped=0, init_scale=512)
-    assert again.case == "nothing", f"the advice did not help:\n{again.render()}"
+    assert again.case == "nothing", f"the advice did not help:\n{render(again)}"
 
 
 def test_a_gradient_overflows_at_the_floor() -> None:
@@ -277,7 +270,7 @@ def test_only_a_parameter_s_gradient_overflows() -> None:
     assert found.parameters == {"0.weight": 1.0}
     assert "the gradients of parameters are not: 0.weight (100 %)" in found.cause
     assert found.advice[0] == "start 3 bits lower: fp16_patch.loss_scaling.init_scale=16"
-    assert "gradients with inf or NaN: 0.weight (100 %)" in found.render()
+    assert "gradients with inf or NaN: 0.weight (100 %)" in render(found)
 
 
 def test_weights_that_are_not_finite_are_nobody_s_overflow() -> None:
@@ -387,7 +380,7 @@ def test_layers_are_not_named_for_what_lies_between_them() -> None:
 def test_a_module_in_fp32_already_is_not_named() -> None:
     found = diagnosis(row("lm_head", 0), row("model.norm", 1, overflow=True, dtype="float32"))
     assert fp32_of(found) == "fp16_patch.fp32_modules=[lm_head]"
-    assert "65504" not in diagnosis(row("lm_head", 0, dtype="float32")).render(), "FP32 has no such limit"
+    assert "65504" not in render(diagnosis(row("lm_head", 0, dtype="float32"))), "FP32 has no such limit"
 
 
 @pytest.mark.parametrize(
@@ -433,7 +426,7 @@ def test_the_overrides_are_known_to_the_settings() -> None:
 
 def test_the_text_says_it_all() -> None:
     found = examined(model(head=40, embed=0.01), skipped=4)
-    text = found.render()
+    text = render(found)
     lines = text.splitlines()
     assert lines[0] == "fp16_patch overflow report: 4 updates in a row were skipped"
     assert f"found: {found.cause}" in lines
@@ -452,7 +445,7 @@ def test_the_text_says_it_all() -> None:
 
 def test_a_long_history_is_one_short_line() -> None:
     history = [(updates, 2.0 ** (24 - updates)) for updates in range(20)]
-    line = next(line for line in diagnosis(history=history).render().splitlines() if line.startswith("scale: "))
+    line = next(line for line in render(diagnosis(history=history)).splitlines() if line.startswith("scale: "))
     assert line == (
         "scale: 16777216 -> 8388608 after 1 -> 4194304 after 2 -> (13 more) "
         "-> 256 after 16 -> 128 after 17 -> 64 after 18 -> 32 after 19"
@@ -466,17 +459,17 @@ def test_scales_below_one_are_written_out() -> None:
 
 def test_a_large_model_s_table_is_short() -> None:
     rows = [row(f"layers.{at}", at, overflow=at >= 50) for at in range(100)]
-    lines = [line for line in diagnosis(*rows).render().splitlines() if line.startswith("layers.")]
+    lines = [line for line in render(diagnosis(*rows)).splitlines() if line.startswith("layers.")]
     assert [line.split()[0] for line in lines] == [f"layers.{at}" for at in range(44, 44 + SHOWN)]
     assert [line.split()[0] for line in lines if "<- first" in line] == ["layers.50"]
-    finite = diagnosis(*[row(f"layers.{at}", at) for at in range(100)]).render()
+    finite = render(diagnosis(*[row(f"layers.{at}", at) for at in range(100)]))
     lines = [line for line in finite.splitlines() if line.startswith("layers.")]
     assert [line.split()[0] for line in lines] == [f"layers.{at}" for at in range(99, 99 - SHOWN, -1)], "largest first"
     assert "(80 more modules in the JSON file)" in finite
 
 
 def test_a_report_without_modules() -> None:
-    assert "nothing overflows" in diagnosis().render()
+    assert "nothing overflows" in render(diagnosis())
 
 
 CASES = {
@@ -493,13 +486,13 @@ def test_the_document_is_json_without_inf_or_nan(case: str, tmp_path: Path) -> N
     assert found.case == case
     path = save(found, tmp_path / "reports")
     assert path == tmp_path / "reports" / "overflow_report.txt"
-    assert path.read_text() == found.render() + "\n"
+    assert path.read_text() == render(found) + "\n"
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
     read = json.loads(path.with_suffix(".json").read_text(), parse_constant=refuse)
-    assert read == found.as_dict()
+    assert read == as_document(found)
     assert (read["case"], read["suspects"], read["advice"]) == (found.case, found.suspects, found.advice)
     assert read["history"][-1] == [4, 4096.0]
     assert [ModuleRow(**fields) for fields in read["modules"]] == found.rows

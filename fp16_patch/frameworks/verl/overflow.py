@@ -48,7 +48,8 @@ def _examine(
     """One more forward and backward of this batch at ``scale``, traced; collective. Leaves the engine as it was."""
     import torch
 
-    from fp16_patch.loss_scaling.diagnosis import diagnose, save
+    from fp16_patch.loss_scaling.diagnosis import diagnose
+    from fp16_patch.loss_scaling.overflow_report import render, save
 
     now = scaler.get_scale()
     scaler.ensure_scale().fill_(scale)
@@ -64,7 +65,7 @@ def _examine(
     path = folder / f"{stem}_{_role(engine)}.txt"
     if engine.rank == 0:
         save(diagnosis, folder, path.stem)
-        print(f"\n{diagnosis.render()}\n", flush=True)
+        print(f"\n{render(diagnosis)}\n", flush=True)
     return diagnosis, path
 
 
