@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.patching import Ledger, Patch
 
 PROVEN = ("applied", "native")
@@ -42,3 +42,20 @@ def unproven(report: Mapping[str, Any], required: Iterable[Patch]) -> list[Fp16P
             )
         )
     return problems
+
+
+def require(reports: Mapping[str, Sequence[Mapping[str, Any]]], required: Mapping[str, Iterable[Patch]]) -> None:
+    """Every kind of process has reported, and each of its processes has the patches of its kind.
+
+    Raises :class:`Fp16PatchError` that names every process and patch for which that is not so.
+    """
+    problems = [
+        problem for kind, some in reports.items() for report in some for problem in unproven(report, required[kind])
+    ]
+    problems += [
+        Fp16PatchError(f"no {kind} reported its ledger", next_step="the run was stopped before training")
+        for kind, some in reports.items()
+        if not some
+    ]
+    if problems:
+        raise several(problems)

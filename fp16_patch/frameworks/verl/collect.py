@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.ray.answers import answers
 from fp16_patch.frameworks.verl.rollout import REPORT
 from fp16_patch.patching import status
 from fp16_patch.proof.processes import this_process
-
-SECONDS = 300.0
-"""How long a process may take to answer before it counts as missing."""
 
 Report = dict[str, Any]
 
@@ -46,7 +44,7 @@ def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
     """One report from every trainer rank; colocated worker groups share their actors."""
     actors = {actor._actor_id: actor for group in worker_groups for actor in group.workers}
     calls = {f"trainer rank {i}": a.__ray_call__.remote(trainer_report) for i, a in enumerate(actors.values())}
-    return list(_answers(calls).values())
+    return list(answers(calls).values())
 
 
 def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[Report], list[Report]]:
@@ -62,11 +60,11 @@ def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[R
             f"vLLM server {number} node {i}": s.__ray_call__.remote(server_report)
             for i, s in enumerate(replica.servers)
         }
-        servers += _answers(calls).values()
+        servers += answers(calls).values()
         # The first node's server speaks for the workers of all nodes of its replica.
         name = f"vLLM workers of server {number}"
-        answers = _answers({name: replica.servers[0].collective_rpc.remote(REPORT)})[name] or []
-        reports = [json.loads(answer) for answer in answers]
+        told = answers({name: replica.servers[0].collective_rpc.remote(REPORT)})[name] or []
+        reports = [json.loads(answer) for answer in told]
         if len(reports) != replica.world_size:
             raise Fp16PatchError(
                 f"{len(reports)} of {replica.world_size} processes behind vLLM server {number} reported",
@@ -77,21 +75,3 @@ def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[R
             report["roles"] = {role: report["roles"]["rollout"]}
         workers += reports
     return servers, workers
-
-
-def _answers(calls: dict[str, Any]) -> dict[str, Any]:
-    """Every call's answer; the first failure or silence becomes an error that names the process."""
-    import ray
-
-    answers = {}
-    for name, reference in calls.items():
-        try:
-            answers[name] = ray.get(reference, timeout=SECONDS)
-        except Exception as error:
-            raise Fp16PatchError(
-                f"no ledger from {name}: {type(error).__name__}: {error}",
-                allowed="a report from every process before training starts",
-                next_step="check that fp16-patch is installed on that node and that nothing removes "
-                "VERL_USE_EXTERNAL_MODULES from its environment",
-            ) from error
-    return answers

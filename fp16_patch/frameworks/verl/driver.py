@@ -10,12 +10,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.frameworks.verl import collect, nodes, releases
+from fp16_patch.frameworks.ray import nodes
+from fp16_patch.frameworks.verl import collect, releases
 from fp16_patch.patching import Patch, status
 from fp16_patch.precision import Precision
-from fp16_patch.proof.processes import this_process, unproven
-from fp16_patch.proof.report import as_document, broken_promises, merge_roles, render, save
+from fp16_patch.proof import report
+from fp16_patch.proof.processes import require, this_process
 
 Trainer = Any  # verl.trainer.ppo.v1.trainer_base.PPOTrainer, never imported here
 
@@ -103,19 +103,7 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
         "vLLM server": servers,
         "vLLM worker": workers,
     }
-    problems = [
-        problem
-        for kind, reports in by_kind.items()
-        for report in reports
-        for problem in unproven(report, REQUIRED[kind])
-    ]
-    problems += [
-        Fp16PatchError(f"no {kind} reported its ledger", next_step="the run was stopped before training")
-        for kind, reports in by_kind.items()
-        if not reports
-    ]
-    if problems:
-        raise several(problems)
+    require(by_kind, REQUIRED)
     return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
 
 
@@ -130,17 +118,9 @@ def _driver_report(flag: Any) -> dict[str, Any]:
 
 def publish(trainer: Trainer, when: str) -> None:
     """Gather, check against the flag, print (first time) and save."""
-    precision = Precision.in_force()
-    reports = gather(trainer)
-    roles = merge_roles(reports)
     flag = trainer.config.fp16_patch
-    document = as_document(precision, roles, reports, [dict(change) for change in flag.changes])
-    save(document | {"when": when}, flag.report_path)
-    if when.startswith("before"):
-        print(f"\n{render(precision, roles)}\nsaved: {flag.report_path}\n", flush=True)
-    problems = broken_promises(roles, precision)
-    if problems:
-        raise several(problems)
+    changes = [dict(change) for change in flag.changes]
+    report.publish(Precision.in_force(), gather(trainer), changes, flag.report_path, when)
 
 
 def _other_roles(trainer: Trainer) -> dict[int, str]:

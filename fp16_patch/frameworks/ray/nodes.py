@@ -9,7 +9,7 @@ from fp16_patch.proof.report import versions
 SECONDS = 120.0
 """How long a node may take to answer."""
 
-DECISIVE = ("fp16-patch", "verl", "vllm")
+DECISIVE = ("fp16-patch", "verl", "openrlhf", "deepspeed", "vllm")
 """Distributions that must not differ between nodes: patches were checked against the driver's."""
 
 

@@ -9,7 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.nodes import check_every_node
+from fp16_patch.frameworks.ray.nodes import check_every_node
 
 if __name__ == "__main__":
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

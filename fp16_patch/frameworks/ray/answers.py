@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask actors and wait for what they say; silence is an error with the process's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+
+SECONDS = 300.0
+"""How long a process may take to answer before it counts as missing."""
+
+
+def answers(calls: Mapping[str, Any]) -> dict[str, Any]:
+    """Process -> what its Ray call returned. Raises :class:`Fp16PatchError` at the first failure or silence."""
+    import ray
+
+    found = {}
+    for name, reference in calls.items():
+        try:
+            found[name] = ray.get(reference, timeout=SECONDS)
+        except Exception as error:
+            raise Fp16PatchError(
+                f"no ledger from {name}: {type(error).__name__}: {error}",
+                allowed="a report from every process before training starts",
+                next_step="check that fp16-patch is installed on that node, and that nothing removes its variables "
+                "from that process's environment",
+            ) from error
+    return found
