@@ -30,7 +30,7 @@ class Binding:
         *path, name = qualname.split(".")
         owner: Any = importlib.import_module(module)
         for part in path:
-            owner = getattr(owner, part)
+            owner = _class_behind(getattr(owner, part))
         if not isinstance(owner, (ModuleType, type)):
             raise TypeError(f"{module}:{'.'.join(path)} is a {type(owner).__name__}, not a class")
         return cls(owner, name)
@@ -73,6 +73,11 @@ class Binding:
             delattr(self.owner, self.name)
         else:
             setattr(self.owner, self.name, raw)
+
+
+def _class_behind(found: Any) -> Any:
+    """The class that ``@ray.remote`` made an actor class of, and ships; anything else as it is."""
+    return getattr(getattr(found, "__ray_metadata__", None), "modified_class", found)
 
 
 def function_of(raw: Any) -> Any:

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m fp16_patch.frameworks.openrlhf [KEY=VALUE ...] -- MODULE [ARGUMENT ...]``; ``fp16-patch run`` starts it."""
+
+import sys
+
+from fp16_patch.frameworks.openrlhf.start import main
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

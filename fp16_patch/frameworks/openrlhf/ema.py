@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenRLHF's moving average of the weights, kept in FP32."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_AVERAGES = "_fp16_patch_averages"  # on the averaged model: one FP32 tensor for each trainable parameter
+_COUNTED = "_fp16_patch_ema_updates"  # on the averaged model: updates of the trained one that are in the average
+
+
+def average_in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The same average, in FP32 and once for each update that was made; the model gets it rounded.
+
+    In FP16 ``beta * average`` is off by up to 5e-4 of a weight at every step, more than most updates move it. ZeRO-3
+    keeps parts of a parameter on every rank, alike for both models, and the average is taken part by part; upstream
+    gathers them and drops what it has written.
+    """
+
+    @functools.wraps(original)
+    def moving_average(
+        self: Any, model: Any, model_ema: Any, beta: float = 0.992, device: str = "cpu", **kwargs: Any
+    ) -> Any:
+        import torch
+
+        from fp16_patch.frameworks.deepspeed.loss_scaling import scaler_of
+
+        scaler = scaler_of(getattr(model, "model", model))
+        if scaler is None:
+            return original(self, model, model_ema, beta, device, **kwargs)
+        made = scaler.counts.updates - scaler.counts.skipped
+        if made == getattr(model_ema, _COUNTED, 0):
+            return None  # only accumulated, or skipped
+        setattr(model_ema, _COUNTED, made)
+        pairs = list(_parts(model, model_ema))
+        if not hasattr(model_ema, _AVERAGES):
+            setattr(model_ema, _AVERAGES, [average.detach().float().clone() for _, average in pairs])
+        with torch.no_grad():
+            for (weight, rounded), average in zip(pairs, getattr(model_ema, _AVERAGES), strict=True):
+                average.lerp_(weight.to(average.device, torch.float32), 1 - beta)
+                rounded.copy_(average)
+        return None
+
+    return moving_average
+
+
+def _parts(model: Any, model_ema: Any) -> Iterator[tuple[Any, Any]]:
+    """This rank's part of each trainable parameter, and of its average."""
+    for weight, average in zip(model.parameters(), model_ema.parameters(), strict=True):
+        if weight.requires_grad:
+            yield (getattr(weight, "ds_tensor", weight).data, getattr(average, "ds_tensor", average).data)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which patches apply when which of OpenRLHF's modules is imported, and what each kind of process must show."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from fp16_patch.frameworks.openrlhf import controller, rollout, trainer
+from fp16_patch.patching import Patch, apply, when_imported
+
+PLATFORM_VARIABLE = "FP16_PATCH_PLATFORM"
+"""``cpu`` runs OpenRLHF without a GPU (fp16_patch.platforms.cpu)."""
+
+PLAN: dict[str, tuple[Patch, ...]] = {
+    "openrlhf.trainer.ray.vllm_engine": rollout.SERVER_PATCHES,
+    "openrlhf.trainer.ray.vllm_worker_wrap": rollout.WORKER_PATCHES,
+    "openrlhf.trainer.ppo_utils.samples_generator": rollout.SAMPLING_PATCHES,
+    "openrlhf.trainer.ppo_utils.experience_maker": controller.EXPERIENCE_PATCHES,
+    "openrlhf.trainer.ppo_trainer": controller.PATCHES,
+    "openrlhf.trainer.ray.ppo_actor": trainer.ACTOR_PATCHES,
+    "openrlhf.trainer.ray.ppo_critic": trainer.CRITIC_PATCHES,
+    "openrlhf.utils.deepspeed.deepspeed": trainer.STRATEGY_PATCHES,
+}
+"""Module -> the patches applied, all or none, right after it is imported; the same in every process."""
+
+ALL_PATCHES: tuple[Patch, ...] = tuple(patch for patches in PLAN.values() for patch in patches)
+
+REQUIRED: dict[str, tuple[Patch, ...]] = {
+    "controller": (*controller.PATCHES, *controller.EXPERIENCE_PATCHES, *rollout.SAMPLING_PATCHES),
+    "actor rank": (*trainer.ACTOR_PATCHES, *trainer.STRATEGY_PATCHES),
+    "reference rank": trainer.STRATEGY_PATCHES,
+    "critic rank": (*trainer.CRITIC_PATCHES, *trainer.STRATEGY_PATCHES),
+    "reward rank": trainer.STRATEGY_PATCHES,
+    "vLLM server": rollout.SERVER_PATCHES,
+    "vLLM worker": rollout.WORKER_PATCHES,
+}
+"""Kind of process -> what its ledger must show as applied or native."""
+
+
+def arm() -> None:
+    """Have each patch applied when its target's module is imported; the platform first, where one is asked for."""
+    if os.environ.get(PLATFORM_VARIABLE) == "cpu":
+        from fp16_patch.platforms.cpu import openrlhf as platform
+
+        platform.activate()
+    for module, patches in PLAN.items():
+        when_imported(module, partial(_apply, patches))
+
+
+def _apply(patches: tuple[Patch, ...], _module: object) -> None:
+    apply(patches)

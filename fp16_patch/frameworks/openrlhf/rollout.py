@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches of OpenRLHF's vLLM actor, of its sampling, and of its worker extension inside vLLM's own processes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fp16_patch.frameworks.openrlhf import releases
+from fp16_patch.frameworks.vllm.precision import describe_worker
+from fp16_patch.patching import Patch, status
+from fp16_patch.precision import Precision, long_name
+from fp16_patch.proof.observed import seen
+from fp16_patch.proof.processes import this_process
+
+_EXTENSION = "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap"
+REPORT = "fp16_patch_report"
+LOOP = "_fp16_patch_loop"  # on a vLLM actor: its event loop, for calls that Ray makes in other threads
+
+
+def rollout_in_its_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM in the flag's rollout dtype, and with log-probs of the policy it samples from.
+
+    Ray ships the actor class by value from the driver: this runs in the actor, whose environment has the flag, or it
+    raises.
+    """
+
+    @functools.wraps(original)
+    async def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        setattr(self, LOOP, asyncio.get_running_loop())
+        kwargs["dtype"] = long_name(Precision.in_force().rollout)
+        await original(self, *args, **kwargs)
+
+    return __init__
+
+
+def receive_weight(_original: Callable[..., Any]) -> Callable[..., Any]:
+    """One weight from the trainer's rank 0, rounded once to the rollout's dtype where the two differ."""
+
+    def update_weight(self: Any, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> None:
+        import torch
+
+        weight = torch.empty(shape, dtype=dtype, device=self.device)
+        if self._model_update_with_ray:
+            from ray.util import collective
+
+            collective.broadcast(weight, 0, group_name=self._model_update_group)
+        else:
+            stream = torch.cuda.current_stream() if weight.is_cuda else None
+            self._model_update_group.broadcast(weight, src=0, stream=stream)
+        _note_wire(self, dtype)
+        self.model_runner.model.load_weights(weights=[(name, weight.to(self.model_config.dtype))])
+
+    return update_weight
+
+
+def receive_shared_weight(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Note the dtype of weights that come through CUDA's shared memory; upstream insists on the rollout's own."""
+
+    @functools.wraps(original)
+    def update_weight_cuda_ipc(self: Any, name: str, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        _note_wire(self, dtype)
+        return original(self, name, dtype, *args, **kwargs)
+
+    return update_weight_cuda_ipc
+
+
+def _note_wire(worker: Any, dtype: Any) -> None:
+    notes = seen(worker)
+    earlier = notes["weights_on_the_wire"].split(", ") if "weights_on_the_wire" in notes else []
+    notes["weights_on_the_wire"] = ", ".join(sorted({*earlier, str(dtype).removeprefix("torch.")}))
+
+
+def report_method(_original: None) -> Callable[..., str]:
+    """The method that the controller calls in every vLLM worker."""
+
+    def fp16_patch_report(self: Any) -> str:
+        # JSON, because vLLM sends answers between its processes as plain data only.
+        rows = describe_worker(self) | seen(self)
+        return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
+
+    return fp16_patch_report
+
+
+def sample_from_the_policy(original: Callable[..., Any]) -> Callable[..., Any]:
+    """No token is forbidden at the first position, so that mu is the policy itself there too."""
+
+    @functools.wraps(original)
+    def _dispatch_prompts_to_vllm(self: Any, prompts: Any, labels: Any, **generate_kwargs: Any) -> Any:
+        return original(self, prompts, labels, **{"min_new_tokens": 0, **generate_kwargs})
+
+    return _dispatch_prompts_to_vllm
+
+
+def _patch(process: str, **kwargs: Any) -> Patch:
+    return Patch(distribution=releases.DISTRIBUTION, versions=releases.RELEASES, process=process, **kwargs)
+
+
+SERVER_PATCHES: tuple[Patch, ...] = (
+    _patch(
+        "vLLM server",
+        name="rollout-dtype",
+        target="openrlhf.trainer.ray.vllm_engine:RolloutRayActor.__init__",
+        kind="wrap",
+        make=rollout_in_its_dtype,
+        parameters=("self",),
+        reason="OpenRLHF hard-codes BF16 for vLLM; with an FP16 trainer the first weight sync then fails. The class is "
+        "patched in the driver, and Ray ships it to every node",
+        upstream="OpenRLHF trainer/ray/vllm_engine.py:273",
+        remove_when="OpenRLHF gives vLLM the trainer's dtype",
+    ),
+)
+
+SAMPLING_PATCHES: tuple[Patch, ...] = (
+    _patch(
+        "controller",
+        name="first-token",
+        target="openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator._dispatch_prompts_to_vllm",
+        kind="wrap",
+        make=sample_from_the_policy,
+        parameters=("self", "prompts", "labels"),
+        reason="min_tokens=1 forbids EOS at the first position, and vLLM's log-probs there are those of the masked, "
+        "renormalised distribution: mu differs from pi by log(1 - p(EOS)) in any precision. Without it an empty "
+        "answer can be sampled, as the policy would; it is EOS alone, one token that is trained on",
+        upstream="OpenRLHF trainer/ppo_utils/samples_generator.py:204",
+        remove_when="OpenRLHF samples without min_tokens, or corrects the first log-prob",
+    ),
+)
+
+WORKER_PATCHES: tuple[Patch, ...] = (
+    _patch(
+        "vLLM worker",
+        name="worker-report",
+        target=f"{_EXTENSION}.{REPORT}",
+        kind="add",
+        make=report_method,
+        reason="vLLM's worker processes are no Ray actors; this method is how their ledger reaches the controller",
+        upstream="none: our own proof",
+        remove_when="never",
+    ),
+    _patch(
+        "vLLM worker",
+        name="receive-weight",
+        target=f"{_EXTENSION}.update_weight",
+        kind="replace",
+        make=receive_weight,
+        fingerprint="0000000000000000",
+        reason="upstream insists that trainer and rollout have one dtype and prints a line for every weight; same "
+        "transfer, rounded once to the rollout's dtype, and the dtype on the wire is noted",
+        upstream="OpenRLHF trainer/ray/vllm_worker_wrap.py:33",
+        remove_when="OpenRLHF casts what it receives",
+    ),
+    _patch(
+        "vLLM worker",
+        name="receive-shared-weight",
+        target=f"{_EXTENSION}.update_weight_cuda_ipc",
+        kind="wrap",
+        make=receive_shared_weight,
+        parameters=("self", "name", "dtype"),
+        reason="the precision report states in which dtype weights travel; reads it, changes nothing",
+        upstream="none: our own proof",
+        remove_when="never",
+    ),
+)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reach every process of a Ray job by Ray's own hook: ``RAY_RUNTIME_ENV_HOOK`` sees the job's runtime environment
+in ``ray.init``, on a cluster and under ``ray job submit`` too, and may add to it.
+
+Whether the hook was called at all is for the ledgers to say: ``uv run`` for one switches it off.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+
+HOOK = "RAY_RUNTIME_ENV_HOOK"
+_OURS = f"{__name__}.extend"
+_CARRIED = "FP16_PATCH_CARRIED"
+"""Names of the variables to carry; and, first, the function that each worker process calls when it starts."""
+_NEXT = "FP16_PATCH_NEXT_RUNTIME_ENV_HOOK"
+
+
+def carry(setup: str, variables: Iterable[str]) -> None:
+    """Have the workers of the next ``ray.init`` call ``setup`` (``package.module.function``) with these variables.
+
+    A hook that the user has set is called before ours.
+    """
+    if (hook := os.environ.get(HOOK)) not in (None, _OURS):
+        os.environ[_NEXT] = str(hook)
+    os.environ[_CARRIED] = ",".join([setup, *variables])
+    os.environ[HOOK] = _OURS
+
+
+def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
+    """Called by ``ray.init``. Raises :class:`Fp16PatchError` where another setup hook stands already."""
+    if following := os.environ.get(_NEXT):
+        from ray._common.utils import load_class
+
+        runtime_env = load_class(following)(runtime_env)
+    extended = dict(runtime_env or {})
+    setup, *variables = os.environ[_CARRIED].split(",")
+    if (other := extended.get("worker_process_setup_hook")) not in (None, setup):
+        raise Fp16PatchError(
+            f"Ray's runtime environment has worker_process_setup_hook={other!r}, and has room for one only",
+            allowed=setup,
+            next_step=f"call {setup}() from your own hook, and start without this launcher's",
+        )
+    ours = {name: os.environ[name] for name in variables if name in os.environ}
+    extended["env_vars"] = {**(extended.get("env_vars") or {}), **ours}
+    extended["worker_process_setup_hook"] = setup
+    return extended
