@@ -1,18 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every patch of the platform. Reading the list activates nothing and imports no framework."""
+"""Every patch of the platform. Reading the lists activates nothing and imports no framework."""
 
 from __future__ import annotations
 
 from fp16_patch.frameworks.verl import weight_transfer
 from fp16_patch.patching import Patch
-from fp16_patch.platforms.cpu import autocast, polling, sockets, torch_fsdp, value_head, vllm
+from fp16_patch.platforms.cpu import (
+    autocast,
+    deepspeed,
+    gloo,
+    polling,
+    sockets,
+    torch_cuda,
+    torch_fsdp,
+    value_head,
+    vllm,
+    weight_update,
+)
 
 PATCHES: tuple[Patch, ...] = (
     *torch_fsdp.PATCHES,
     *autocast.PATCHES,
     *value_head.PATCHES,
     *vllm.PATCHES,
+    *vllm.VERL_PATCHES,
     *polling.PATCHES,
     *sockets.PATCHES,
     *weight_transfer.PATCHES,
+)
+"""For verl."""
+
+OPENRLHF_PATCHES: tuple[Patch, ...] = (
+    *torch_cuda.PATCHES,
+    *deepspeed.PATCHES,
+    *gloo.PATCHES,
+    *weight_update.PATCHES,
+    *vllm.PATCHES,
 )

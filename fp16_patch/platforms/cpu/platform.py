@@ -12,15 +12,7 @@ import psutil
 import torch
 from verl.plugin.platform import PlatformBase
 
-
-class CpuDeviceId(str):
-    """The device id verl asks for: ``tensor.to(id)`` reads "cpu", and ``f"cpu:{id}"`` reads "cpu:0".
-
-    An int would not do: ``tensor.to(0)`` means the first accelerator.
-    """
-
-    def __format__(self, spec: str) -> str:
-        return format(0, spec)
+from fp16_patch.platforms.cpu.device import CpuDeviceId
 
 
 class CpuDeviceModule(types.ModuleType):

@@ -2,8 +2,8 @@
 """vLLM's CPU backend as a rollout engine: its weights must stay updatable.
 
 It repacks each weight for its kernels while loading, which is fine for serving and not for reinforcement learning,
-where new weights arrive every step. verl calls ``process_weights_after_loading`` after each update, so it is enough
-that this call has something to repack from.
+where new weights arrive every step. ``process_weights_after_loading`` is called again after each update, by verl
+itself and for OpenRLHF in ``weight_update.py``, so it is enough that this call has something to repack from.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ PATCHES = (
         make=_repack_experts,
         parameters=("self", "layer", "w13", "w2"),
     ),
+)
+
+VERL_PATCHES = (
     Patch(
         name="vllm-weights-mapper-name",
         target="vllm.model_executor.models.utils:WeightsMapper.get_unstacked_mapper",
