@@ -61,7 +61,9 @@ def server_report(actor: Any, number: int) -> Report:
     shipped = Ledger()
     for patch in SERVER_PATCHES:
         if marked_by(getattr(type(actor), patch.target.rpartition(".")[2]), patch.name):
-            shipped.record(LedgerEntry(patch.name, patch.target, "applied", None, "shipped with its class", patch.process))
+            shipped.record(
+                LedgerEntry(patch.name, patch.target, "applied", None, "shipped with its class", patch.process)
+            )
     return this_process(f"vLLM server {number}", shipped, {})
 
 

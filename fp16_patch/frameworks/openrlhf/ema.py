@@ -7,8 +7,9 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fp16_patch.frameworks.openrlhf.engines import engine_of
+
 _AVERAGES = "_fp16_patch_averages"  # on the averaged model: one FP32 tensor for each trainable parameter
-_COUNTED = "_fp16_patch_ema_updates"  # on the averaged model: updates of the trained one that are in the average
 
 
 def average_in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,15 +26,14 @@ def average_in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         import torch
 
-        from fp16_patch.frameworks.deepspeed.loss_scaling import scaler_of
+        from fp16_patch.frameworks.deepspeed.loss_scaling import last_update, scaler_of
 
-        scaler = scaler_of(getattr(model, "model", model))
-        if scaler is None:
+        engine = engine_of(model)
+        if scaler_of(engine) is None:
             return original(self, model, model_ema, beta, device, **kwargs)
-        made = scaler.counts.updates - scaler.counts.skipped
-        if made == getattr(model_ema, _COUNTED, 0):
-            return None  # only accumulated, or skipped
-        setattr(model_ema, _COUNTED, made)
+        update = last_update(engine)
+        if update is None or update.skipped:  # it only accumulated, or changed nothing
+            return None
         pairs = list(_parts(model, model_ema))
         if not hasattr(model_ema, _AVERAGES):
             setattr(model_ema, _AVERAGES, [average.detach().float().clone() for _, average in pairs])

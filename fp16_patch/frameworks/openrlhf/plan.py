@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
+from fp16_patch.frameworks.deepspeed.plan import PLAN as DEEPSPEED
 from fp16_patch.frameworks.openrlhf import controller, rollout, trainer
 from fp16_patch.patching import Patch, apply, when_imported
-
-PLATFORM_VARIABLE = "FP16_PATCH_PLATFORM"
-"""``cpu`` runs OpenRLHF without a GPU (fp16_patch.platforms.cpu)."""
+from fp16_patch.platforms import activation
 
 PLAN: dict[str, tuple[Patch, ...]] = {
     "openrlhf.trainer.ray.vllm_engine": rollout.SERVER_PATCHES,
@@ -21,17 +19,20 @@ PLAN: dict[str, tuple[Patch, ...]] = {
     "openrlhf.trainer.ray.ppo_actor": trainer.ACTOR_PATCHES,
     "openrlhf.trainer.ray.ppo_critic": trainer.CRITIC_PATCHES,
     "openrlhf.utils.deepspeed.deepspeed": trainer.STRATEGY_PATCHES,
+    **DEEPSPEED,
 }
 """Module -> the patches applied, all or none, right after it is imported; the same in every process."""
 
 ALL_PATCHES: tuple[Patch, ...] = tuple(patch for patches in PLAN.values() for patch in patches)
 
+_RANK = (*trainer.STRATEGY_PATCHES, *(patch for patches in DEEPSPEED.values() for patch in patches))
+
 REQUIRED: dict[str, tuple[Patch, ...]] = {
     "controller": (*controller.PATCHES, *controller.EXPERIENCE_PATCHES, *rollout.SAMPLING_PATCHES),
-    "actor rank": (*trainer.ACTOR_PATCHES, *trainer.STRATEGY_PATCHES),
-    "reference rank": trainer.STRATEGY_PATCHES,
-    "critic rank": (*trainer.CRITIC_PATCHES, *trainer.STRATEGY_PATCHES),
-    "reward rank": trainer.STRATEGY_PATCHES,
+    "actor rank": (*trainer.ACTOR_PATCHES, *_RANK),
+    "reference rank": _RANK,
+    "critic rank": (*trainer.CRITIC_PATCHES, *_RANK),
+    "reward rank": _RANK,
     "vLLM server": rollout.SERVER_PATCHES,
     "vLLM worker": rollout.WORKER_PATCHES,
 }
@@ -39,11 +40,8 @@ REQUIRED: dict[str, tuple[Patch, ...]] = {
 
 
 def arm() -> None:
-    """Have each patch applied when its target's module is imported; the platform first, where one is asked for."""
-    if os.environ.get(PLATFORM_VARIABLE) == "cpu":
-        from fp16_patch.platforms.cpu import openrlhf as platform
-
-        platform.activate()
+    """Have each patch applied when its target's module is imported; the platform's first, where one is asked for."""
+    activation.activate()
     for module, patches in PLAN.items():
         when_imported(module, partial(_apply, patches))
 

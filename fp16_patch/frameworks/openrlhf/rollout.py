@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import json
 from collections.abc import Callable
@@ -37,35 +38,21 @@ def rollout_in_its_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
     return __init__
 
 
-def receive_weight(_original: Callable[..., Any]) -> Callable[..., Any]:
-    """One weight from the trainer's rank 0, rounded once to the rollout's dtype where the two differ."""
-
-    def update_weight(self: Any, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> None:
-        import torch
-
-        weight = torch.empty(shape, dtype=dtype, device=self.device)
-        if self._model_update_with_ray:
-            from ray.util import collective
-
-            collective.broadcast(weight, 0, group_name=self._model_update_group)
-        else:
-            stream = torch.cuda.current_stream() if weight.is_cuda else None
-            self._model_update_group.broadcast(weight, src=0, stream=stream)
-        _note_wire(self, dtype)
-        self.model_runner.model.load_weights(weights=[(name, weight.to(self.model_config.dtype))])
-
-    return update_weight
-
-
-def receive_shared_weight(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Note the dtype of weights that come through CUDA's shared memory; upstream insists on the rollout's own."""
+def receive_weight(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Note the dtype that a weight comes in; vLLM rounds it to its own where the two differ."""
 
     @functools.wraps(original)
-    def update_weight_cuda_ipc(self: Any, name: str, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+    def update_weight(self: Any, name: str, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         _note_wire(self, dtype)
-        return original(self, name, dtype, *args, **kwargs)
+        receiver = self
+        if dtype != self.model_config.dtype:
+            # Upstream asserts that they are equal, and reads nothing else there.
+            receiver = copy.copy(self)
+            receiver.model_config = copy.copy(self.model_config)
+            receiver.model_config.dtype = dtype
+        return original(receiver, name, dtype, *args, **kwargs)
 
-    return update_weight_cuda_ipc
+    return update_weight
 
 
 def _note_wire(worker: Any, dtype: Any) -> None:
@@ -141,27 +128,19 @@ WORKER_PATCHES: tuple[Patch, ...] = (
         upstream="none: our own proof",
         remove_when="never",
     ),
-    _patch(
-        "vLLM worker",
-        name="receive-weight",
-        target=f"{_EXTENSION}.update_weight",
-        kind="replace",
-        make=receive_weight,
-        fingerprint="0000000000000000",
-        reason="upstream insists that trainer and rollout have one dtype and prints a line for every weight; same "
-        "transfer, rounded once to the rollout's dtype, and the dtype on the wire is noted",
-        upstream="OpenRLHF trainer/ray/vllm_worker_wrap.py:33",
-        remove_when="OpenRLHF casts what it receives",
-    ),
-    _patch(
-        "vLLM worker",
-        name="receive-shared-weight",
-        target=f"{_EXTENSION}.update_weight_cuda_ipc",
-        kind="wrap",
-        make=receive_shared_weight,
-        parameters=("self", "name", "dtype"),
-        reason="the precision report states in which dtype weights travel; reads it, changes nothing",
-        upstream="none: our own proof",
-        remove_when="never",
+    *(
+        _patch(
+            "vLLM worker",
+            name=name,
+            target=f"{_EXTENSION}.{method}",
+            kind="wrap",
+            make=receive_weight,
+            parameters=("self", "name", "dtype"),
+            reason="OpenRLHF insists that trainer and rollout have one dtype, so no one-sided run is possible; and the "
+            "precision report states in which dtype weights travel",
+            upstream="OpenRLHF trainer/ray/vllm_worker_wrap.py:39",
+            remove_when="OpenRLHF takes weights of another dtype",
+        )
+        for name, method in (("receive-weight", "update_weight"), ("receive-shared-weight", "update_weight_cuda_ipc"))
     ),
 )

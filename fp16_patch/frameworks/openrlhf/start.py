@@ -23,6 +23,7 @@ from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.frameworks.openrlhf import flag, plan, refusals, releases
 from fp16_patch.frameworks.ray import runtime_env
 from fp16_patch.patching import Patch, apply, check_source, installed_version, refusal, when_imported
+from fp16_patch.platforms import activation
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, REPORTS_VARIABLE
 
 MODULE = "openrlhf.cli.train_ppo_ray"
@@ -99,7 +100,7 @@ def accept(args: Any, settings: dict[str, Any]) -> None:
         REPORTS_VARIABLE: os.path.dirname(report),
         RUN_VARIABLE: json.dumps(record),
     }
-    runtime_env.carry(SETUP, (ENVIRONMENT_VARIABLE, REPORTS_VARIABLE, RUN_VARIABLE, plan.PLATFORM_VARIABLE))
+    runtime_env.carry(SETUP, (ENVIRONMENT_VARIABLE, REPORTS_VARIABLE, RUN_VARIABLE, activation.ENVIRONMENT_VARIABLE))
     print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")
     for change in changes:
         print(f"  {change['key']}: {change['before']} -> {change['after']}", flush=True)

@@ -15,8 +15,10 @@ from fp16_patch.errors import Fp16PatchError
 
 HOOK = "RAY_RUNTIME_ENV_HOOK"
 _OURS = f"{__name__}.extend"
+SETUP_VARIABLE = "FP16_PATCH_SETUP"
+"""Carries the function that each process calls when it starts; vLLM's own processes find it there."""
 _CARRIED = "FP16_PATCH_CARRIED"
-"""Names of the variables to carry; and, first, the function that each worker process calls when it starts."""
+"""Names of the variables to carry."""
 _NEXT = "FP16_PATCH_NEXT_RUNTIME_ENV_HOOK"
 
 
@@ -27,7 +29,8 @@ def carry(setup: str, variables: Iterable[str]) -> None:
     """
     if (hook := os.environ.get(HOOK)) not in (None, _OURS):
         os.environ[_NEXT] = str(hook)
-    os.environ[_CARRIED] = ",".join([setup, *variables])
+    os.environ[SETUP_VARIABLE] = setup
+    os.environ[_CARRIED] = ",".join([SETUP_VARIABLE, *variables])
     os.environ[HOOK] = _OURS
 
 
@@ -38,14 +41,14 @@ def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
 
         runtime_env = load_class(following)(runtime_env)
     extended = dict(runtime_env or {})
-    setup, *variables = os.environ[_CARRIED].split(",")
+    setup = os.environ[SETUP_VARIABLE]
     if (other := extended.get("worker_process_setup_hook")) not in (None, setup):
         raise Fp16PatchError(
             f"Ray's runtime environment has worker_process_setup_hook={other!r}, and has room for one only",
             allowed=setup,
             next_step=f"call {setup}() from your own hook, and start without this launcher's",
         )
-    ours = {name: os.environ[name] for name in variables if name in os.environ}
+    ours = {name: os.environ[name] for name in os.environ[_CARRIED].split(",") if name in os.environ}
     extended["env_vars"] = {**(extended.get("env_vars") or {}), **ours}
     extended["worker_process_setup_hook"] = setup
     return extended

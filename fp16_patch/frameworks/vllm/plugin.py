@@ -6,9 +6,15 @@ vLLM calls ``activate`` in every process that holds an engine or a worker, also 
 
 from __future__ import annotations
 
+import os
+import pkgutil
+
+from fp16_patch.frameworks.ray.runtime_env import SETUP_VARIABLE
 from fp16_patch.platforms import activation
 
 
 def activate() -> None:
     """Do what the environment asks for; nothing where it asks for nothing. What it raises ends the process."""
     activation.activate()
+    if setup := os.environ.get(SETUP_VARIABLE):
+        pkgutil.resolve_name(setup)()

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where OpenRLHF's models keep their DeepSpeed engines, and what is noted of the tensors that leave them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fp16_patch.proof.dtypes import agree
+from fp16_patch.proof.observed import seen
+
+
+def engine_of(model: Any) -> Any:
+    """``model`` is OpenRLHF's Actor around an engine, or an engine itself (critic and reward)."""
+    inner = getattr(model, "model", None)
+    return inner if hasattr(inner, "backward") else model
+
+
+def watch(model: Any) -> None:
+    """Note the dtypes of logits, log-probs, values and rewards as they pass; changes nothing."""
+    engine = engine_of(model)
+    engine.module.register_forward_hook(lambda _module, _inputs, output: _note(engine, output))
+    if engine is not model:
+        model.register_forward_hook(lambda _module, _inputs, output: _note(engine, output, "log_probs"))
+
+
+def _note(engine: Any, output: Any, name: str = "values") -> None:
+    first = output[0] if isinstance(output, tuple) else output
+    if hasattr(first, "dtype"):
+        seen(engine)[name] = agree([first.dtype])
+    elif (logits := getattr(first, "logits", None)) is not None:
+        seen(engine).setdefault("logits", agree([logits.dtype]))  # OpenRLHF replaces them by FP32 copies later
