@@ -13,12 +13,12 @@ from fp16_patch.errors import Fp16PatchError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
-    from fp16_patch.cli import doctor, patches, recipes
+    from fp16_patch.cli import doctor, patches, recipes, run
 
     parser = argparse.ArgumentParser(prog="fp16-patch", description=fp16_patch.__doc__)
     parser.add_argument("--version", action="version", version=f"fp16-patch {fp16_patch.__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in (doctor, patches, recipes):
+    for command in (doctor, run, patches, recipes):
         command.add_parser(subparsers)
     options, rest = parser.parse_known_args(arguments)
     # argparse gives up on `recipes run NAME --out DIR KEY=VALUE`: values after an option are left over.

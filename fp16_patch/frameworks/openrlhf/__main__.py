@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m fp16_patch.frameworks.openrlhf [KEY=VALUE ...] -- MODULE [ARGUMENT ...]``; ``fp16-patch run`` starts it."""
+"""``python -m fp16_patch.frameworks.openrlhf [KEY=VALUE ...] -- MODULE [ARGUMENT ...]``, by ``fp16-patch run``."""
 
 import sys
 

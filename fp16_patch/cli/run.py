@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fp16-patch run``: start a trainer's own command with the flag on it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="start verl or OpenRLHF with the flag",
+        usage="fp16-patch run [fp16_patch.NAME=VALUE ...] -- python -m MODULE [ARGUMENT ...]",
+        description="Start the trainer's own command with the flag on it. On OpenRLHF the precision is that of "
+        "--ds.param_dtype; on verl it is fp16, unless the command says +precision@_global_=...",
+    )
+    parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replaces this process by the trainer's; returns only with an error."""
+    from fp16_patch.launcher import command_with_flag
+
+    words = list(options.words)
+    # argparse may have taken the -- away where it comes first.
+    split = words.index("--") if "--" in words else next((i for i, w in enumerate(words) if "=" not in w), len(words))
+    settings, command = words[:split], words[split:]
+    command = command_with_flag(settings, command[1:] if command[:1] == ["--"] else command)
+    program = shutil.which(command[0])
+    if program is None:
+        raise Fp16PatchError(f"there is no program {command[0]!r}", next_step="check the path of the interpreter")
+    sys.stdout.flush()
+    os.execv(program, command)
