@@ -38,7 +38,7 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
         raise Fp16PatchError(
             f"{' '.join(words[:3]) or 'an empty command'} ... is not a command this package can start",
             allowed=" or ".join(f"python -m {name} ..." for name in (*OPENRLHF, *VERL)),
-            next_step="give the trainer's own command after the --; under `ray job submit`, put fp16-patch run inside it",
+            next_step="give the trainer's own command after the --; with `ray job submit`, fp16-patch run goes inside",
         )
     head, arguments = words[:module_at], words[module_at + 1 :]
     if module in VERL:

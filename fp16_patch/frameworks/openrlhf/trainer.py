@@ -202,7 +202,7 @@ def _training(role: str, trainer: str) -> tuple[Patch, ...]:
             f"{trainer}.training_step",
             make=account_for_updates(role),
             parameters=("self",),
-            reason="DeepSpeed's skips are told to nobody; afterwards each is counted, and its batch kept for a diagnosis",
+            reason="nobody hears of DeepSpeed's skips; afterwards each is counted, and its batch kept for a diagnosis",
             upstream=f"OpenRLHF trainer/ray/ppo_{role}.py, training_step",
             remove_when="OpenRLHF reports skipped updates",
         ),

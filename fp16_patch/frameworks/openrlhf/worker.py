@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arms a process that the driver's job has started: called by Ray in its workers, and by vLLM's plugin in vLLM's own."""
+"""Arms a process that the driver's job has started: Ray calls it in its workers, vLLM's plugin in vLLM's own."""
 
 from __future__ import annotations
 
