@@ -20,15 +20,16 @@ def check_every_node() -> None:
 
     ask = ray.remote(num_cpus=0)(versions)  # pickled by reference: it cannot run where we are not installed
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    calls = {
-        node["NodeManagerAddress"]: ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote()
+    calls = [  # not a dict: nodes may share an address
+        (
+            node["NodeManagerAddress"],
+            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(),
+        )
         for node in nodes
-    }
+    ]
     here = versions()
     problems: list[Fp16PatchError] = []
-    for address, call in calls.items():
+    for address, call in calls:
         try:
             problems += _differences(address, ray.get(call, timeout=SECONDS), here)
         except Exception as error:
