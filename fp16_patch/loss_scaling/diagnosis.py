@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from fp16_patch.loss_scaling.scaler import LossScaler
+from fp16_patch.loss_scaling.rule import Counts
+from fp16_patch.loss_scaling.settings import LossScaling
 from fp16_patch.loss_scaling.statistics import FP16_MAX
 from fp16_patch.loss_scaling.trace import (
     Extremes,
@@ -38,6 +39,7 @@ SHOWN, SHOWN_BEFORE = 20, 6
 BITS = 3
 """How far below a scale that overflows to start: below the limit, with two bits of room if it was missed by one."""
 BF16 = "train in BF16: +precision@_global_=bf16"
+"""The last resort, in verl's words."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Diagnosis:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Parameter -> share of inf and NaN in itself, where there are any."""
     torch_version: str = torch.__version__
+    in_bf16: str = BF16
+    """The last advice: how this framework is told to train in BF16."""
 
     @property
     def case(self) -> str:
@@ -135,11 +139,40 @@ class Diagnosis:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def diagnose(module: torch.nn.Module, scaler: LossScaler, run: Callable[[], object], reason: str) -> Diagnosis:
+class Scaler(Protocol):
+    """What a diagnosis needs of a loss scaler; :class:`LossScaler` is one."""
+
+    process_group: Any
+
+    @property
+    def settings(self) -> LossScaling: ...
+    @property
+    def counts(self) -> Counts: ...
+    @property
+    def history(self) -> Iterable[tuple[int, float]]: ...
+    def get_scale(self) -> float: ...
+    def scale(self, outputs: Any) -> Any: ...
+
+
+Watched = Mapping[str, tuple[Extremes, int]]
+"""Parameter -> what was seen of this rank's part of it, or of its gradient, and the elements of that part."""
+
+
+def diagnose(
+    module: torch.nn.Module,
+    scaler: Scaler,
+    run: Callable[[], object],
+    reason: str,
+    *,
+    gradients: Callable[[], Watched] | None = None,
+    weights: Callable[[], Watched] | None = None,
+    in_bf16: str = BF16,
+) -> Diagnosis:
     """Trace one pass: ``run`` does forward and backward of one batch, its loss through ``scaler.scale``.
 
     Collective over the scaler's process group. Adds to the gradients that ``module`` has; neither gradients nor
-    random state are put back.
+    random state are put back. ``gradients`` and ``weights`` are asked after the pass, where a framework keeps them
+    elsewhere than in ``module``'s parameters.
     """
     with trace_modules(module) as trace, _watched_losses(scaler) as losses:
         run()
@@ -158,13 +191,14 @@ def diagnose(module: torch.nn.Module, scaler: LossScaler, run: Callable[[], obje
             nonfinite=any(before for (_, before), _ in everyone),
             scaled_nonfinite=any(after for _, (_, after) in everyone),
         ),
-        parameters=parameter_overflow(module, group),
-        weights=_shares(module, lambda parameter: parameter, group),
+        parameters=_shares(gradients() if gradients else _held(module, lambda parameter: parameter.grad), group),
+        weights=_shares(weights() if weights else _held(module, lambda parameter: parameter), group),
+        in_bf16=in_bf16,
     )
 
 
 @contextmanager
-def _watched_losses(scaler: LossScaler) -> Iterator[tuple[Extremes, Extremes]]:
+def _watched_losses(scaler: Any) -> Iterator[tuple[Extremes, Extremes]]:
     """The losses before and after ``scaler.scale``."""
     before, after = Extremes(), Extremes()
     scale = scaler.scale
@@ -188,16 +222,20 @@ def parameter_overflow(module: torch.nn.Module, group: Any = None) -> dict[str, 
 
     Gradients as they lie after the backward pass. A rank without a gradient has no inf or NaN in it.
     """
-    return _shares(module, lambda parameter: parameter.grad, group)
+    return _shares(_held(module, lambda parameter: parameter.grad), group)
 
 
-def _shares(module: torch.nn.Module, part: Callable[[Any], torch.Tensor | None], group: Any) -> dict[str, float]:
+def _held(module: torch.nn.Module, part: Callable[[Any], torch.Tensor | None]) -> Watched:
     watched: dict[str, tuple[Extremes, int]] = {}
     for name, parameter in module.named_parameters():
         extremes = Extremes()
         if (held := part(parameter)) is not None:
             extremes.add(held)
         watched[plain_name(name)] = (extremes, local(parameter).numel())
+    return watched
+
+
+def _shares(watched: Watched, group: Any) -> dict[str, float]:
     bad: dict[str, int] = {}
     elements: dict[str, int] = {}
     for one_rank in gather({name: (extremes.bad, total) for name, (extremes, total) in watched.items()}, group):
@@ -265,7 +303,7 @@ def _nothing(seen: Diagnosis) -> Finding:
         cause += f"; the inf or NaN in the output of {_called(bad[0])} reaches no gradient"
     if not seen.counts["consecutive"]:
         return Finding("nothing", cause, [], ["nothing to do"])
-    again = BF16 if _at_floor(seen) else _lower_scale(seen)
+    again = seen.in_bf16 if _at_floor(seen) else _lower_scale(seen)
     gone = "the overflow is gone at this scale, or came with other data: resume from the last checkpoint"
     return Finding("nothing", cause, [], [gone, f"if it comes back: {again}"])
 
@@ -281,7 +319,7 @@ def _forward(seen: Diagnosis, origins: Sequence[ModuleRow]) -> Finding:
         advice = [f"look at the inputs and weights of {name}"]
     else:
         cause = f"the forward pass overflows: {cause}, and its inputs are finite"
-        advice = ["no loss scale helps: activations are not scaled", *_in_fp32(seen, [first.module]), BF16]
+        advice = ["no loss scale helps: activations are not scaled", *_in_fp32(seen, [first.module]), seen.in_bf16]
     return Finding("forward", cause, [row.module for row in origins[:SUSPECTS]], advice)
 
 
@@ -295,7 +333,9 @@ def _loss_gradient(seen: Diagnosis, overflowed: Sequence[ModuleRow]) -> Finding:
         )
     unsure = [] if seen.losses.peak is not None else [f"the loss may be inf or NaN: {LOOK_AT_THE_LOSS}"]
     certain = [LOOK_AT_THE_LOSS] if _at_floor(seen) and not unsure else []
-    return Finding("loss", cause, suspects, [*unsure, _lower_scale(seen), *certain, *_in_fp32(seen, suspects), BF16])
+    return Finding(
+        "loss", cause, suspects, [*unsure, _lower_scale(seen), *certain, *_in_fp32(seen, suspects), seen.in_bf16]
+    )
 
 
 def _backward(seen: Diagnosis, first: ModuleRow) -> Finding:
@@ -315,7 +355,9 @@ def _backward(seen: Diagnosis, first: ModuleRow) -> Finding:
         if parent and parent == source.rpartition(".")[0] and any(row.module == parent for row in seen.rows):
             concerned = [parent]
     room = f" ({line})" if (line := _room(finite, "gradient")) else ""
-    return Finding("backward", cause, [first.module], [_lower_scale(seen) + room, *_in_fp32(seen, concerned), BF16])
+    return Finding(
+        "backward", cause, [first.module], [_lower_scale(seen) + room, *_in_fp32(seen, concerned), seen.in_bf16]
+    )
 
 
 def _parameter_gradients(seen: Diagnosis) -> Finding:
@@ -324,7 +366,7 @@ def _parameter_gradients(seen: Diagnosis) -> Finding:
         f"every gradient between modules is finite at loss scale {_power(seen.loss_scale)}, "
         f"the gradients of parameters are not: {_parameters(seen.parameters)}"
     )
-    return Finding("backward", cause, suspects, [_lower_scale(seen), *_in_fp32(seen, suspects), BF16])
+    return Finding("backward", cause, suspects, [_lower_scale(seen), *_in_fp32(seen, suspects), seen.in_bf16])
 
 
 def _at_floor(seen: Diagnosis) -> bool:
