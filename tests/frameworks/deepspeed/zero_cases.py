@@ -19,7 +19,6 @@ from fp16_patch.frameworks.deepspeed.plan import PLAN
 from fp16_patch.patching import apply
 
 
-
 def main(folder: Path, chosen: list[str]) -> None:
     use_folder(folder)
     for patches in PLAN.values():
