@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import checkpoint_cases  # noqa: F401  registers its cases
 import deepspeed  # noqa: F401  imported before the patches, as a run may have
 import scaling_cases  # noqa: F401  registers its cases
 from engine_ranks import run_case
@@ -17,7 +18,6 @@ from zero_registry import CASES, use_folder
 
 from fp16_patch.frameworks.deepspeed.plan import PLAN
 from fp16_patch.patching import apply
-
 
 
 def main(folder: Path, chosen: list[str]) -> None:
