@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parquet files in the layout of verl's RLHFDataset."""
+"""The problems in the layouts that the frameworks read: verl's RLHFDataset (parquet), OpenRLHF's prompts (JSONL)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,3 +29,13 @@ def write_parquet(path: Path, split: str, problems: Sequence[Problem], rates: Se
     for row, rate in zip(rows, rates, strict=bool(rates)):
         row["extra_info"]["solve_rate"] = rate
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write_jsonl(path: Path, problems: Sequence[Problem]) -> None:
+    """One line a problem, for ``--data.input_key input --data.label_key label``.
+
+    ``input`` is the text that verl's chat template makes of the prompt, so without ``--data.apply_chat_template`` the
+    policy is given the same tokens.
+    """
+    lines = [json.dumps({"input": problem.prompt, "label": problem.answer}) + "\n" for problem in problems]
+    path.write_text("".join(lines), encoding="utf-8")

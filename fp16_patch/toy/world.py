@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.toy.dataset import write_parquet
+from fp16_patch.toy.dataset import write_jsonl, write_parquet
 from fp16_patch.toy.folder import intact, replacing, seal
 from fp16_patch.toy.model import new_model, save, tiny_model
 from fp16_patch.toy.pretrain import pretrain
 from fp16_patch.toy.selection import select
-from fp16_patch.toy.task import distinct_problems, token_limits
+from fp16_patch.toy.task import Problem, distinct_problems, token_limits
 from fp16_patch.toy.tokenizer import character_tokenizer
 
 
@@ -65,8 +65,19 @@ class World:
         return self.path / "val.parquet"
 
     @property
+    def train_prompts(self) -> Path:
+        """The same problems as JSONL, for OpenRLHF's ``--data.prompt_dataset``."""
+        return self.path / "train.jsonl"
+
+    @property
+    def val_prompts(self) -> Path:
+        """The same for OpenRLHF's ``--eval.dataset``."""
+        return self.path / "val.jsonl"
+
+    @property
     def reward(self) -> Path:
-        """The verifier's file, for verl's ``custom_reward_function.path`` (function ``compute_score``)."""
+        """The verifier's file, for verl's ``custom_reward_function.path`` (function ``compute_score``) and OpenRLHF's
+        ``--reward.remote_url`` (function ``reward_func``)."""
         return Path(__file__).with_name("reward.py")
 
 
@@ -104,8 +115,8 @@ def untrained_world(out: Path, *, train: int = 64, val: int = 16, seed: int = 0)
     problems = distinct_problems(Settings.digits, random.Random(seed))
     with replacing(out) as folder:
         tiny_model(folder / "model", seed=seed)
-        write_parquet(folder / "train.parquet", "train", problems[val : val + train])
-        write_parquet(folder / "val.parquet", "val", problems[:val])
+        _write_problems(folder, "train", problems[val : val + train])
+        _write_problems(folder, "val", problems[:val])
         manifest = {"seed": seed, "train": train, "val": val, **_limits(Settings.digits)}
         seal(folder, manifest)
     return World(out, manifest)
@@ -146,7 +157,7 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
     save(model, tokenizer, folder / "model")
     for split, problems in (("train", train), ("val", val)):
         rates = [selection.rates[problem] for problem in problems]
-        write_parquet(folder / f"{split}.parquet", split, problems, rates)
+        _write_problems(folder, split, problems, rates)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "supervised_steps": steps,
@@ -163,6 +174,11 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
         "solve_rate_histogram": selection.histogram(),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _write_problems(folder: Path, split: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
+    write_parquet(folder / f"{split}.parquet", split, problems, rates)
+    write_jsonl(folder / f"{split}.jsonl", problems)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def test_rays_sockets_fit_however_deep_the_run_lies() -> None:
     assert folder != settings.environment(deep / "other")["RAY_TMPDIR"], "two runs must not share Ray's files"
 
 
+def test_openrlhf_knows_every_argument() -> None:
+    source = Path(pytest.importorskip("openrlhf").__path__[0], "cli", "train_ppo_ray.py").read_text()
+    for argument in settings.openrlhf_arguments(ranks=2):
+        assert f'"{argument.partition("=")[0]}"' in source, f"OpenRLHF has no {argument}"
+
+
+def test_ray_has_a_device_for_every_model_of_openrlhf() -> None:
+    resources = json.loads(settings.openrlhf_environment(Path("run"), ranks=2)["RAY_OVERRIDE_RESOURCES"])
+    models_and_engine = 4 * 2 + 1
+    assert resources["GPU"] >= models_and_engine
+    assert resources["CPU"] >= models_and_engine + 1, "the trainer takes a CPU and no device"
+
+
 def test_the_environment_says_nothing_about_precision() -> None:
-    text = str({**settings.environment(Path("run")), "overrides": settings.verl_overrides(1)}).lower()
+    for_verl = {**settings.environment(Path("run")), "overrides": settings.verl_overrides(1)}
+    for_openrlhf = {**settings.openrlhf_environment(Path("run"), 1), "arguments": settings.openrlhf_arguments(1)}
+    text = f"{for_verl} {for_openrlhf}".lower()
     assert not [word for word in ("dtype", "bf16", "float16", "precision") if word in text]

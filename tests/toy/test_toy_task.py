@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -52,15 +53,37 @@ def test_the_verifier_is_exact(solution: str, score: float) -> None:
     assert compute_score(DATA_SOURCE, solution, "23", {"index": 0}) == score
 
 
-def test_verl_can_load_the_verifier_by_its_path() -> None:
+def by_its_path() -> ModuleType:
+    """The verifier as verl and OpenRLHF load it."""
     path = Path(fp16_patch.toy.__file__).with_name("reward.py")
     spec = importlib.util.spec_from_file_location("custom_module", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_verl_can_load_the_verifier_by_its_path() -> None:
+    module = by_its_path()
     arguments = {"data_source": DATA_SOURCE, "solution_str": "1+2=3", "ground_truth": "3", "extra_info": {}}
     assert module.compute_score(**arguments) == 1.0
+
+
+def test_openrlhf_gets_the_verdicts_of_verl() -> None:
+    """OpenRLHF asks about one query at a time: prompt, answer and special tokens, decoded together."""
+    pytest.importorskip("torch")
+    for answer, score in (("1+2=3", 1.0), ("1+2=4", 0.0), ("", 0.0), ("3", 1.0)):
+        for ending in ("<|im_end|>", "", "<|im_start|><|endoftext|>"):
+            verdict = by_its_path().reward_func([f"1+2={answer}{ending}"], ["1+2="], ["3"])
+            assert verdict["rewards"].tolist() == verdict["scores"].tolist() == [score], answer + ending
+
+
+def test_the_verifier_knows_the_special_tokens() -> None:
+    pytest.importorskip("transformers")
+    from fp16_patch.toy.tokenizer import character_tokenizer
+
+    assert set(by_its_path().NOT_TEXT) == set(character_tokenizer().all_special_tokens)
 
 
 def test_no_two_problems_are_permutations() -> None:

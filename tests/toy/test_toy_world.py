@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 SMALL = Settings(digits=2, layers=2, max_steps=200, target=0.2, train=8, val=4, samples=10)
-WRITTEN = ("model/model.safetensors", "train.parquet", "val.parquet")
+WRITTEN = ("model/model.safetensors", "train.parquet", "val.parquet", "train.jsonl", "val.jsonl")
 
 
 def quiet(line: str) -> None: ...
@@ -45,6 +45,22 @@ def test_rows_are_what_verl_reads(world: World) -> None:
             assert row["reward_model"] == {"style": "rule", "ground_truth": str(sum(map(int, digits)))}
             assert row["extra_info"]["index"] == index
             assert row["extra_info"]["split"] == split
+
+
+def test_openrlhf_reads_the_same_prompts_and_answers(world: World, tmp_path: Path) -> None:
+    prompts_dataset = pytest.importorskip("openrlhf.datasets.prompts_dataset")
+    datasets, transformers = pytest.importorskip("datasets"), pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(world.model)
+    for jsonl, parquet in ((world.train_prompts, world.train), (world.val_prompts, world.val)):
+        loaded = datasets.load_dataset("json", data_files=str(jsonl), cache_dir=str(tmp_path))["train"]
+        read = [prompts_dataset.preprocess_data(row, None, "input", "label") for row in loaded]
+        assert read == [
+            (
+                tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True),
+                row["reward_model"]["ground_truth"],
+            )
+            for row in rows(parquet)
+        ], "the policy would see other prompts under OpenRLHF than under verl"
 
 
 def test_only_problems_within_reach_are_kept(world: World) -> None:
@@ -128,3 +144,4 @@ def test_the_untrained_world_has_the_same_files(world: World, tmp_path: Path) ->
     assert set(untrained.manifest["files"]) == set(world.manifest["files"])
     assert untrained.manifest["max_response_tokens"] == token_limits(5)[1]
     assert untrained.reward.is_file()
+    assert len(untrained.val_prompts.read_text().splitlines()) == 8

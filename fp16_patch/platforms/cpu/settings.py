@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a verl run on this platform needs set, as data: the environment, and the Hydra overrides.
+"""What a run on this platform needs set, as data: the environment, and verl's overrides or OpenRLHF's arguments.
 
-Nothing here depends on the precision, the model or the algorithm. Overrides that come after these win.
+Nothing here depends on the precision, the model or the algorithm. What comes after these wins.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
+
+from fp16_patch.platforms.activation import ENVIRONMENT_VARIABLE
 
 KV_CACHE_BYTES = 256 * 2**20
 """Per vLLM server: more than 100,000 tokens of a model of 4 layers with 4 key-value heads of 32."""
@@ -25,16 +28,57 @@ def environment(work_dir: Path) -> dict[str, str]:
 
     Runs with different ``work_dir`` share nothing and may go on at the same time.
     """
+    return {
+        **_of_any_run(work_dir),
+        "VERL_PLATFORM": "cpu",
+        "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl",
+        # TransferQueue warns at every transfer that there are fewer cores than the 8 threads it would like.
+        "TQ_NUM_THREADS": "1",
+    }
+
+
+def openrlhf_environment(work_dir: Path, ranks: int) -> dict[str, str]:
+    """What to add to the environment of ``openrlhf.cli.train_ppo_ray`` with ``ranks`` ranks a model.
+
+    Whoever starts its processes must call ``fp16_patch.platforms.activation.activate`` in each of them.
+    """
+    # One each for policy, reference, critic, reward model and vLLM; CPUs also for the trainer and what it starts.
+    devices = 5 * ranks
+    return {
+        **_of_any_run(work_dir),
+        ENVIRONMENT_VARIABLE: "cpu",
+        # OpenRLHF calls ray.init with nothing. Logical devices, and no worker before somebody asks for one.
+        "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": devices + 1, "GPU": devices}),
+        "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
+        "RAY_prestart_worker_first_driver": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, the least there is; --vllm.gpu_memory_utilization would count otherwise
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",  # compute_entropy is compiled at its first call, and there may be no compiler
+    }
+
+
+def openrlhf_arguments(ranks: int) -> list[str]:
+    """Arguments for ``ranks`` ranks of each model that a run has, and one vLLM engine."""
+    models = ("actor", "ref", "critic", "reward")
+    return [
+        *(f"--{model}.num_nodes=1" for model in models),
+        *(f"--{model}.num_gpus_per_node={ranks}" for model in models),
+        "--vllm.num_engines=1",
+        "--vllm.tensor_parallel_size=1",
+        "--vllm.enforce_eager",
+        "--vllm.sync_backend=gloo",
+        "--vllm.gpu_memory_utilization=0.1",
+        "--ds.attn_implementation=sdpa",
+    ]
+
+
+def _of_any_run(work_dir: Path) -> dict[str, str]:
     # Ray's socket paths must stay under 108 bytes, so its files cannot live under any work_dir.
     run = hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]
     return {
-        "VERL_PLATFORM": "cpu",
-        "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl",
         "RAY_TMPDIR": str(Path(tempfile.gettempdir()) / f"fp16_patch-{run}"),
         # vLLM would bind every server of the machine to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # TransferQueue warns at every transfer that there are fewer cores than the 8 threads it would like.
-        "TQ_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
