@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from fp16_patch.loss_scaling.finding import Finding, find
-from fp16_patch.loss_scaling.scaler import LossScaler
+from fp16_patch.loss_scaling.finding import Finding, Remedies, find
+from fp16_patch.loss_scaling.rule import Counts
+from fp16_patch.loss_scaling.settings import LossScaling
 from fp16_patch.loss_scaling.trace import (
     Extremes,
     ModuleRow,
@@ -56,6 +57,7 @@ class Diagnosis:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Parameter -> share of inf and NaN in itself, where there are any."""
     torch_version: str = torch.__version__
+    remedies: Remedies = field(default_factory=Remedies)
 
     @property
     def case(self) -> str:
@@ -82,12 +84,42 @@ class Diagnosis:
         return find(self)
 
 
-def diagnose(module: torch.nn.Module, scaler: LossScaler, run: Callable[[], object], reason: str) -> Diagnosis:
+class Scaler(Protocol):
+    """What a diagnosis needs of a loss scaler; :class:`~fp16_patch.loss_scaling.scaler.LossScaler` is one."""
+
+    process_group: Any
+
+    @property
+    def settings(self) -> LossScaling: ...
+    @property
+    def counts(self) -> Counts: ...
+    @property
+    def history(self) -> Iterable[tuple[int, float]]: ...
+    def get_scale(self) -> float: ...
+    def scale(self, outputs: Any) -> Any: ...
+
+
+Watched = Mapping[str, tuple[Extremes, int]]
+"""Parameter -> what was seen of this rank's part of it, or of its gradient, and the elements of that part."""
+
+
+def diagnose(
+    module: torch.nn.Module,
+    scaler: Scaler,
+    run: Callable[[], object],
+    reason: str,
+    *,
+    gradients: Callable[[], Watched] | None = None,
+    weights: Callable[[], Watched] | None = None,
+    remedies: Remedies | None = None,
+) -> Diagnosis:
     """Trace one pass: ``run`` does forward and backward of one batch, its loss through ``scaler.scale``.
 
     Collective over the scaler's process group. Adds to the gradients that ``module`` has; neither gradients nor
-    random state are put back.
+    random state are put back. ``gradients`` and ``weights`` are asked after the pass, where a framework keeps them
+    elsewhere than in ``module``'s parameters.
     """
+    scale = scaler.get_scale()  # ``run`` may end in an update that moves it
     with trace_modules(module) as trace, _watched_losses(scaler) as losses:
         run()
     group = scaler.process_group
@@ -95,7 +127,7 @@ def diagnose(module: torch.nn.Module, scaler: LossScaler, run: Callable[[], obje
     peaks = [peak for (peak, _), _ in everyone if peak is not None]
     return Diagnosis(
         reason=reason,
-        loss_scale=scaler.get_scale(),
+        loss_scale=scale,
         settings=scaler.settings.as_dict(),
         history=list(scaler.history),
         counts=asdict(scaler.counts),
@@ -105,13 +137,14 @@ def diagnose(module: torch.nn.Module, scaler: LossScaler, run: Callable[[], obje
             nonfinite=any(before for (_, before), _ in everyone),
             scaled_nonfinite=any(after for _, (_, after) in everyone),
         ),
-        parameters=parameter_overflow(module, group),
-        weights=_shares(module, lambda parameter: parameter, group),
+        parameters=_shares(gradients() if gradients else _held(module, lambda parameter: parameter.grad), group),
+        weights=_shares(weights() if weights else _held(module, lambda parameter: parameter), group),
+        remedies=remedies or Remedies(),
     )
 
 
 @contextmanager
-def _watched_losses(scaler: LossScaler) -> Iterator[tuple[Extremes, Extremes]]:
+def _watched_losses(scaler: Any) -> Iterator[tuple[Extremes, Extremes]]:
     """The losses before and after ``scaler.scale``."""
     before, after = Extremes(), Extremes()
     scale = scaler.scale
@@ -135,16 +168,20 @@ def parameter_overflow(module: torch.nn.Module, group: Any = None) -> dict[str, 
 
     Gradients as they lie after the backward pass. A rank without a gradient has no inf or NaN in it.
     """
-    return _shares(module, lambda parameter: parameter.grad, group)
+    return _shares(_held(module, lambda parameter: parameter.grad), group)
 
 
-def _shares(module: torch.nn.Module, part: Callable[[Any], torch.Tensor | None], group: Any) -> dict[str, float]:
+def _held(module: torch.nn.Module, part: Callable[[Any], torch.Tensor | None]) -> Watched:
     watched: dict[str, tuple[Extremes, int]] = {}
     for name, parameter in module.named_parameters():
         extremes = Extremes()
         if (held := part(parameter)) is not None:
             extremes.add(held)
         watched[plain_name(name)] = (extremes, local(parameter).numel())
+    return watched
+
+
+def _shares(watched: Watched, group: Any) -> dict[str, float]:
     bad: dict[str, int] = {}
     elements: dict[str, int] = {}
     for one_rank in gather({name: (extremes.bad, total) for name, (extremes, total) in watched.items()}, group):

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 SUSPECTS = 3
 BITS = 3
 """How far below a scale that overflows to start: below the limit, with two bits of room if it was missed by one."""
-BF16 = "train in BF16: +precision@_global_=bf16"
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What the framework offers, in its own words; the default is verl's."""
+
+    in_bf16: str = "train in BF16: +precision@_global_=bf16"
+    """The last resort."""
+    fp32_modules: bool = True
+    """Whether single modules can be kept in FP32."""
+
+
 LOOK_AT_THE_LOSS = "look at advantages, rewards, log-probs and the loss mask of this batch"
 
 
@@ -68,7 +79,7 @@ def _nothing(seen: Diagnosis) -> Finding:
         cause += f"; the inf or NaN in the output of {called(bad[0])} reaches no gradient"
     if not seen.counts["consecutive"]:
         return Finding("nothing", cause, [], ["nothing to do"])
-    again = BF16 if _at_floor(seen) else _lower_scale(seen)
+    again = seen.remedies.in_bf16 if _at_floor(seen) else _lower_scale(seen)
     gone = "the overflow is gone at this scale, or came with other data: resume from the last checkpoint"
     return Finding("nothing", cause, [], [gone, f"if it comes back: {again}"])
 
@@ -84,7 +95,7 @@ def _forward(seen: Diagnosis, origins: Sequence[ModuleRow]) -> Finding:
         advice = [f"look at the inputs and weights of {name}"]
     else:
         cause = f"the forward pass overflows: {cause}, and its inputs are finite"
-        advice = ["no loss scale helps: activations are not scaled", *_in_fp32(seen, [first.module]), BF16]
+        advice = ["no loss scale helps: activations are not scaled", *_last_resorts(seen, [first.module])]
     return Finding("forward", cause, [row.module for row in origins[:SUSPECTS]], advice)
 
 
@@ -98,7 +109,7 @@ def _loss_gradient(seen: Diagnosis, overflowed: Sequence[ModuleRow]) -> Finding:
         )
     unsure = [] if seen.losses.peak is not None else [f"the loss may be inf or NaN: {LOOK_AT_THE_LOSS}"]
     certain = [LOOK_AT_THE_LOSS] if _at_floor(seen) and not unsure else []
-    return Finding("loss", cause, suspects, [*unsure, _lower_scale(seen), *certain, *_in_fp32(seen, suspects), BF16])
+    return Finding("loss", cause, suspects, [*unsure, _lower_scale(seen), *certain, *_last_resorts(seen, suspects)])
 
 
 def _backward(seen: Diagnosis, first: ModuleRow) -> Finding:
@@ -118,7 +129,7 @@ def _backward(seen: Diagnosis, first: ModuleRow) -> Finding:
         if parent and parent == source.rpartition(".")[0] and any(row.module == parent for row in seen.rows):
             concerned = [parent]
     left = f" ({line})" if (line := room(finite, "gradient")) else ""
-    return Finding("backward", cause, [first.module], [_lower_scale(seen) + left, *_in_fp32(seen, concerned), BF16])
+    return Finding("backward", cause, [first.module], [_lower_scale(seen) + left, *_last_resorts(seen, concerned)])
 
 
 def _parameter_gradients(seen: Diagnosis) -> Finding:
@@ -127,7 +138,7 @@ def _parameter_gradients(seen: Diagnosis) -> Finding:
         f"every gradient between modules is finite at loss scale {power(seen.loss_scale)}, "
         f"the gradients of parameters are not: {shares_of(seen.parameters)}"
     )
-    return Finding("backward", cause, suspects, [_lower_scale(seen), *_in_fp32(seen, suspects), BF16])
+    return Finding("backward", cause, suspects, [_lower_scale(seen), *_last_resorts(seen, suspects)])
 
 
 def _at_floor(seen: Diagnosis) -> bool:
@@ -141,6 +152,11 @@ def _lower_scale(seen: Diagnosis) -> str:
     start = max(seen.loss_scale / 2**BITS, floor)
     bits = math.log2(seen.loss_scale / start)
     return f"start {bits:g} bits lower: fp16_patch.loss_scaling.init_scale={power(start)}"
+
+
+def _last_resorts(seen: Diagnosis, modules: Iterable[str]) -> list[str]:
+    """These modules in FP32 where the framework can do that, or everything in BF16."""
+    return [*(_in_fp32(seen, modules) if seen.remedies.fp32_modules else []), seen.remedies.in_bf16]
 
 
 def _in_fp32(seen: Diagnosis, modules: Iterable[str]) -> list[str]:

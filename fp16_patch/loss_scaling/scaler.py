@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -20,25 +19,13 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.gradients import Layout
+from fp16_patch.loss_scaling.rule import HISTORY, Counts, ScaleRule
 from fp16_patch.loss_scaling.settings import LossScaling
-from fp16_patch.loss_scaling.state import validate
 
-HISTORY = 200
+__all__ = ["HISTORY", "SLICES", "Counts", "LossScaler"]
+
 SLICES = 16
 """Parts of the gradients that are looked at in turn, one an update: a sixteenth of a pass in place of one."""
-
-
-@dataclass
-class Counts:
-    """What has happened so far; all of it is saved and restored."""
-
-    updates: int = 0
-    """Calls of ``update()``: optimizer steps made or skipped."""
-    skipped: int = 0
-    consecutive: int = 0
-    """Updates skipped in a row, up to now."""
-    growths: int = 0
-    backoffs: int = 0
 
 
 class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read through Any
@@ -71,53 +58,50 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
             )
         world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
         self.layout = Layout(world_size) if module is None else Layout.of(module, world_size)
-        self.settings = settings
-        self.counts = Counts()
-        self.hysteresis_left = settings.hysteresis
-        self.history: deque[tuple[int, float]] = deque([(0, settings.init_scale)], maxlen=HISTORY)
-        """(updates so far, scale from then on), oldest first."""
+        self._rule = ScaleRule(settings)
         self.peaks: deque[float] = deque(maxlen=SLICES)
         """Largest absolute true gradients of the last updates, each of another part, the first of all."""
         self.underflow_shares: deque[float] = deque(maxlen=SLICES)
         """Of the same parts, where they had any gradient."""
 
-    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
-        """As torch's, within ``min_scale`` and ``max_scale``; an overflow takes the hysteresis first."""
-        before = self.get_scale()
-        if new_scale is not None:
-            if math.isnan(new_scale):
-                raise self._unusable(math.nan)
-            super().update(new_scale)
-            self._bounded(before)
-            return
-        skipped = self._any_found_inf()
-        if skipped and self.hysteresis_left > 1:
-            self.hysteresis_left -= 1
-            self._growth_tracker.zero_()
-            super().update(before)  # keeps the scale; forgets this iteration's optimizers
-        else:
-            super().update()
-        self.counts.updates += 1
-        self.counts.skipped += skipped
-        self.counts.consecutive = self.counts.consecutive + 1 if skipped else 0
-        if not skipped and self._get_growth_tracker() == 0:  # an interval without overflow, also at the ceiling
-            self.hysteresis_left = self.settings.hysteresis
-        self._bounded(before)
+    @property
+    def settings(self) -> LossScaling:
+        return self._rule.settings
 
-    def _bounded(self, before: float) -> None:
-        wanted = self.get_scale()
-        scale = min(max(wanted, self.settings.min_scale), self.settings.max_scale)
-        if scale != wanted:
-            self._scale.fill_(scale)
-        if scale > before:
-            self.counts.growths += 1
-        elif scale < before:
-            self.counts.backoffs += 1
-        if scale != before:
-            self.history.append((self.counts.updates, scale))
+    @property
+    def counts(self) -> Counts:
+        return self._rule.counts
+
+    @property
+    def hysteresis_left(self) -> int:
+        return self._rule.hysteresis_left
+
+    @property
+    def history(self) -> deque[tuple[int, float]]:
+        """(updates so far, scale from then on), oldest first."""
+        return self._rule.history
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """As torch's, but by :class:`ScaleRule`: bounded, and with hysteresis."""
+        self._check_scale_growth_tracker("update")  # torch's own: a loss was scaled
+        self._read_tensors()
+        if new_scale is None:
+            self._rule.update(skipped=self._any_found_inf())
+        elif math.isnan(new_scale):
+            raise self._unusable(math.nan)
+        else:
+            self._rule.move_to(float(new_scale))
+        super().update(self._rule.scale)  # sets the scale; forgets this iteration's optimizers
+        self._growth_tracker.fill_(self._rule.growth_tracker)
+
+    def _read_tensors(self) -> None:
+        """torch keeps the scale and the growth tracker on the device, where anybody may set them."""
+        self._rule.scale, self._rule.growth_tracker = self.get_scale(), self._get_growth_tracker()
 
     def _any_found_inf(self) -> bool:
         found = [t for state in self._per_optimizer_states.values() for t in state["found_inf_per_device"].values()]
+        if not found:
+            raise AssertionError("No inf checks were recorded prior to update.")  # torch's own
         return any(t.item() for t in found)
 
     def record(self, optimizer: torch.optim.Optimizer, *, finite: bool) -> None:
@@ -170,34 +154,14 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: scale, trackers, counts, history, and the settings it was made with."""
-        return {
-            "scale": self.get_scale(),
-            "growth_tracker": self._get_growth_tracker(),
-            "hysteresis_left": self.hysteresis_left,
-            "counts": asdict(self.counts),
-            "history": [list(entry) for entry in self.history],
-            "settings": self.settings.as_dict(),
-        }
+        """:meth:`ScaleRule.state_dict`."""
+        self._read_tensors()
+        return self._rule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was saved, under this scaler's own settings.
-
-        An ``init_scale`` other than the saved one is a new start of the scale; counts go on. A scale outside
-        this scaler's bounds becomes the nearest bound. Raises :class:`Fp16PatchError` on anything that
-        :meth:`state_dict` cannot have returned, and changes nothing then.
-        """
-        state = validate(state_dict)
-        settings = self.settings
-        restart = settings.init_scale != state["settings"]["init_scale"]
-        scale = settings.init_scale if restart else min(max(state["scale"], settings.min_scale), settings.max_scale)
-        tracker = 0 if restart else min(state["growth_tracker"], settings.growth_interval - 1)
-        self._init_scale, self._init_growth_tracker = scale, tracker
+        """:meth:`ScaleRule.load_state_dict`."""
+        self._rule.load_state_dict(state_dict)
+        self._init_scale, self._init_growth_tracker = self._rule.scale, self._rule.growth_tracker
         if self._scale is not None:
-            self._scale.fill_(scale)
-            self._growth_tracker.fill_(tracker)
-        self.hysteresis_left = settings.hysteresis if restart else min(state["hysteresis_left"], settings.hysteresis)
-        self.counts = Counts(**{field.name: state["counts"][field.name] for field in fields(Counts)})
-        self.history = deque([(updates, value) for updates, value in state["history"]], maxlen=HISTORY)
-        if scale != self.history[-1][1]:
-            self.history.append((self.counts.updates, scale))
+            self._scale.fill_(self._rule.scale)
+            self._growth_tracker.fill_(self._rule.growth_tracker)

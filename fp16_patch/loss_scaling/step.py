@@ -7,36 +7,18 @@ fused optimizers take that factor themselves (``grad_scale``); for the others it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from fp16_patch.loss_scaling.gradients import gradients_of
+from fp16_patch.loss_scaling.metrics import Update
 from fp16_patch.loss_scaling.scaler import SLICES, LossScaler
-from fp16_patch.loss_scaling.statistics import GradientStatistics, gather_statistics, headroom_bits
+from fp16_patch.loss_scaling.statistics import gather_statistics, headroom_bits
 
 EPSILON = 1e-6
 """torch.nn.utils.clip_grad_norm_'s."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """What became of one update; the same on every rank."""
-
-    skipped: bool
-    """An inf or NaN somewhere: no weight, no optimizer state and no step count has changed."""
-    grad_norm: float | None
-    """Of the true gradients, before clipping; None on a skipped update, where there is none."""
-    loss_scale: float
-    """The scale this update's loss was multiplied by."""
-    statistics: GradientStatistics
-    headroom_bits: float | None = None
-    """How often the scale could have doubled before the largest gradient of the last 16 updates reached 65504. None
-    on a skipped update and without health."""
-    underflow_share: float | None = None
-    """Share of gradient elements that are exactly zero, mean of the last 16 updates; None as above."""
 
 
 def clip_and_step(

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.diagnosis import Diagnosis, Losses, diagnose, parameter_overflow
-from fp16_patch.loss_scaling.finding import BF16, fp32_override
+from fp16_patch.loss_scaling.finding import Remedies, fp32_override
 from fp16_patch.loss_scaling.overflow_report import SHOWN, as_document, render, save
 from fp16_patch.loss_scaling.scaler import LossScaler
 from fp16_patch.loss_scaling.trace import ModuleRow
 from fp16_patch.precision_islands import compute_in_fp32, find_islands
 
 Module = torch.nn.Module
+BF16 = Remedies().in_bf16
 WIDTH = 8
 ONES = torch.ones(2, WIDTH)
 AT_FLOOR = {"init_scale": 1.0}

@@ -76,6 +76,7 @@ def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def train_batch(self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
         from fp16_patch.frameworks.verl import overflow
+        from fp16_patch.loss_scaling.metrics import describe
 
         scaler = scaler_of(self)
         if scaler is not None:
@@ -95,24 +96,6 @@ def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
         return outputs
 
     return train_batch
-
-
-def describe(update: Any, counts: Any) -> dict[str, float]:
-    """The metrics of one update. verl averages over mini-batches, except names with max or min in them."""
-    metrics = {
-        "loss_scale": update.loss_scale,
-        "update_skipped": float(update.skipped),
-        "updates_skipped_total/max": float(counts.skipped),
-        "updates_skipped_in_a_row/max": float(counts.consecutive),
-        "loss_scale_growths_total/max": float(counts.growths),
-    }
-    if not update.skipped:
-        health = {
-            "grad_underflow_share": update.underflow_share,
-            "grad_headroom_bits/min": update.headroom_bits,
-        }
-        metrics |= {name: value for name, value in health.items() if value is not None}
-    return metrics
 
 
 def _patch(name: str, target: str, **kwargs: Any) -> Patch:

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a DeepSpeed configuration that FP16 concerns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fp16_patch.loss_scaling import LossScaling
+
+
+def fp16_block(settings: LossScaling) -> dict[str, Any]:
+    """The ``fp16`` block that says the same as ``settings``, so that what DeepSpeed prints and saves is true.
+
+    It has no words for ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``, and only
+    whole numbers for the floor; the scaler installed by the patches knows them all.
+    """
+    return {
+        "enabled": True,
+        "loss_scale": 0,  # dynamic
+        "initial_scale_power": int(math.log2(settings.init_scale)),
+        "loss_scale_window": settings.growth_interval,
+        "hysteresis": settings.hysteresis,
+        "consecutive_hysteresis": False,
+        "min_loss_scale": max(int(settings.min_scale), 1),
+    }
+
+
+def configured(config: Mapping[str, Any], settings: LossScaling) -> dict[str, Any]:
+    """A copy of ``config`` for FP16: ``settings``, and gradients accumulated in FP32 unless it names a dtype."""
+    types = dict(config.get("data_types") or {})
+    if types.get("grad_accum_dtype") is None:
+        types["grad_accum_dtype"] = "fp32"  # DeepSpeed's default is the model's: sums of micro-batches in FP16
+    return {**config, "fp16": {**(config.get("fp16") or {}), **fp16_block(settings)}, "data_types": types}

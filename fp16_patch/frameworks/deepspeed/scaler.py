@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSpeed's DynamicLossScaler with this package's rule. Imports deepspeed: import it where deepspeed is already.
+
+What is wrong with DeepSpeed's (0.19.6, runtime/fp16/loss_scaler.py): it grows without a ceiling; at the floor it
+raises an Exception without a reason; its hysteresis of 2 leaves the scale as it is on a first overflow; and it moves
+in the middle of an optimizer step, so that gradients are divided by another scale than they were multiplied by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.loss_scaling.rule import Counts, ScaleRule
+
+
+class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed is read through Any
+    """To DeepSpeed its own scaler; to this package what :class:`~fp16_patch.loss_scaling.scaler.LossScaler` is."""
+
+    process_group = None
+    """All ranks: DeepSpeed asks all of them for an overflow."""
+
+    def __init__(self, settings: LossScaling) -> None:
+        self.rule = ScaleRule(settings)
+        self._steps_open = 0
+        self._overflow: bool | None = None
+        super().__init__(**_stock_arguments(settings))
+
+    @property
+    def cur_scale(self) -> float:
+        """DeepSpeed's name; it reads and sets this one."""
+        return self.rule.scale
+
+    @cur_scale.setter
+    def cur_scale(self, scale: float) -> None:
+        self.rule.move_to(scale)
+
+    @property
+    def settings(self) -> LossScaling:
+        return self.rule.settings
+
+    @property
+    def counts(self) -> Counts:
+        return self.rule.counts
+
+    @property
+    def history(self) -> deque[tuple[int, float]]:
+        """(updates so far, scale from then on), oldest first."""
+        return self.rule.history
+
+    def get_scale(self) -> float:
+        return self.rule.scale
+
+    def scale(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs * self.rule.scale
+
+    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        return self.scale(loss)
+
+    def update_scale(self, overflow: bool) -> None:
+        """Move the scale; while :meth:`standing_still`, at its end."""
+        if self._steps_open:
+            self._overflow = bool(overflow)
+        else:
+            self.rule.update(skipped=bool(overflow))
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """For one optimizer step: it divides by the scale after it has asked for the next one."""
+        self._steps_open += 1
+        try:
+            yield
+        finally:
+            self._steps_open -= 1
+            overflow, self._overflow = self._overflow, None
+            if overflow is not None:
+                self.update_scale(overflow)
+
+    def state_dict(self) -> dict[str, Any]:
+        """:meth:`ScaleRule.state_dict`."""
+        return self.rule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """:meth:`ScaleRule.load_state_dict`."""
+        self.rule.load_state_dict(state_dict)
+
+    def continue_from(self, stock: DynamicLossScaler, skipped: int) -> None:
+        """Go on from the scale and the trackers of DeepSpeed's own scaler; this one's settings hold."""
+        rule = ScaleRule(self.settings)
+        since_overflow = stock.cur_iter - stock.last_overflow_iter - 1
+        rule.growth_tracker = min(since_overflow % stock.scale_window, self.settings.growth_interval - 1)
+        rule.hysteresis_left = min(max(stock.cur_hysteresis, 1), self.settings.hysteresis)
+        rule.counts = Counts(updates=stock.cur_iter, skipped=skipped)
+        rule.scale = rule.bounded(2.0 ** math.floor(math.log2(stock.cur_scale)))
+        if rule.scale != rule.history[-1][1]:
+            rule.history.append((rule.counts.updates, rule.scale))
+        self.rule = rule
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Into a checkpoint goes DeepSpeed's own class, which loads without this package."""
+        stock = DynamicLossScaler(**_stock_arguments(self.settings))
+        stock.cur_scale, stock.scale_factor = self.rule.scale, self.settings.growth_factor
+        stock.cur_hysteresis, stock.cur_iter = self.rule.hysteresis_left, self.counts.updates
+        stock.last_overflow_iter = self.counts.updates - 1 - self.rule.growth_tracker
+        return stock.__reduce_ex__(protocol)
+
+
+def _stock_arguments(settings: LossScaling) -> dict[str, Any]:
+    return {
+        "init_scale": settings.init_scale,
+        "scale_window": settings.growth_interval,
+        "min_scale": settings.min_scale,
+        "delayed_shift": settings.hysteresis,
+        "consecutive_hysteresis": False,
+        "dtype": torch.half,
+    }
+
+
+def usable(scaler: Any) -> bool:
+    """Whether ``scaler``, unpickled from a checkpoint, is a dynamic one with numbers to go on from."""
+    if not isinstance(scaler, DynamicLossScaler):
+        return False
+    counts = (scaler.cur_iter, scaler.last_overflow_iter, scaler.scale_window, scaler.cur_hysteresis)
+    scale = scaler.cur_scale
+    return (
+        all(isinstance(count, int) for count in counts)
+        and scaler.scale_window > 0
+        and scaler.cur_iter > scaler.last_overflow_iter
+        and isinstance(scale, int | float)
+        and 0 < scale < math.inf
+    )
