@@ -11,7 +11,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf.controller import METRICS_VARIABLE
 from fp16_patch.launcher import OPENRLHF
 from fp16_patch.recipes.command import Command, Job
-from fp16_patch.recipes.overrides import render
+from fp16_patch.recipes.overrides import assignments, merge, render
 
 MODULE = "fp16_patch.cli"
 OPTIONS = "arguments"
@@ -27,7 +27,6 @@ PHASES = (
     ("init_process_group: master_address", "vLLM is up, weights can be synchronised"),
     ("Episode [", "rollout and update of the first step"),
 )
-_SETTING = "fp16_patch."
 _OURS = (
     "ckpt.output_dir",
     "ckpt.path",
@@ -68,29 +67,33 @@ def build_command(job: Job, module: str = MODULE) -> Command:
     recipe, files, platform = job.recipe, job.files, job.platform
     assert recipe.openrlhf is not None
     ranks, nodes = recipe.hardware.ranks, recipe.hardware.nodes
+    named = [recipe.openrlhf.arguments, job.arm.arguments]
+    settings = merge(
+        [
+            *(assignments({key: group[key] for key in group if _is_setting(key)}) for group in named),
+            filter(_is_setting, job.overrides),
+            [f"fp16_patch.report_path={render(str(files.precision_report))}"],
+        ]
+    )
     values: dict[str, object] = {
         **dict(map(_read, platform.openrlhf_arguments(ranks) if platform else [])),
         **job.places(_PLACES),
         **{f"{model}.num_nodes": nodes for model in _MODELS},
         **{f"{model}.num_gpus_per_node": ranks for model in _MODELS},
-        **recipe.openrlhf.arguments,
-        **job.arm.arguments,
+        **{key: value for group in named for key, value in group.items()},
         **dict(map(_read, job.overrides)),
         "ds.param_dtype": job.arm.precision,
         # Written at the end of every run, so it goes with the run. Checkpoints are only made when asked for.
         "ckpt.output_dir": str(files.folder / "model"),
         "ckpt.path": str(files.checkpoints),
         "logger.tensorboard_dir": str(files.folder / "tensorboard"),
-        "fp16_patch.report_path": str(files.precision_report),
     }
-    settings = [(f"{key}={render(value)}",) for key, value in values.items() if key.startswith(_SETTING)]
-    options = [_option(key, value) for key, value in values.items() if not key.startswith(_SETTING)]
     return Command(
         parts=(
             (sys.executable, "-m", module, "run"),
-            *settings,
+            *((setting,) for setting in settings),
             ("--", sys.executable, "-m", OPENRLHF[0]),
-            *filter(None, options),
+            *(option for key, value in values.items() if not _is_setting(key) and (option := _option(key, value))),
         ),
         environment={
             METRICS_VARIABLE: str(files.metrics),
@@ -98,6 +101,10 @@ def build_command(job: Job, module: str = MODULE) -> Command:
         },
         total_steps=_steps(values),
     )
+
+
+def _is_setting(key: str) -> bool:
+    return key.startswith("fp16_patch.")
 
 
 def _read(word: str) -> tuple[str, object]:
