@@ -62,11 +62,7 @@ Points = tuple[list[int], list[float]]
 
 def draw(runs: Mapping[str, Sequence[ArmRun]], folder: Path) -> dict[str, Path]:
     """Write every plot into ``folder``; returns name -> file, in reading order. ``runs`` maps labels to arms."""
-    curves = [
-        Curve(label, arm, COLOURS[j % len(COLOURS)], LINES[i % len(LINES)])
-        for i, (label, arms) in enumerate(runs.items())
-        for j, arm in enumerate(arms)
-    ]
+    curves = curves_of(runs)
     panels: dict[str, Callable[[Axes, Curves], None]] = {
         "reward": _reward,
         "prob_diff": _prob_diff,
@@ -84,6 +80,14 @@ def draw(runs: Mapping[str, Sequence[ArmRun]], folder: Path) -> dict[str, Path]:
         _loss_scale(curves, files["loss_scale"])
         _overview(runs, curves, files["overview"])
     return files
+
+
+def curves_of(runs: Mapping[str, Sequence[ArmRun]]) -> list[Curve]:
+    return [
+        Curve(label, arm, COLOURS[j % len(COLOURS)], LINES[i % len(LINES)])
+        for i, (label, arms) in enumerate(runs.items())
+        for j, arm in enumerate(arms)
+    ]
 
 
 def _overview(runs: Mapping[str, Sequence[ArmRun]], curves: Curves, file: Path) -> None:
