@@ -75,7 +75,7 @@ def draw(runs: Mapping[str, Sequence[ArmRun]], folder: Path) -> dict[str, Path]:
             figure = _figure(_INCHES)
             axes = figure.add_subplot()
             panel(axes, curves)
-            _legend(axes)
+            _legend(figure, axes)
             _save(figure, files[name])
         _loss_scale(curves, files["loss_scale"])
         _overview(runs, curves, files["overview"])
@@ -99,7 +99,8 @@ def _overview(runs: Mapping[str, Sequence[ArmRun]], curves: Curves, file: Path) 
         panel(axes, curves)
         ratios = [f"{label} {head[ratio]:.1f}".strip() for label, head in heads.items() if ratio and head[ratio]]
         if ratios:
-            axes.set_title(f"{axes.get_title('left')}: BF16 / FP16 = {', '.join(ratios)}")
+            gap = ": " if len(runs) == 1 else "\n"
+            axes.set_title(f"{axes.get_title('left')}{gap}BF16 / FP16 = {', '.join(ratios)}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
     _save(figure, file)
@@ -142,13 +143,21 @@ def _loss_scale(curves: Curves, file: Path) -> None:
             above.step(steps, scale, curve.line, where="post", color=curve.colour, label=curve.label)
         elif curve.arm.series.steps:
             unscaled.append(curve.label)
-        skip_steps, skipped = _points(curve.arm, "update_skipped")
+        skips = dict(zip(*_points(curve.arm, "update_skipped"), strict=True))
+        skipped = {step: count for step, count in skips.items() if count}
         filled = curve.line == LINES[0]  # a run drawn later must not hide this one
-        below.bar(skip_steps, skipped, fill=filled, color=curve.colour, linestyle=curve.line, width=0.8)
-        most = max([most, *skipped])
+        below.bar(
+            list(skipped),
+            list(skipped.values()),
+            width=0.8,
+            facecolor=curve.colour if filled else "none",
+            edgecolor=curve.colour,
+            linewidth=0 if filled else 1.2,
+        )
+        most = max([most, *skipped.values()])
     below.set_ylim(0, most)
     _finish(above, "Loss scale", "factor (log₂ scale)", x_label="")
-    _legend(above)
+    _legend(figure, above)
     if unscaled:
         _remark(above, f"{', '.join(unscaled)}: no loss scaling")
     below.set_ylabel("skipped\nupdates")
@@ -190,9 +199,12 @@ def _finish(axes: Axes, title: str, y_label: str, x_label: str = "training step"
         axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color=_GREY)
 
 
-def _legend(axes: Axes) -> None:
-    """Above the axes at the right, where it covers no data."""
-    if axes.get_legend_handles_labels()[0]:
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above the axes at the right, where it covers no data; below them where that is too long for the title."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > 3:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    elif handles:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, borderaxespad=0.1)
 
 
