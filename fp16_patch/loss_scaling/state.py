@@ -54,6 +54,16 @@ def load(path: str | Path) -> State | None:
     return validate(state, path)
 
 
+def resumption(saved: State | None, scale: float, settings: LossScaling, folder: str | Path) -> str:
+    """For the log: where the scale goes on at ``scale`` after ``saved`` was loaded, or was not there."""
+    if saved is None:
+        return f"WARNING: no {FILE} in {folder}: the loss scale starts at {scale:g}"
+    said = f"the loss scale resumes at {scale:g}"
+    if saved["settings"] != settings.as_dict():
+        said += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
+    return said
+
+
 def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
     """``state`` itself, if a ``LossScaler`` can have written it; else :class:`Fp16PatchError`."""
     if not isinstance(state, Mapping) or set(state) != KEYS:

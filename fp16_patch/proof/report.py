@@ -45,7 +45,7 @@ def merge_roles(reports: Iterable[Mapping[str, Any]]) -> Rows:
 
 def expected(precision: Precision, role: str) -> dict[str, tuple[str, ...]]:
     """Row -> what the flag promises there. Rows not named are reported and not promised."""
-    if role == "rollout" or role.startswith(("reward", "teacher")):
+    if role in ("rollout", "reward model", "teacher"):
         rollout = long_name(precision.rollout)
         return {"weights": (rollout,), "compute": (rollout,), "kv_cache": (rollout, "not allocated")}
     promised: dict[str, tuple[str, ...]] = {
@@ -62,11 +62,17 @@ def expected(precision: Precision, role: str) -> dict[str, tuple[str, ...]]:
     return promised
 
 
-def broken_promises(roles: Rows, precision: Precision) -> list[Fp16PatchError]:
-    """Rows that differ from what the flag promises, and a missing or unwanted loss scale."""
+def broken_promises(
+    roles: Rows, precision: Precision, also: Mapping[str, tuple[str, ...]] | None = None
+) -> list[Fp16PatchError]:
+    """Rows that differ from what the flag promises, and a missing or unwanted loss scale.
+
+    ``also`` names what a framework does otherwise and the flag leaves as it is: row -> further values.
+    """
     problems = []
     for role, rows in roles.items():
-        for row, allowed in expected(precision, role).items():
+        for row, promised in expected(precision, role).items():
+            allowed = (*promised, *(also or {}).get(row, ()))
             if row in rows and rows[row] not in allowed and not _only_wider(row, rows[row], allowed[0]):
                 problems.append(_broken(role, row, rows[row], " or ".join(allowed)))
         if role in TRAINABLE and "loss_scale" in rows:
@@ -139,16 +145,17 @@ def publish(
     changes: Iterable[Mapping[str, Any]],
     path: str,
     when: str,
+    also: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
     """Save the report of these processes, print it the first time, and raise on a broken promise.
 
-    ``when`` is ``"before the first update"`` or ``"after the first update"``.
+    ``when`` is ``"before the first update"`` or ``"after the first update"``; ``also`` as in :func:`broken_promises`.
     """
     roles = merge_roles(processes)
     save(as_document(precision, roles, processes, changes) | {"when": when}, path)
     if when.startswith("before"):
         print(f"\n{render(precision, roles)}\nsaved: {path}\n", flush=True)
-    if problems := broken_promises(roles, precision):
+    if problems := broken_promises(roles, precision, also):
         raise several(problems)
 
 

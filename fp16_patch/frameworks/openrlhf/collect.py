@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf.rollout import LOOP, REPORT, SERVER_PATCHES
 from fp16_patch.frameworks.ray.answers import SECONDS, answers
-from fp16_patch.patching import Ledger, LedgerEntry, status
+from fp16_patch.patching import Ledger, LedgerEntry, Patch, status
 from fp16_patch.patching.binding import marked_by
 from fp16_patch.proof.processes import this_process
 
@@ -58,13 +59,23 @@ def from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Report
 
 def server_report(actor: Any, number: int) -> Report:
     """Runs inside a vLLM actor, whose class came from the driver with its patches."""
-    shipped = Ledger()
-    for patch in SERVER_PATCHES:
-        if marked_by(getattr(type(actor), patch.target.rpartition(".")[2]), patch.name):
-            shipped.record(
-                LedgerEntry(patch.name, patch.target, "applied", None, "shipped with its class", patch.process)
-            )
-    return this_process(f"vLLM server {number}", shipped, {})
+    return this_process(f"vLLM server {number}", with_shipped(status(), type(actor), SERVER_PATCHES), {})
+
+
+def with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
+    """``ledger`` with what is true of ``cls``, which Ray brought here by value: the driver has patched it, or has not.
+
+    What this process did to its own copy of the class counts for nothing.
+    """
+    names = {patch.name for patch in patches}
+    found = Ledger()
+    for entry in ledger.entries:
+        if entry.name not in names:
+            found.record(entry)
+    for patch in patches:
+        if marked_by(getattr(cls, patch.target.rpartition(".")[2]), patch.name):
+            found.record(LedgerEntry(patch.name, patch.target, "applied", None, "came with its class", patch.process))
+    return found
 
 
 def worker_reports(actor: Any) -> list[str]:

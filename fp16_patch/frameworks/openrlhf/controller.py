@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patches of OpenRLHF's training loop: proof before the first update, mismatch metrics, no sync without an update.
 
-They run in the PPO trainer's Ray actor, the single controller. Each stops the run by raising there.
+They run in the PPO trainer's Ray actor, the single controller; those of the trainer itself are patched in the driver
+and shipped with its class. Each stops the run by raising there.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 from fp16_patch.frameworks.openrlhf import collect, releases
 from fp16_patch.frameworks.ray import nodes
 from fp16_patch.patching import Patch, status
-from fp16_patch.precision import Precision
+from fp16_patch.precision import Precision, long_name
 from fp16_patch.proof import report
 from fp16_patch.proof.processes import require, this_process
 
-Controller = Any  # openrlhf.trainer.ppo_trainer.BasePPOTrainer, never imported here
+Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, never imported here
 
 METRICS_VARIABLE = "FP16_PATCH_METRICS"
 """A file that gets one line of JSON a step: ``{"step": 1, "data": {...}}``, as verl's file logger writes them."""
@@ -120,7 +121,7 @@ def gather(controller: Controller) -> list[dict[str, Any]]:
         "reward": controller.reward_model_group,
     }
     reports = {
-        "controller": [this_process("controller", status(), {})],
+        "controller": [this_process("controller", collect.with_shipped(status(), type(controller), PATCHES), {})],
         **collect.from_trainers(roles),
         **collect.from_rollout(controller.vllm_engines, controller.args.vllm.tensor_parallel_size),
     }
@@ -135,7 +136,14 @@ def publish(controller: Controller, when: str) -> None:
     record = json.loads(os.environ[RUN_VARIABLE])
     driver = {"process": "driver", **record["driver"], "ledger": [], "roles": {}}
     reports = [driver, *gather(controller)]
-    report.publish(Precision.in_force(), reports, record["changes"], record["report_path"], when)
+    precision = Precision.in_force()
+    report.publish(precision, reports, record["changes"], record["report_path"], when, _deepspeeds_own(precision))
+
+
+def _deepspeeds_own(precision: Precision) -> dict[str, tuple[str, ...]]:
+    """DeepSpeed sends gradients between ranks in the train dtype, and in BF16 adds them up in it too."""
+    half = (long_name(precision.train),)
+    return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train == "bf16" else {})
 
 
 def _plain(status: dict[str, Any]) -> dict[str, float]:
@@ -155,12 +163,13 @@ def _patch(name: str, target: str, **kwargs: Any) -> Patch:
     )
 
 
-_LOOP = "openrlhf.trainer.ppo_trainer:BasePPOTrainer"
+# Not the base class, where most of these are defined: Ray has copied its methods into the class that it ships.
+_LOOP = "openrlhf.trainer.ppo_trainer:PPOTrainer"
 
 PATCHES: tuple[Patch, ...] = (
     _patch(
         "check-processes",
-        "openrlhf.trainer.ppo_trainer:PPOTrainer.fit",
+        f"{_LOOP}.fit",
         make=check_processes,
         parameters=("self",),
         reason="every hook that brings us into a process can fail silently, so a missing ledger stops the run",

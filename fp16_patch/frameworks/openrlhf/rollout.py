@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.openrlhf import releases
-from fp16_patch.frameworks.vllm.precision import describe_worker
+from fp16_patch.frameworks.vllm.precision import describe_worker, note_on_the_wire, watch_logits
 from fp16_patch.patching import Patch, status
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.proof.observed import seen
@@ -43,7 +43,7 @@ def receive_weight(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def update_weight(self: Any, name: str, dtype: Any, *args: Any, **kwargs: Any) -> Any:
-        _note_wire(self, dtype)
+        note_on_the_wire(self, [dtype])
         receiver = self
         if dtype != self.model_config.dtype:
             # Upstream asserts that they are equal, and reads nothing else there.
@@ -55,10 +55,15 @@ def receive_weight(original: Callable[..., Any]) -> Callable[..., Any]:
     return update_weight
 
 
-def _note_wire(worker: Any, dtype: Any) -> None:
-    notes = seen(worker)
-    earlier = notes["weights_on_the_wire"].split(", ") if "weights_on_the_wire" in notes else []
-    notes["weights_on_the_wire"] = ", ".join(sorted({*earlier, str(dtype).removeprefix("torch.")}))
+def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
+    """From the first contact with the trainer on, note the dtype of vLLM's logits."""
+
+    @functools.wraps(original)
+    def init_process_group(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watch_logits(self)
+        return original(self, *args, **kwargs)
+
+    return init_process_group
 
 
 def report_method(_original: None) -> Callable[..., str]:
@@ -125,6 +130,17 @@ WORKER_PATCHES: tuple[Patch, ...] = (
         kind="add",
         make=report_method,
         reason="vLLM's worker processes are no Ray actors; this method is how their ledger reaches the controller",
+        upstream="none: our own proof",
+        remove_when="never",
+    ),
+    _patch(
+        "vLLM worker",
+        name="observe-rollout-logits",
+        target=f"{_EXTENSION}.init_process_group",
+        kind="wrap",
+        make=observe_logits,
+        parameters=("self",),
+        reason="the precision report states the dtype of the rollout's logits; reads it, changes nothing",
         upstream="none: our own proof",
         remove_when="never",
     ),

@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.frameworks.openrlhf import flag, plan, refusals, releases
+from fp16_patch.frameworks.openrlhf.controller import METRICS_VARIABLE
 from fp16_patch.frameworks.ray import runtime_env
 from fp16_patch.patching import Patch, apply, check_source, installed_version, refusal, when_imported
 from fp16_patch.platforms import activation
@@ -30,6 +31,14 @@ MODULE = "openrlhf.cli.train_ppo_ray"
 SETUP = "fp16_patch.frameworks.openrlhf.worker.activate"
 RUN_VARIABLE = "FP16_PATCH_RUN_RECORD"
 """Carries what the driver knows into the controller: its host and pid, the changes, where the report goes."""
+
+CARRIED = (
+    ENVIRONMENT_VARIABLE,
+    REPORTS_VARIABLE,
+    RUN_VARIABLE,
+    activation.ENVIRONMENT_VARIABLE,
+    METRICS_VARIABLE,
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -100,7 +109,7 @@ def accept(args: Any, settings: dict[str, Any]) -> None:
         REPORTS_VARIABLE: os.path.dirname(report),
         RUN_VARIABLE: json.dumps(record),
     }
-    runtime_env.carry(SETUP, (ENVIRONMENT_VARIABLE, REPORTS_VARIABLE, RUN_VARIABLE, activation.ENVIRONMENT_VARIABLE))
+    runtime_env.carry(SETUP, CARRIED)
     print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")
     for change in changes:
         print(f"  {change['key']}: {change['before']} -> {change['after']}", flush=True)

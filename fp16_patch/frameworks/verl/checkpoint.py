@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import releases
 from fp16_patch.frameworks.verl.loss_scaling import scaler_of
 from fp16_patch.loss_scaling import state
@@ -39,39 +38,29 @@ def load_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
         scaler = scaler_of(self)
         wanted = scaler is not None and local_path is not None and self.checkpoint_manager.should_load_extra
-        saved = _from_rank_zero(self, local_path) if wanted else None
+        saved = _read(local_path) if wanted else None
         result = original(self, local_path, *args, **kwargs)
         if saved is not None:
             scaler.load_state_dict(saved)
         if wanted and self.rank == 0:
-            said = f"the loss scale resumes at {scaler.get_scale():g}"
-            if saved is None:
-                said = f"WARNING: no {state.FILE} in {local_path}: the loss scale starts at {scaler.get_scale():g}"
-            elif saved["settings"] != scaler.settings.as_dict():
-                said += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
+            said = state.resumption(saved, scaler.get_scale(), scaler.settings, local_path)
             print(f"fp16_patch: {said}", flush=True)
         return result
 
     return load_checkpoint
 
 
-def _from_rank_zero(engine: Engine, folder: str) -> state.State | None:
+def _read(folder: str) -> state.State | None:
     """Read and checked before anything is loaded; a file that cannot be used is the same error on every rank."""
-    import torch.distributed as dist
     from verl.utils.fs import copy_to_local, is_non_local
 
-    answer: list[Any] = [None]
-    if engine.rank == 0:
+    from fp16_patch.loss_scaling.ranks import from_rank_zero
+
+    def read() -> state.State | None:
         path = os.path.join(folder, state.FILE)
-        try:
-            answer = [state.load(copy_to_local(path) if is_non_local(path) else path)]
-        except Fp16PatchError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], Fp16PatchError):
-        raise answer[0]
-    found: state.State | None = answer[0]
-    return found
+        return state.load(copy_to_local(path) if is_non_local(path) else path)
+
+    return from_rank_zero(read)
 
 
 PATCHES: tuple[Patch, ...] = tuple(

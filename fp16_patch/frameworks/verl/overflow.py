@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision import REPORTS_VARIABLE, Precision
+from fp16_patch.precision import Precision
 
 Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 Loss = Callable[..., Any]
@@ -28,18 +26,11 @@ def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) 
 
 def stop_after_too_many(engine: Engine, scaler: Any, update: Any, data: Any, loss_function: Loss) -> None:
     """Raise :class:`Fp16PatchError`, on every rank, once ``max_consecutive_skips`` updates in a row were skipped."""
-    limit = scaler.settings.max_consecutive_skips
-    if not update.skipped or scaler.counts.consecutive < limit:
-        return
-    reason = f"{scaler.counts.consecutive} updates in a row were skipped"
-    diagnosis, path = _examine(engine, scaler, (data, loss_function), update.loss_scale, reason, "overflow_report")
-    where = ", ".join(diagnosis.suspects) or "none in this batch"
-    raise Fp16PatchError(
-        f"{_role(engine)}: {reason} (fp16_patch.loss_scaling.max_consecutive_skips={limit}), "
-        f"the loss scale is {scaler.get_scale():g}; modules that overflowed first: {where}",
-        allowed="an update at least now and then",
-        next_step="; ".join(diagnosis.advice) + f". Read {path} on rank 0's node; the last checkpoint is untouched",
-    )
+    from fp16_patch.loss_scaling.stop import reason_to_stop, stop
+
+    if (reason := reason_to_stop(scaler, update.skipped)) is not None:
+        seen, path = _examine(engine, scaler, (data, loss_function), update.loss_scale, reason, "overflow_report")
+        raise stop(_role(engine), scaler, seen, path)
 
 
 def _examine(
@@ -49,7 +40,7 @@ def _examine(
     import torch
 
     from fp16_patch.loss_scaling.diagnosis import diagnose
-    from fp16_patch.loss_scaling.overflow_report import render, save
+    from fp16_patch.loss_scaling.stop import publish
 
     now = scaler.get_scale()
     scaler.ensure_scale().fill_(scale)
@@ -61,12 +52,7 @@ def _examine(
     finally:
         engine.optimizer_zero_grad()
         scaler.ensure_scale().fill_(now)
-    folder = Path(os.environ.get(REPORTS_VARIABLE, "."))
-    path = folder / f"{stem}_{_role(engine)}.txt"
-    if engine.rank == 0:
-        save(diagnosis, folder, path.stem)
-        print(f"\n{render(diagnosis)}\n", flush=True)
-    return diagnosis, path
+    return diagnosis, publish(diagnosis, f"{stem}_{_role(engine)}", write=engine.rank == 0)
 
 
 def _role(engine: Engine) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.verl import releases
-from fp16_patch.frameworks.vllm.precision import describe_worker
+from fp16_patch.frameworks.vllm.precision import describe_worker, note_on_the_wire, watch_logits
 from fp16_patch.patching import Patch, status
 from fp16_patch.proof.observed import seen
 from fp16_patch.proof.processes import this_process
@@ -50,10 +50,7 @@ def observe_wire(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def _update_weights(self: Any, weights: Any, peft_config: dict[str, Any], base_sync_done: bool) -> Any:
-        dtypes = {str(tensor.dtype).removeprefix("torch.") for _, tensor in weights}
-        notes = seen(self)
-        earlier = notes["weights_on_the_wire"].split(", ") if "weights_on_the_wire" in notes else []
-        notes["weights_on_the_wire"] = ", ".join(sorted(dtypes.union(earlier)))
+        note_on_the_wire(self, (tensor.dtype for _, tensor in weights))
         return original(self, weights, peft_config, base_sync_done)
 
     return _update_weights
@@ -65,17 +62,7 @@ def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def monkey_patch_model(self: Any, vocab_size: int, banned_token_ids: list[int] | None = None) -> Any:
         result = original(self, vocab_size, banned_token_ids)
-        model = self.model_runner.model
-        compute_logits = model.compute_logits
-
-        @functools.wraps(compute_logits)
-        def observed(*args: Any, **kwargs: Any) -> Any:
-            logits = compute_logits(*args, **kwargs)
-            if logits is not None:  # tensor-parallel ranks other than 0 may get none
-                seen(self)["logits"] = str(logits.dtype).removeprefix("torch.")
-            return logits
-
-        model.compute_logits = observed
+        watch_logits(self)
         return result
 
     return monkey_patch_model

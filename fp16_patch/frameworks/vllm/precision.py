@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fp16_patch.proof.dtypes import agree, describe
+from fp16_patch.proof.observed import seen
 
 
 def describe_worker(worker: Any) -> dict[str, str]:
@@ -17,6 +19,28 @@ def describe_worker(worker: Any) -> dict[str, str]:
         "compute": agree([runner.model_config.dtype]),
         "kv_cache": describe(_tensors(getattr(runner, "kv_caches", [])), none="not allocated"),
     }
+
+
+def watch_logits(worker: Any) -> None:
+    """Have the dtype of the worker's logits noted whenever it computes some."""
+    model = worker.model_runner.model
+    compute_logits = model.compute_logits
+
+    @functools.wraps(compute_logits)
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        logits = compute_logits(*args, **kwargs)
+        if logits is not None:  # tensor-parallel ranks other than 0 may get none
+            seen(worker)["logits"] = agree([logits.dtype])
+        return logits
+
+    model.compute_logits = observed
+
+
+def note_on_the_wire(worker: Any, dtypes: Iterable[Any]) -> None:
+    """Note dtypes in which weights have arrived at the worker, beside those noted before."""
+    notes = seen(worker)
+    earlier = notes["weights_on_the_wire"].split(", ") if "weights_on_the_wire" in notes else []
+    notes["weights_on_the_wire"] = agree([*earlier, *dtypes])
 
 
 def _tensors(node: Any) -> Iterator[Any]:

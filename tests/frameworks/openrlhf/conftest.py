@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> Callable[..., Any]:
+    """OpenRLHF's arguments, nested as OpenRLHF nests them; what the flag does not read is left out."""
+    pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
+    from openrlhf.utils.config import hierarchize
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    defaults = {
+        "actor.model_name_or_path": str(model),
+        "actor.optim": "adam",
+        "critic.optim": "adam",
+        "ckpt.path": str(tmp_path / "ckpt"),
+        "ds.param_dtype": "fp16",
+        "ds.zero_stage": 2,
+        "ds.load_in_4bit": False,
+        "ds.tensor_parallel_size": 1,
+        "ds.grad_accum_dtype": None,
+        "ds.deepcompile": False,
+        "ds.use_universal_ckpt": False,
+        "ds.lora.rank": 0,
+        "vllm.num_engines": 1,
+        "train.async_enable": False,
+    }
+
+    def made(**given: object) -> Any:
+        changed = {key.replace("__", "."): value for key, value in given.items()}
+        return hierarchize(SimpleNamespace(**{**defaults, **changed}))
+
+    return made

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flag on OpenRLHF: what the arguments and our settings mean, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.openrlhf import flag, refusals, start
+from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+
+Arguments = Callable[..., Any]
+
+
+def test_everything_follows_param_dtype(arguments: Arguments) -> None:
+    args = arguments()
+    assert flag.precision(args, {}) == Precision("fp16", "fp16")
+    args.ds.param_dtype = "bf16"
+    assert flag.precision(args, {}) == Precision("bf16", "bf16")
+
+
+def test_settings_are_those_of_verl(arguments: Arguments) -> None:
+    given = flag.settings(
+        [
+            "fp16_patch.loss_scaling.init_scale=1024",
+            "fp16_patch.loss_scaling.hysteresis=2",
+            "fp16_patch.rollout_dtype=bf16",
+            "fp16_patch.trace_update=3",
+        ]
+    )
+    precision = flag.precision(arguments(), given)
+    assert (precision.train, precision.rollout, precision.trace_update) == ("fp16", "bf16", 3)
+    assert (precision.loss_scaling.init_scale, precision.loss_scaling.hysteresis) == (1024.0, 2)
+    assert flag.settings([]) == {}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["fp16_patch.los_scaling.init_scale=4", "actor.adam.lr=1", "fp16_patch", "fp16_patch.trace_update", "--ds.x=1"],
+)
+def test_a_setting_that_is_not_ours_is_refused_by_name(override: str) -> None:
+    with pytest.raises(Fp16PatchError) as refused:
+        flag.settings([override])
+    assert override in str(refused.value)
+    assert "allowed: " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("fp16_patch.loss_scaling.init_scale=1000", "fp16_patch.loss_scaling.init_scale"),
+        ("fp16_patch.loss_scaling.init_scal=4", "fp16_patch.loss_scaling.init_scal"),
+        ("fp16_patch.rollout_dtype=banana", "fp16_patch.rollout_dtype"),
+        ("fp16_patch.train_dtype=bf16", "fp16_patch.train_dtype=bf16 contradicts --ds.param_dtype fp16"),
+        ("fp16_patch.trace_update=0", "fp16_patch.trace_update"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(arguments: Arguments, override: str, named: str) -> None:
+    with pytest.raises(Fp16PatchError) as refused:
+        flag.precision(arguments(), flag.settings([override]))
+    assert named in str(refused.value)
+
+
+REFUSED = {
+    # argument -> the option the message must name
+    ("ds__load_in_4bit", True): "--ds.load_in_4bit",
+    ("ds__tensor_parallel_size", 2): "--ds.tensor_parallel_size 2",
+    ("ds__zero_stage", 0): "--ds.zero_stage 0",
+    ("ds__grad_accum_dtype", "fp16"): "--ds.grad_accum_dtype fp16",
+    ("ds__deepcompile", True): "--ds.deepcompile",
+    ("ds__use_universal_ckpt", True): "--ds.use_universal_ckpt",
+    ("ds__lora__rank", 8): "--ds.lora.rank 8",
+    ("vllm__num_engines", 0): "--vllm.num_engines 0",
+    ("actor__optim", "muon"): "--actor.optim muon",
+    ("critic__optim", "muon"): "--critic.optim muon",
+    ("train__async_enable", True): "--train.async_enable",
+}
+
+
+@pytest.mark.parametrize(("given", "named"), REFUSED.items(), ids=str)
+def test_what_cannot_be_honoured_is_refused(arguments: Arguments, given: tuple[str, Any], named: str) -> None:
+    (problem,) = refusals.unsupported(arguments(**{given[0]: given[1]}), Precision())
+    assert named in str(problem)
+    assert "allowed: " in str(problem)
+    assert "next step: " in str(problem)
+
+
+def test_a_model_that_vllm_refuses_in_float16(arguments: Arguments, tmp_path: Path) -> None:
+    args = arguments()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gemma3"}))
+    (problem,) = refusals.unsupported(args, Precision())
+    assert "gemma3" in str(problem)
+    assert refusals.unsupported(args, Precision("fp16", "bf16")) == []
+
+
+def test_bf16_is_left_as_it_is(arguments: Arguments) -> None:
+    args = arguments(ds__param_dtype="bf16", ds__load_in_4bit=True, ds__tensor_parallel_size=2)
+    precision = flag.precision(args, {})
+    assert refusals.unsupported(args, precision) == []
+    assert flag.rewrite(args, precision) == []
+    assert args.ds.grad_accum_dtype is None
+
+
+def test_modules_in_fp32_are_refused(arguments: Arguments) -> None:
+    args = arguments()
+    precision = flag.precision(args, flag.settings(["fp16_patch.fp32_modules=[lm_head]"]))
+    (problem,) = refusals.unsupported(args, precision)
+    assert "fp16_patch.fp32_modules ['lm_head']" in str(problem)
+
+
+def test_gradients_are_accumulated_in_fp32(arguments: Arguments) -> None:
+    args = arguments()
+    changes = flag.rewrite(args, Precision())
+    assert args.ds.grad_accum_dtype == "fp32"
+    assert {"key": "vLLM dtype", "before": "bfloat16", "after": "float16"} in changes
+
+
+def test_a_refused_run_leaves_nothing_behind(arguments: Arguments) -> None:
+    before = dict(os.environ)
+    args = arguments(ds__zero_stage=0)
+    with pytest.raises(Fp16PatchError):
+        start.accept(args, {})
+    assert dict(os.environ) == before
+    assert args.ds.grad_accum_dtype is None
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--ds.param_dtype", "fp16", "--ds.load_in_4bit", "--vllm.num_engines", "1"], "--ds.load_in_4bit"),
+        (["--ds.param_dtype", "fp16"], "--vllm.num_engines"),
+    ],
+)
+def test_the_real_command_is_refused_before_ray_starts(options: list[str], named: str, tmp_path: Path) -> None:
+    pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
+    command = [sys.executable, "-m", "fp16_patch.cli", "run", "--", sys.executable, "-m"]
+    trainer = ["openrlhf.cli.train_ppo_ray", "--actor.model_name_or_path", "/no/such/model"]
+    estimator = ["--algo.advantage.estimator", "reinforce", "--reward.remote_url", "reward.py"]
+    environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE}
+    done = subprocess.run(
+        [*command, *trainer, *estimator, *options],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        cwd=tmp_path,
+        env={**environment, "FP16_PATCH_PLATFORM": "cpu"},
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert named in done.stderr, done.stderr[-3000:]
+    assert "next step: " in done.stderr
+    assert "Started a local Ray instance" not in done.stdout + done.stderr

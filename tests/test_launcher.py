@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fp16-patch run``: whose command becomes what."""
+
+from __future__ import annotations
+
+import pytest
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.launcher import command_with_flag
+
+OPENRLHF = ["python3", "-u", "-m", "openrlhf.cli.train_ppo_ray", "--ds.param_dtype", "fp16"]
+VERL = ["/opt/env/bin/python", "-m", "verl.trainer.main_ppo", "trainer.total_epochs=1"]
+SCALE = "fp16_patch.loss_scaling.init_scale=1024"
+
+
+def test_openrlhf_is_started_by_our_module_in_the_same_interpreter() -> None:
+    started = ["python3", "-u", "-m", "fp16_patch.frameworks.openrlhf"]
+    assert command_with_flag([SCALE], OPENRLHF) == [*started, SCALE, "--", *OPENRLHF[3:]]
+    assert command_with_flag([], OPENRLHF) == [*started, "--", *OPENRLHF[3:]]
+
+
+def test_verl_gets_hydra_overrides() -> None:
+    assert command_with_flag([SCALE], VERL) == [*VERL, "+precision@_global_=fp16", SCALE]
+
+
+def test_a_precision_of_the_command_s_own_stays() -> None:
+    own = [*VERL, "+precision@_global_=bf16"]
+    assert command_with_flag([], own) == own
+
+
+@pytest.mark.parametrize(
+    ("settings", "command", "named"),
+    [
+        (["init_scale=4"], VERL, "init_scale=4"),
+        (["fp16_patch.x"], VERL, "fp16_patch.x"),
+        ([], [], "an empty command"),
+        ([], ["torchrun", "-m", "verl.trainer.main_ppo"], "torchrun"),
+        ([], ["python", "train.py"], "python train.py"),
+        ([], ["python", "-m"], "python -m"),
+        ([], ["python", "-m", "openrlhf.cli.train_sft"], "openrlhf.cli.train_sft"),
+        ([], ["python", "-m", "verl.trainer.sft_trainer"], "verl.trainer.sft_trainer"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_by_name(settings: list[str], command: list[str], named: str) -> None:
+    with pytest.raises(Fp16PatchError) as refused:
+        command_with_flag(settings, command)
+    assert named in str(refused.value)
+    assert "next step: " in str(refused.value)
