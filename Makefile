@@ -7,7 +7,7 @@ RECIPE := $(if $(filter verl,$(FRAMEWORK)),quickstart,quickstart-$(FRAMEWORK))
 OUT ?= runs/$(RECIPE)
 BIN := $(VENV)/bin
 
-ifeq ($(filter verl openrlhf,$(FRAMEWORK)),)
+ifeq ($(filter $(subst $() ,_,$(FRAMEWORK)),verl openrlhf),)
 $(error FRAMEWORK=$(FRAMEWORK) is unknown; allowed: verl, openrlhf)
 endif
 

@@ -70,7 +70,7 @@ def run_recipe(
     KeyboardInterrupt after the running arm is cleaned up.
     """
     recipe = load(path)
-    framework = chosen_framework(recipe, framework)
+    framework = _framework(recipe, framework)
     trainer = TRAINERS[framework]
     _check_overrides(framework, overrides)
     chosen = list(arms) or list(recipe.arms)
@@ -98,7 +98,7 @@ def run_recipe(
     return results
 
 
-def chosen_framework(recipe: Recipe, wanted: str | None) -> str:
+def _framework(recipe: Recipe, wanted: str | None) -> str:
     """The one to run on. Raises :class:`Fp16PatchError` when the recipe does not run on the wanted one."""
     if wanted is None or wanted in recipe.frameworks:
         return wanted or recipe.frameworks[0]
