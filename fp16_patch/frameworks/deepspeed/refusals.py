@@ -40,14 +40,19 @@ def refusals(engine: Any) -> list[Fp16PatchError]:
 def _accumulation(engine: Any) -> list[Fp16PatchError]:
     import torch
 
-    in_fp16 = engine.get_data_types()[1] == torch.float16
-    if in_fp16 and (engine.gradient_accumulation_steps() > 1 or not engine.managed_gradient_accumulation()):
+    in_fp16, stage = engine.get_data_types()[1] == torch.float16, engine.zero_optimization_stage()
+    several = engine.gradient_accumulation_steps() > 1 or not engine.managed_gradient_accumulation()
+    if in_fp16 and several:
         what = "data_types.grad_accum_dtype=fp16, DeepSpeed's default,"
         return [_refusal(what, "fp32: sums of micro-batches in FP16 lose their small parts", "set it to fp32")]
-    if not in_fp16 and engine.zero_optimization_stage() == 1 and engine.dp_world_size > 1:
+    if not in_fp16 and stage == 1 and engine.dp_world_size > 1:
         # It reduces a copy in the model's dtype, and steps on this rank's own gradient (stage_1_and_2.py:1148).
         what = "zero_optimization.stage=1 with data_types.grad_accum_dtype=fp32 on several ranks"
         return [_refusal(what, "stage 2 or 3: in stage 1 DeepSpeed then averages no gradients", "use stage 2")]
+    if stage < 3 and several and engine.zero_use_cpu_optimizer():
+        what = f"zero_optimization.stage={int(stage)} with offload_optimizer and several micro-batches an update"
+        next_step = "use stage 3, do without the offload, or make the micro-batch as large as the batch"
+        return [_refusal(what, "stage 3, which adds them up in FP32; this sum is in FP16", next_step)]
     return []
 
 

@@ -109,16 +109,18 @@ class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed i
         stock.cur_scale, stock.scale_factor = self.rule.scale, self.settings.growth_factor
         stock.cur_hysteresis, stock.cur_iter = self.rule.hysteresis_left, self.counts.updates
         stock.last_overflow_iter = self.counts.updates - 1 - self.rule.growth_tracker
-        return stock.__reduce_ex__(protocol)
+        return DynamicLossScaler, tuple(_stock_arguments(self.settings).values()), vars(stock)
 
 
 def _stock_arguments(settings: LossScaling) -> dict[str, Any]:
+    """In the order of its parameters."""
     return {
         "init_scale": settings.init_scale,
         "scale_window": settings.growth_interval,
         "min_scale": settings.min_scale,
         "delayed_shift": settings.hysteresis,
         "consecutive_hysteresis": False,
+        "raise_error_at_min_scale": True,
         "dtype": torch.half,
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fp16_patch.frameworks.openrlhf import collect, releases
@@ -41,18 +41,15 @@ def check_processes(original: Callable[..., Any]) -> Callable[..., Any]:
     return fit
 
 
-def report_around_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The precision report before the first update, completed after it; whether weights have changed."""
+def report_before_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The precision report, after the first log-probs were computed; and whether the updates have changed weights."""
 
     @functools.wraps(original)
     def ppo_train(self: Controller, global_steps: int) -> dict[str, Any]:
-        first = not hasattr(self, _REPORTED)
-        if first:
+        if not hasattr(self, _REPORTED):
             publish(self, when="before the first update")
+            setattr(self, _REPORTED, "before")
         status: dict[str, Any] = original(self, global_steps)
-        if first:
-            publish(self, when="after the first update")
-            setattr(self, _REPORTED, True)
         setattr(self, _UPDATED, status.get("actor/update_skipped") != 1)
         return status
 
@@ -72,11 +69,17 @@ def sync_after_updates_only(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def publish_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Mismatch metrics into OpenRLHF's own stream, and all of a step into a file where one is asked for."""
+    """Mismatch metrics into OpenRLHF's own stream, and all of a step into a file where one is asked for.
+
+    After the first step the precision report is completed with what exists only now: optimizer state, what travelled.
+    """
 
     @functools.wraps(original)
     def train_step(self: Controller, rollout_samples: Any, global_step: int) -> Any:
         status, step = original(self, rollout_samples, global_step)
+        if getattr(self, _REPORTED, None) == "before":
+            publish(self, when="after the first update")
+            setattr(self, _REPORTED, "after")
         status |= getattr(self.experience_maker, _MISMATCH, {})
         if path := os.environ.get(METRICS_VARIABLE):
             with open(path, "a") as file:
@@ -140,7 +143,7 @@ def publish(controller: Controller, when: str) -> None:
     report.publish(precision, reports, record["changes"], record["report_path"], when, _deepspeeds_own(precision))
 
 
-def _deepspeeds_own(precision: Precision) -> dict[str, tuple[str, ...]]:
+def _deepspeeds_own(precision: Precision) -> Mapping[str, tuple[str, ...]]:
     """DeepSpeed sends gradients between ranks in the train dtype, and in BF16 adds them up in it too."""
     half = (long_name(precision.train),)
     return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train == "bf16" else {})
@@ -179,9 +182,9 @@ PATCHES: tuple[Patch, ...] = (
     _patch(
         "precision-report",
         f"{_LOOP}.ppo_train",
-        make=report_around_first_update,
+        make=report_before_first_update,
         parameters=("self", "global_steps"),
-        reason="prints and saves the dtypes in force, before the first update and after it",
+        reason="prints and saves the dtypes in force once, before the first update",
         upstream="none: our own proof",
         remove_when="never",
     ),
@@ -199,7 +202,8 @@ PATCHES: tuple[Patch, ...] = (
         f"{_LOOP}.train_step",
         make=publish_metrics,
         parameters=("self", "rollout_samples", "global_step"),
-        reason="OpenRLHF's vllm_kl is a signed mean in which differences cancel; adds what verl's runs report too",
+        reason="OpenRLHF's vllm_kl is a signed mean in which differences cancel; adds what verl's runs report too. And "
+        "completes the precision report after the first step",
         upstream="none: our own metrics",
         remove_when="never",
     ),

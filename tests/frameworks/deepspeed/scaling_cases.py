@@ -59,7 +59,8 @@ GROWTHS: dict[str, dict[str, Any]] = {
     "2-offload": {"stage": 2, "offload": True},
     "3-offload": {"stage": 3, "offload": True},
     "2-clipped": {"stage": 2, "clip": 0.5},
-    "2-accumulated": {"stage": 2, "accumulate": 1, "zero_optimization": {"overlap_comm": True}},
+    "3-clipped": {"stage": 3, "clip": 0.5},
+    "2-overlapped": {"stage": 2, "zero_optimization": {"overlap_comm": True}},
 }
 for name, chosen in GROWTHS.items():
     case(f"growth-{name}", growth, settings=GROWING, **chosen)
@@ -79,19 +80,25 @@ stock("unreduced-fp16", unreduced, fp16={"initial_scale_power": 8}, **FP16_SUMS)
 stock("unreduced-fp32", unreduced, fp16={"initial_scale_power": 8}, **FP32_SUMS)
 
 
-def sums(rank: int, *, settings: LossScaling | None, **engine_options: Any) -> Result:
+def sums(rank: int, *, settings: LossScaling | None, stage: int, **engine_options: Any) -> Result:
     """One large micro-batch and 63 small ones: what of the small ones arrives."""
-    engine = new_engine(2, settings, lr=0.0, accumulate=64, **like(settings, initial_scale_power=8), **engine_options)
+    block = like(settings, initial_scale_power=8)
+    engine = new_engine(stage, settings, lr=0.0, accumulate=64, **block, **engine_options)
     seen = Seen(engine)
     for number in range(64):
         backward(engine, 64.0 if number == 0 else 0.01, seed=0)
         engine.step()
     seen.after_step()
-    return {"seen": seen.norms[-1], "update": vars(last_update(engine)) if settings else None}
+    alone = new_engine(stage, settings, lr=0.0, **block)
+    backward(alone, (64.0 + 63 * 0.01) / 64, seed=0)
+    alone.step()
+    return {"seen": seen.norms[-1], "exact": norm_of(alone), "large": norm_of(alone) * 64 / (64 + 63 * 0.01)}
 
 
-case("sums", sums, settings=LossScaling(init_scale=2.0**8))
-stock("sums", sums)
+for stage in (2, 3):
+    case(f"sums-{stage}", sums, settings=LossScaling(init_scale=2.0**8), stage=stage)
+    stock(f"sums-{stage}", sums, stage=stage)
+    stock(f"sums-{stage}-fp32", sums, stage=stage, **FP32_SUMS)
 
 
 def skip_then_step(rank: int, *, settings: LossScaling | None, stage: int, **engine_options: Any) -> Result:
@@ -286,10 +293,11 @@ def refused(rank: int, *, settings: LossScaling | None, stage: int, **engine_opt
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "stage-0": {"stage": 0, "ranks": 1},
+    "stage-0": {"stage": 0, "ranks": 1, **FP16_SUMS},
     "static": {"stage": 2, "ranks": 1, "fp16": {"loss_scale": 128.0}},
     "fp16-sums": {"stage": 2, "ranks": 1, "accumulate": 2, **FP16_SUMS},
     "stage-1-fp32-sums": {"stage": 1, "ranks": 2},
+    "offloaded-sums": {"stage": 2, "ranks": 1, "accumulate": 2, "offload": True},
     "loco": {"stage": 3, "ranks": 1, "zero_optimization": {"zeropp_loco_param": {"err_beta": 0.8, "reset_T": 1024}}},
     "several": {"stage": 0, "ranks": 1, "accumulate": 2, "fp16": {"loss_scale": 128.0}, **FP16_SUMS},
 }

@@ -17,7 +17,7 @@ from fp16_patch.loss_scaling import LossScaling
 
 # DeepSpeed asks oneDNN whether a CPU is fast in FP16, not whether torch can do it; and builds an operator with gcc
 # for ranks that share memory, which gloo does without.
-CPU_Accelerator.is_fp16_supported = lambda self: True
+CPU_Accelerator.is_fp16_supported = lambda _: True
 import_module("deepspeed.comm.torch").build_shm_op = lambda: None
 
 INPUTS, HIDDEN = 6, 16
@@ -69,7 +69,10 @@ def new_engine(
     for key, value in config.items():
         whole[key] = {**whole.get(key, {}), **value} if isinstance(value, dict) else value
     if schedule:
-        whole["scheduler"] = {"type": "WarmupLR", "params": {"warmup_num_steps": 100}}
+        whole["scheduler"] = {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": lr / 2, "warmup_max_lr": lr, "warmup_num_steps": 100},
+        }
     model = Net()
     return deepspeed.initialize(model=model, config=whole, model_parameters=model.parameters())[0]
 

@@ -22,6 +22,7 @@ _FOLDER: list[Path] = []
 def case(
     name: str,
     run: Callable[..., Result],
+    /,
     *,
     ranks: int = 2,
     settings: LossScaling | None = None,
@@ -33,12 +34,12 @@ def case(
     CASES[name] = Case(partial(run, settings=chosen.loss_scaling, **options), ranks, chosen)
 
 
-def stock(name: str, run: Callable[..., Result], *, ranks: int = 2, **options: Any) -> None:
+def stock(name: str, run: Callable[..., Result], /, *, ranks: int = 2, **options: Any) -> None:
     """The same ``run(rank, settings=None, **options)``, of DeepSpeed as it comes."""
     CASES[f"stock-{name}"] = Case(partial(_without_patches, run, settings=None, **options), ranks, None)
 
 
-def _without_patches(run: Callable[..., Result], rank: int, **options: Any) -> Result:
+def _without_patches(run: Callable[..., Result], rank: int, /, **options: Any) -> Result:
     assert not undo(), "somebody else has patched DeepSpeed since"
     return run(rank, **options)
 

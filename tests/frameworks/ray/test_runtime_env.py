@@ -55,6 +55,6 @@ def test_a_hook_of_the_user_is_called_too() -> None:
 
 def test_a_second_setup_hook_is_refused() -> None:
     runtime_env.carry(SETUP, ())
-    with pytest.raises(Fp16PatchError, match="worker_process_setup_hook='acme.other'"):
+    with pytest.raises(Fp16PatchError, match=r"worker_process_setup_hook='acme\.other'"):
         runtime_env.extend({"worker_process_setup_hook": "acme.other"})
     assert runtime_env.extend({"worker_process_setup_hook": SETUP})["worker_process_setup_hook"] == SETUP
