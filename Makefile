@@ -1,20 +1,27 @@
 # make quickstart   set up everything and compare BF16 and FP16 in a real verl run on two CPU cores
+#                   (FRAMEWORK=openrlhf: in a real OpenRLHF run)
 # make test         set up everything and run every check and test
 VENV ?= .venv
-OUT ?= runs/quickstart
+FRAMEWORK ?= verl
+RECIPE := $(if $(filter verl,$(FRAMEWORK)),quickstart,quickstart-$(FRAMEWORK))
+OUT ?= runs/$(RECIPE)
 BIN := $(VENV)/bin
+
+ifeq ($(filter $(subst $() ,_,$(FRAMEWORK)),verl openrlhf),)
+$(error FRAMEWORK=$(FRAMEWORK) is unknown; allowed: verl, openrlhf)
+endif
 
 .PHONY: setup quickstart test lint unit docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# make/make/p' Makefile
+	@sed -n 's/^# \(make\|   \)/\1/p' Makefile
 
 setup:
 	@scripts/setup.sh $(VENV)
 
 quickstart: setup
-	$(BIN)/fp16-patch recipes run quickstart --out $(OUT)
+	$(BIN)/fp16-patch recipes run $(RECIPE) --out $(OUT)
 
 test: setup lint
 	$(BIN)/python -m pytest

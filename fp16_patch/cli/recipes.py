@@ -27,14 +27,20 @@ def add_parser(subparsers: Subparsers) -> None:
 
     run = commands.add_parser("run", help="run the arms of a recipe one after the other, then compare them")
     run.add_argument("recipe", metavar="NAME_OR_PATH", help="a shipped recipe, or the path of a .yaml file")
-    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further Hydra overrides, for every arm")
+    run.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="further options of the framework, for every arm"
+    )
+    run.add_argument(
+        "--framework", metavar="F", help="verl or openrlhf, where the recipe has both (default: its first)"
+    )
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
     run.add_argument("--arm", action="append", default=[], metavar="A", help="run this arm only; may be repeated")
     run.add_argument("--timeout", type=float, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
     run.set_defaults(run=_run)
 
-    compare = commands.add_parser("compare", help="write the report of a run directory again")
-    compare.add_argument("folder", type=Path, metavar="RUN_DIR")
+    compare = commands.add_parser("compare", help="write the report of a run directory again, or one over several")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="RUN_DIR")
+    compare.add_argument("--out", type=Path, help="folder for the report (default: RUN_DIR; needed for several)")
     compare.set_defaults(run=_compare)
 
 
@@ -44,7 +50,8 @@ def _list(_arguments: argparse.Namespace) -> int:
     recipes = [load(path) for path in available()]
     width = max(len(recipe.name) for recipe in recipes)
     for recipe in recipes:
-        print(f"{recipe.name:<{width}}  {recipe.title}  [{recipe.hardware.about or f'{recipe.hardware.ranks} ranks'}]")
+        needs = recipe.hardware.about or f"{recipe.hardware.ranks} ranks"
+        print(f"{recipe.name:<{width}}  {recipe.title}  [{', '.join(recipe.frameworks)}; {needs}]")
     return 0
 
 
@@ -63,11 +70,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.report import compare
 
     path = find(arguments.recipe)
-    out = arguments.out or Path("runs") / path.stem
+    out = arguments.out or Path("runs") / "-".join(filter(None, (path.stem, arguments.framework)))
     try:
         results = run_recipe(
             path,
             out,
+            framework=arguments.framework,
             arms=arguments.arm,
             overrides=arguments.overrides,
             timeout_s=arguments.timeout * 60 if arguments.timeout else None,
@@ -82,5 +90,5 @@ def _run(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.report import compare
 
-    compare(arguments.folder)
+    compare(*arguments.folders, out=arguments.out)
     return 0

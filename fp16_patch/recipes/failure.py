@@ -16,6 +16,7 @@ _DIED = "died unexpectedly"  # vLLM, of its worker processes
 _TRACEBACK = "Traceback (most recent call last):"
 _OURS = "fp16_patch: "
 _OUR_DETAILS = ("  allowed: ", "  next step: ", "- ")
+_USAGE = re.compile(r"\S+: error: ")  # argparse, after pages of usage
 _LONGEST = 30  # lines of a traceback worth showing on a terminal
 _TAIL_BYTES = 2_000_000
 
@@ -45,7 +46,8 @@ def _reason(streams: dict[str, Stream]) -> str:
     ):
         if last := max(filter(None, found), default=None):
             return last[1]
-    return "\n".join(line for _, line in driver[-10:]) or "the log is empty"
+    shown = 1 if driver and _USAGE.match(driver[-1][1]) else 10
+    return "\n".join(line for _, line in driver[-shown:]) or "the log is empty"
 
 
 def _streams(log: Path) -> dict[str, Stream]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as one HTML file: no scripts, no network, the plots inside."""
+"""A comparison, of one run or several, as one HTML file: no scripts, no network, the plots inside."""
 
 from __future__ import annotations
 
@@ -25,33 +25,40 @@ _VERDICT = {True: ("met", "met"), False: ("not met", "unmet"), None: ("no data",
 Rows = Iterable[Sequence[str]]
 
 
-def render_html(report: Mapping[str, Any], plots: Mapping[str, Path]) -> str:
-    """The page. ``report`` is what report.json holds, ``plots`` maps names to PNG files."""
-    recipe = report["recipe"]
+def render_html(runs: Mapping[str, Mapping[str, Any]], plots: Mapping[str, Path]) -> str:
+    """The page. ``runs`` maps labels to what report.json holds of a run, ``plots`` names to PNG files."""
+    arms = {f"{label} {name}".strip(): arm for label, run in runs.items() for name, arm in run["arms"].items()}
+    first = next(iter(runs.values()))
+    name = " and ".join(run["recipe"]["name"] for run in runs.values())
     parts = [
-        f"<h1>{escape(recipe['title'])}</h1>",
-        f"<p class=lead>{escape(recipe['reproduces']['what'])}</p>",
-        _headline(report),
-        "".join(f"<p class=note>{escape(note)}</p>" for note in report["notes"]),
-        _expected(report["expected"]),
+        f"<h1>{escape(first['recipe']['title'])}</h1>" if len(runs) == 1 else f"<h1>{escape(' and '.join(runs))}</h1>",
+        *(_summary(label, run) for label, run in runs.items()),
         "<h2>Step by step</h2>",
-        "".join(_figure(plots[name], caption) for name, caption in _PLOTS.items() if name in plots),
+        "".join(_figure(plots[plot], caption) for plot, caption in _PLOTS.items() if plot in plots),
         "<h2>Runs</h2>",
-        _runs(report["arms"]),
+        _runs(arms),
         "<h2>Precision really in force</h2>",
-        _precision(report["arms"]),
+        _precision(arms),
         "<h2>What was run</h2>",
-        _about(recipe),
-        _commands(report["arms"]),
-        _versions(report["arms"]),
+        *(_about(run["recipe"]) for run in runs.values()),
+        _commands(arms),
+        _versions(arms),
     ]
     style = resources.files("fp16_patch.recipes").joinpath("report.css").read_text(encoding="utf-8")
     return (
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(recipe['name'])} - fp16_patch</title>\n<style>\n{style}</style></head>\n"
+        f"<title>{escape(name)} - fp16_patch</title>\n<style>\n{style}</style></head>\n"
         f"<body><main>\n{chr(10).join(filter(None, parts))}\n</main></body></html>\n"
     )
+
+
+def _summary(label: str, run: Mapping[str, Any]) -> str:
+    """What one run is, its few numbers, and whether they are the expected ones."""
+    head = f"<h2>{escape(label)}: {escape(run['recipe']['title'])}</h2>" if label else ""
+    what = f"<p class=lead>{escape(run['recipe']['reproduces']['what'])}</p>"
+    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in run["notes"])
+    return head + what + _headline(run) + notes + _expected(run["expected"], "h3" if label else "h2")
 
 
 def _headline(report: Mapping[str, Any]) -> str:
@@ -75,7 +82,7 @@ def _card(big: str, words: str) -> str:
     return f"<div class=card><b>{big}</b><span>{words}</span></div>"
 
 
-def _expected(checks: Sequence[Mapping[str, Any]]) -> str:
+def _expected(checks: Sequence[Mapping[str, Any]], level: str) -> str:
     if not checks:
         return ""
     body = ""
@@ -84,7 +91,7 @@ def _expected(checks: Sequence[Mapping[str, Any]]) -> str:
         cells = (item["expected"], show(item["value"], ".4g"), item["source"])
         body += f"<tr><td class={kind}>{words}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>"
     head = "<tr><th></th><th>expected</th><th>found</th><th>bound from</th></tr>"
-    return f"<h2>Expected and found</h2><table class=checks>{head}{body}</table>"
+    return f"<{level}>Expected and found</{level}><table class=checks>{head}{body}</table>"
 
 
 def _figure(plot: Path, caption: str) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.strict import build
+from fp16_patch.recipes.trainers import TRAINERS
 from fp16_patch.recipes.validation import validate
 
 
@@ -57,6 +59,8 @@ def load(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Fp16PatchError(f"{path} is not readable as YAML: {error}") from error
     recipe = build(Recipe, content, source=path.name)
+    frameworks = tuple(key for key in content if key in TRAINERS and getattr(recipe, key))
+    recipe = dataclasses.replace(recipe, frameworks=frameworks)
     validate(recipe, source=path.name)
     return recipe
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # What Hydra's grammar reads back as the same text without quotes. Digits first would be numbers or 1e-9_2.
 _BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_/\-.]*")
@@ -28,6 +28,11 @@ def render(value: object) -> str:
     body = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
     trailing = len(body) - len(body.rstrip("\\"))
     return f"'{body}{chr(92) * trailing}'"
+
+
+def assignments(values: Mapping[str, object]) -> list[str]:
+    """``{"a.b": 1}`` -> ``["a.b=1"]``."""
+    return [f"{key}={render(value)}" for key, value in values.items()]
 
 
 def merge(groups: Iterable[Iterable[str]]) -> list[str]:

@@ -7,29 +7,20 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.recipes.series import KEYS, number
+from fp16_patch.recipes.series import value_of
 
-# What verl, Ray and vLLM log on the way to the first step, in the order they do. Each is shown once.
-_PHASES = (
-    ("ray init kwargs", "starting Ray"),
-    ("Started a local Ray instance", "Ray is up; the trainer process imports verl"),
-    ("dataset len:", "reading the data"),
-    ("create worker group", "starting the trainer ranks"),
-    ("actor and ref model engine initialized", "the training model is built"),
-    ("Initializing a V1 LLM engine", "starting vLLM"),
-    ("checkpoint engine manager initialized", "vLLM is up, weights can be synchronised"),
-    ("all initialize finished", "everything is up"),
-    ("Training Progress", "rollout and update of the first step"),
-)
 _TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
 
 
 class Progress:
-    """Follows one arm's log and metrics file and says what is new. Call :meth:`update` often."""
+    """Follows one arm's log and metrics file and says what is new. Call :meth:`update` often.
+
+    ``phases`` are signs in the log, in the order in which they come, with our words. Each is shown once.
+    """
 
     def __init__(
         self,
@@ -37,11 +28,12 @@ class Progress:
         metrics: Path,
         say: Callable[[str], None],
         *,
+        phases: Sequence[tuple[str, str]],
         total_steps: int | None,
         heartbeat_s: float = 15.0,
     ) -> None:
         self._log, self._metrics = _NewLines(log), _NewLines(metrics)
-        self._say, self._total, self._heartbeat_s = say, total_steps, heartbeat_s
+        self._say, self._phases, self._total, self._heartbeat_s = say, phases, total_steps, heartbeat_s
         self._started = self._last_said = time.monotonic()
         self._reached = -1
         self._step_ends: deque[tuple[int, float]] = deque(maxlen=6)
@@ -59,7 +51,7 @@ class Progress:
     def _look_at(self, line: str) -> None:
         if self._total is None and (match := _TOTAL_STEPS.search(line)):
             self._total = int(match[1])
-        for i, (sign, words) in enumerate(_PHASES):
+        for i, (sign, words) in enumerate(self._phases):
             if i > self._reached and sign in line:
                 self._reached, self.phase = i, words
                 self._print(words)
@@ -70,10 +62,10 @@ class Progress:
             step, data = int(row["step"]), dict(row["data"])
         except (ValueError, KeyError, TypeError):
             return
-        if number(data.get(KEYS["reward"])) is None:  # verl logs validation under a step number of its own
+        if value_of(data, "reward") is None:  # verl logs validation under a step number of its own
             return
         self._step_ends.append((step, time.monotonic()))
-        self._reached, self.phase = len(_PHASES), f"step {step + 1}"
+        self._reached, self.phase = len(self._phases), f"step {step + 1}"
         self._print(step_line(step, self._total, data, self._remaining(step)))
 
     def _remaining(self, step: int) -> float | None:
@@ -88,10 +80,10 @@ class Progress:
 
 
 def step_line(step: int, total: int | None, data: dict[str, Any], remaining_s: float | None) -> str:
-    """One training step in one line; ``-`` where verl logged nothing."""
+    """One training step in one line; ``-`` where nothing was logged."""
 
     def show(name: str, form: str) -> str:
-        value = number(data.get(KEYS[name]))
+        value = value_of(data, name)
         return "-" if value is None else format(value, form)
 
     return (

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the arms of a run directory: report.json, report.html, plots, and a short table for the terminal."""
+"""Compare the arms of run directories: report.json, report.html, plots, and a short table for the terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,20 +18,40 @@ from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.terminal import table
 
 
-def compare(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Write ``report.json``, ``report.html`` and the plots into ``folder``; print the table; return the report.
+def compare(*folders: Path, out: Path | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Write ``report.json``, ``report.html`` and the plots into ``out``; print the table; return the report.
 
-    Works on partial runs too: what is missing is said in the report's ``notes`` and left out of the plots. Raises
-    :class:`Fp16PatchError` when ``folder`` is not a run directory or matplotlib is not installed.
+    One run directory: ``out`` is that directory by default. Several: the report is ``{"runs": {label: report}}``.
+    Works on partial runs too: what is missing is said in a report's ``notes`` and left out of the plots. Raises
+    :class:`Fp16PatchError` when a folder is not a run directory or matplotlib is not installed.
     """
-    recipe, arms = read_run(folder)
-    plots = _draw(arms, folder)
-    report = build_report(recipe, arms)
+    if out is None and len(folders) > 1:
+        raise Fp16PatchError("one report over several runs has no folder", next_step="give --out")
+    out = out or folders[0]
+    found = [read_run(folder) for folder in folders]
+    labels = _labels(folders, [arms[0].framework for _, arms in found])
+    runs = {label: build_report(recipe, arms) for label, (recipe, arms) in zip(labels, found, strict=True)}
+    out.mkdir(parents=True, exist_ok=True)
+    plots = _draw({label: arms for label, (_, arms) in zip(labels, found, strict=True)}, out)
+    report: dict[str, Any] = {"runs": runs} if len(runs) > 1 else runs[labels[0]]
     text = json.dumps(report, indent=2, allow_nan=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(render_html(report, plots), encoding="utf-8")
-    say(table(report, folder))
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    (out / "report.html").write_text(render_html(runs, plots), encoding="utf-8")
+    for label, folder in zip(labels, folders, strict=True):
+        say(table(runs[label], label, folder))
+    say(f"\nlook next\n  {out / 'report.html'}   plots, precision reports, commands, versions")
     return report
+
+
+def _labels(folders: Sequence[Path], frameworks: Sequence[str]) -> list[str]:
+    """What tells the runs apart: the framework or, where two ran on the same, the folder; nothing for a single run."""
+    if len(folders) == 1:
+        return [""]
+    names = [list(frameworks), [folder.resolve().name for folder in folders], [str(folder) for folder in folders]]
+    for labels in names:
+        if len(set(labels)) == len(folders):
+            return labels
+    raise Fp16PatchError("a run directory is given twice", next_step="give each once")
 
 
 def build_report(recipe: Recipe, arms: list[ArmRun]) -> dict[str, Any]:
@@ -39,6 +59,7 @@ def build_report(recipe: Recipe, arms: list[ArmRun]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "recipe": {
             "name": recipe.name,
+            "framework": arms[0].framework,
             "title": recipe.title,
             "reproduces": dataclasses.asdict(recipe.reproduces),
             "model": dataclasses.asdict(recipe.model),
@@ -84,7 +105,7 @@ def _arm(arm: ArmRun) -> dict[str, Any]:
     }
 
 
-def _draw(arms: list[ArmRun], folder: Path) -> dict[str, Path]:
+def _draw(runs: Mapping[str, Sequence[ArmRun]], folder: Path) -> dict[str, Path]:
     try:
         from fp16_patch.recipes.plots import draw
     except ModuleNotFoundError as error:
@@ -92,6 +113,6 @@ def _draw(arms: list[ArmRun], folder: Path) -> dict[str, Path]:
             raise
         raise Fp16PatchError(
             "the comparison draws its plots with matplotlib, which is not installed",
-            next_step="pip install 'fp16-patch[plots]', then fp16-patch recipes compare " + str(folder),
+            next_step="pip install 'fp16-patch[plots]', then fp16-patch recipes compare ...",
         ) from error
-    return draw(arms, folder)
+    return draw(runs, folder)

@@ -23,6 +23,7 @@ class ArmRun:
     """One arm as found on disk. ``result`` is the launcher's record, empty where the arm never ran."""
 
     name: str
+    framework: str
     precision: str
     series: Series
     result: Mapping[str, Any]
@@ -68,12 +69,20 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
             next_step="give the folder that `fp16-patch recipes run` wrote to",
         )
     recipe = load(recipe_file)
+    framework = framework_of(folder, recipe)
     arms = []
     for name, arm in recipe.arms.items():
         files = ArmFiles(folder / name)
         result = _read_json(files.result) or {}
-        arms.append(ArmRun(name, arm.precision, read_series(files.metrics), result, _read_json(files.precision_report)))
+        series, report = read_series(files.metrics), _read_json(files.precision_report)
+        arms.append(ArmRun(name, framework, arm.precision, series, result, report))
     return recipe, arms
+
+
+def framework_of(folder: Path, recipe: Recipe) -> str:
+    """The framework that the arms in a run directory ran on; the recipe's first one where none has ended yet."""
+    results = (_read_json(ArmFiles(folder / name).result) or {} for name in recipe.arms)
+    return next((str(result["framework"]) for result in results if "framework" in result), recipe.frameworks[0])
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

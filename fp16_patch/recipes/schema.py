@@ -4,20 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from fp16_patch.recipes.strict import NOT_A_KEY
 
 PLATFORMS = ("cpu",)
 WORLDS = ("toy",)
-WORLD_PLACES = ("{world.model}", "{world.train}", "{world.val}", "{world.reward}")
-LAUNCHER_KEYS = (
-    "precision@_global_",
-    "fp16_patch.report_path",
-    "hydra.run.dir",
-    "trainer.default_local_dir",
-    "trainer.experiment_name",
-    "trainer.logger",
+WORLD_PLACES = tuple(
+    f"{{world.{name}}}" for name in ("model", "train", "val", "train_prompts", "val_prompts", "reward")
 )
-"""verl keys the launcher sets itself, so that progress and reports find what they read."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +31,20 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """Parquet files, and a Python file with ``compute_score`` where verl has no verifier for the data."""
+    """Files in the framework's format, and a Python file with its reward function where it has none for the data.
+
+    verl needs ``val``; on OpenRLHF, which takes it only with ``reward``, it may be left out.
+    """
 
     train: str
-    val: str
+    val: str | None = None
     reward: str | None = None
     about: str = ""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Its name in the paper. What it does is written out in ``verl.overrides``."""
+    """Its name in the paper. What it does is written out in the framework's section."""
 
     name: str
     about: str = ""
@@ -71,11 +68,23 @@ class Verl:
 
 
 @dataclass(frozen=True)
+class OpenRLHF:
+    """``arguments`` maps options without the leading ``--`` to values; true is an option that takes none.
+
+    Settings of ours are among them, as in ``fp16_patch.loss_scaling.init_scale: 1024``.
+    """
+
+    arguments: dict[str, object]
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One run of the comparison: the value of the precision flag, and overrides this arm alone gets."""
+    """One run of the comparison: its precision, and what this arm alone gets: verl ``overrides``, OpenRLHF
+    ``arguments``."""
 
     precision: str
     overrides: dict[str, object] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Recipe:
+    """``frameworks`` are those it has a section for, in the order of the file: the first is the default."""
+
     name: str
     title: str
     reproduces: Reproduces
@@ -103,13 +114,9 @@ class Recipe:
     algorithm: Algorithm
     hardware: Hardware
     arms: dict[str, Arm]
-    verl: Verl
+    verl: Verl | None = None
+    openrlhf: OpenRLHF | None = None
     expected: tuple[Expectation, ...] = ()
     platform: str | None = None
     world: str | None = None
-
-
-def precisions() -> tuple[str, ...]:
-    """The values the flag takes: one Hydra option file each."""
-    options = Path(__file__).parents[1] / "frameworks" / "verl" / "conf" / "precision"
-    return tuple(sorted(path.stem for path in options.glob("*.yaml")))
+    frameworks: tuple[str, ...] = field(default=(), metadata=NOT_A_KEY)

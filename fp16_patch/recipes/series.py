@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-step series out of verl's ``metrics.jsonl``, which may be missing, short, or cut off in the middle."""
+"""Per-step series out of an arm's ``metrics.jsonl``, which may be missing, short, or cut off in the middle."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 KEYS = {
-    "reward": "critic/score/mean",
-    "prob_diff_mean": "mismatch/prob_diff_mean",
-    "k3_kl": "mismatch/k3_kl",
-    "pi_minus_mu_max": "mismatch/pi_minus_mu_max",
-    "pi_minus_mu_min": "mismatch/pi_minus_mu_min",
-    "loss_scale": "actor/loss_scale",
-    "update_skipped": "actor/update_skipped",
-    "grad_norm": "actor/grad_norm",
-    "seconds": "timing_s/step",
+    "reward": ("critic/score/mean", "rollout/reward_mean"),
+    "prob_diff_mean": ("mismatch/prob_diff_mean",),
+    "k3_kl": ("mismatch/k3_kl",),
+    "pi_minus_mu_max": ("mismatch/pi_minus_mu_max",),
+    "pi_minus_mu_min": ("mismatch/pi_minus_mu_min",),
+    "loss_scale": ("actor/loss_scale",),
+    "update_skipped": ("actor/update_skipped",),
+    "grad_norm": ("actor/grad_norm", "actor_grad_norm"),
+    "seconds": ("timing_s/step", "timing/step_total"),
 }
-"""Our name of each series and verl's key. A step without the key, or with a value that is not finite, holds None."""
+"""Our name of each series, and the key of verl or OpenRLHF, where they differ in this order.
+
+A step without any, or with a value that is not finite, holds None.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ class Series:
 
 
 def read_series(metrics: Path) -> Series:
-    """Read the file verl's ``file`` logger writes. A step logged twice keeps the later values."""
+    """Read a file of lines ``{"step": 1, "data": {...}}``, as verl's ``file`` logger writes.
+
+    A step logged twice keeps the later values.
+    """
     try:
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -52,9 +59,14 @@ def read_series(metrics: Path) -> Series:
         except (ValueError, KeyError, TypeError):
             unreadable += 1
     # Rows without a training reward are validation only.
-    steps = sorted(step for step, data in rows.items() if KEYS["reward"] in data)
-    values = {name: [number(rows[step].get(key)) for step in steps] for name, key in KEYS.items()}
+    steps = sorted(step for step, data in rows.items() if any(key in data for key in KEYS["reward"]))
+    values = {name: [value_of(rows[step], name) for step in steps] for name in KEYS}
     return Series(steps, values, unreadable)
+
+
+def value_of(data: Mapping[str, Any], name: str) -> float | None:
+    """The value of one of our series in a step's metrics."""
+    return next((number(data[key]) for key in KEYS[name] if key in data), None)
 
 
 def number(value: object) -> float | None:

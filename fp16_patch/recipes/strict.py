@@ -16,6 +16,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from fp16_patch.errors import Fp16PatchError, several
 
 T = TypeVar("T")
+NOT_A_KEY = {"key": False}
+"""Metadata of a field that is not read from the file."""
 _WORDS = {str: "text", int: "a whole number", float: "a number", type(None): "null"}
 
 
@@ -66,7 +68,7 @@ def _dataclass(cls: Any, value: object, key: str, problems: list[Fp16PatchError]
     if len(problems) > before:
         return None
     hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.metadata.get("key", True)}
     for name in given:
         if name not in fields:
             problems.append(

@@ -10,8 +10,8 @@ from typing import Any
 _VERDICT = {True: "met", False: "NOT MET", None: "no data"}
 
 
-def table(report: Mapping[str, Any], folder: Path) -> str:
-    """Rows of numbers per arm, what was expected, what is missing, and where to look next."""
+def table(report: Mapping[str, Any], label: str, folder: Path) -> str:
+    """Rows of numbers per arm, what was expected, what is missing, and the logs of arms that ended badly."""
     arms: Mapping[str, Any] = report["arms"]
     head, reward = report["headline"], report["headline"]["reward"]
     rows = [
@@ -29,7 +29,7 @@ def table(report: Mapping[str, Any], folder: Path) -> str:
         ["seconds a step, median", *(show(arm["seconds_per_step"], ".1f") for arm in arms.values()), ""],
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [f"\n{report['recipe']['name']}: {report['recipe']['title']}\n"]
+    lines = [f"\n{label}{' ' * bool(label)}{report['recipe']['name']}: {report['recipe']['title']}\n"]
     lines += ["  " + "   ".join(_padded(row, widths)).rstrip() for row in rows]
     lines.append(f"  ratios: {head['how']} ({head['steps_compared']})")
     lines += [f"  note: {note}" for note in report["notes"]]
@@ -38,9 +38,8 @@ def table(report: Mapping[str, Any], folder: Path) -> str:
         lines += [
             f"  {_VERDICT[e['met']]:<8} {e['expected']}   found {show(e['value'], '.4g')}" for e in report["expected"]
         ]
-    lines.append(f"\nlook next\n  {folder / 'report.html'}   plots, precision reports, commands, versions")
     ended_badly = [name for name, arm in arms.items() if arm["status"] not in ("completed", "not run")]
-    lines += [f"  {folder / name / 'train.log'}" for name in ended_badly]
+    lines += [f"\n{name} {arms[name]['status']}: {folder / name / 'train.log'}" for name in ended_badly]
     return "\n".join(lines)
 
 

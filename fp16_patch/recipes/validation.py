@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe's types alone do not catch: unknown names, values out of range, overrides that are not ours to take."""
+"""What a recipe's types alone do not catch: unknown names, values out of range, options that are not ours to take."""
 
 from __future__ import annotations
 
 import re
 
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.recipes.schema import LAUNCHER_KEYS, PLATFORMS, WORLD_PLACES, WORLDS, Recipe, precisions
+from fp16_patch.recipes.schema import PLATFORMS, WORLD_PLACES, WORLDS, Recipe
+from fp16_patch.recipes.trainers import TRAINERS
 
 
 def validate(recipe: Recipe, *, source: str) -> None:
     """Raise one :class:`Fp16PatchError` with everything that types alone do not catch."""
-    problems = [*_choices(recipe, source), *_overrides(recipe, source), *_ranges(recipe, source)]
+    problems = [*_choices(recipe, source), *_options(recipe, source), *_ranges(recipe, source)]
     if problems:
         raise several(problems)
 
@@ -19,16 +20,24 @@ def validate(recipe: Recipe, *, source: str) -> None:
 def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     chosen: list[tuple[str, str | None, tuple[str, ...]]]
     chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, WORLDS)]
-    chosen += [(f"arms.{name}.precision", arm.precision, precisions()) for name, arm in recipe.arms.items()]
     problems = [
         Fp16PatchError(f"{source}: {key}={value!r} is unknown", allowed=", ".join(allowed))
         for key, value, allowed in chosen
         if value is not None and value not in allowed
     ]
+    problems += [
+        Fp16PatchError(
+            f"{source}: arms.{name}.precision={arm.precision!r} is unknown to {framework}",
+            allowed=", ".join(TRAINERS[framework].PRECISIONS),
+        )
+        for framework in recipe.frameworks
+        for name, arm in recipe.arms.items()
+        if arm.precision not in TRAINERS[framework].PRECISIONS
+    ]
     paths = {
         "model.path": recipe.model.path,
         "data.train": recipe.data.train,
-        "data.val": recipe.data.val,
+        "data.val": recipe.data.val or "",
         "data.reward": recipe.data.reward or "",
     }
     placeholders = WORLD_PLACES if recipe.world else ()
@@ -43,24 +52,32 @@ def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     return problems
 
 
-def _overrides(recipe: Recipe, source: str) -> list[Fp16PatchError]:
-    groups = {"verl.overrides": recipe.verl.overrides}
-    groups |= {f"arms.{name}.overrides": arm.overrides for name, arm in recipe.arms.items()}
+def _options(recipe: Recipe, source: str) -> list[Fp16PatchError]:
+    """The options of every framework, in its own section and in the arms."""
     problems = []
-    for group, overrides in groups.items():
-        for key, value in overrides.items():
-            if key.lstrip("+~") in LAUNCHER_KEYS:
-                problems.append(
-                    Fp16PatchError(f"{source}: {group} sets {key}, which the launcher sets", next_step="remove it")
-                )
-            if not _is_plain(value):
+    if not recipe.frameworks:
+        problems.append(Fp16PatchError(f"{source}: no framework to run on", allowed=", ".join(TRAINERS)))
+    if recipe.verl and recipe.data.val is None:
+        problems.append(Fp16PatchError(f"{source}: data.val is missing", next_step="verl does not start without it"))
+    for framework, trainer in TRAINERS.items():
+        section, key = getattr(recipe, framework), trainer.OPTIONS
+        groups = {f"{framework}.{key}": getattr(section, key)} if section else {}
+        for name, arm in recipe.arms.items():
+            if section:
+                groups[f"arms.{name}.{key}"] = getattr(arm, key)
+            elif getattr(arm, key):
                 problems.append(
                     Fp16PatchError(
-                        f"{source}: {group}: {key}={value!r} cannot be written as one override",
-                        allowed="text, number, true, false, null, or a list of these",
-                        next_step="give one dotted key per value",
+                        f"{source}: arms.{name}.{key} are for {framework}, which this recipe does not run on",
+                        next_step=f"remove them, or add the section {framework}",
                     )
                 )
+        problems += [
+            Fp16PatchError(f"{source}: {group}: {error.what}", allowed=error.allowed, next_step=error.next_step)
+            for group, options in groups.items()
+            for option, value in options.items()
+            for error in trainer.check(option, value)
+        ]
     return problems
 
 
@@ -87,9 +104,3 @@ def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
         if e.at_least is None and e.at_most is None
     ]
     return problems
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float)

@@ -25,6 +25,13 @@ verl:
   overrides:
     trainer.total_training_steps: 4
 """
+OPENRLHF = """\
+openrlhf:
+  arguments:
+    data.max_samples: 8
+    rollout.batch_size: 2
+    ds.zero_stage: 2
+"""
 
 
 @pytest.fixture
@@ -41,6 +48,12 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def openrlhf() -> str:
+    """The section that makes the recipe one for OpenRLHF."""
+    return OPENRLHF
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program the launcher starts in place of verl: same arguments, same files, and every way to end badly.
+"""A program the launcher starts in place of verl or OpenRLHF: same arguments, same files, every way to end badly.
 
-Run as ``python -m stand_in_trainer key=value ...``; ``+stand_in.mode`` says how to behave.
+Run as ``python -m stand_in_trainer key=value ...`` for verl, ``... run key=value ... -- python -m MODULE --key=value``
+for OpenRLHF; ``stand_in.mode`` says how to behave.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ import sys
 import time
 from pathlib import Path
 
+VERL = ("VERL_FILE_LOGGER_PATH", "critic/score/mean", "timing_s/step")
+OPENRLHF = ("FP16_PATCH_METRICS", "rollout/reward_mean", "timing/step_total")
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(120)"]
 
 
 def main() -> None:
-    options = dict(argument.lstrip("+").split("=", 1) for argument in sys.argv[1:])
+    openrlhf = sys.argv[1] == "run"
+    options = dict(word.lstrip("+-").split("=", 1) for word in sys.argv[1:] if "=" in word)
     mode = options.get("stand_in.mode", "train")
-    print("ray init kwargs: {}")
+    print("fp16_patch: precision x, 1 settings changed" if openrlhf else "ray init kwargs: {}")
     if mode == "refuse":
         print("\nfp16_patch: actor.fsdp_config.model_dtype='fp16' is refused\n  next step: remove it", file=sys.stderr)
         raise SystemExit(2)
-    print("(TaskRunnerV1 pid=7) INFO:2026-01-01:all initialize finished, ready to fit")
-    train(int(options["trainer.total_training_steps"]), options["precision@_global_"])
-    Path(options["fp16_patch.report_path"]).write_text(json.dumps({"precision": options["precision@_global_"]}))
+    print("(PPOTrainer pid=7) Episode [1/1]:   0%" if openrlhf else "(TaskRunnerV1 pid=7) all initialize finished")
+    precision = options["ds.param_dtype" if openrlhf else "precision@_global_"]
+    if openrlhf:
+        train(int(options["data.max_samples"]) // int(options["rollout.batch_size"]), precision, OPENRLHF)
+    else:
+        train(int(options["trainer.total_training_steps"]), precision, VERL)
+    Path(options["fp16_patch.report_path"].strip("'")).write_text(json.dumps({"precision": precision}))
     if mode == "crash":
         raise ValueError("a tensor went wrong")
     if mode == "hang":
@@ -34,18 +42,19 @@ def main() -> None:
         time.sleep(120)
 
 
-def train(steps: int, precision: str) -> None:
+def train(steps: int, precision: str, names: tuple[str, str, str]) -> None:
+    variable, reward, seconds = names
     size = 1e-4 if precision == "bf16" else 1e-5
-    with Path(os.environ["VERL_FILE_LOGGER_PATH"]).open("w") as file:
+    with Path(os.environ[variable]).open("w") as file:
         for step in range(1, steps + 1):
             row = {
-                "critic/score/mean": 0.5 + step / 100,
+                reward: 0.5 + step / 100,
                 "mismatch/prob_diff_mean": size,
                 "mismatch/k3_kl": size**2,
                 "mismatch/pi_minus_mu_max": 10 * size,
                 "mismatch/pi_minus_mu_min": -10 * size,
                 "actor/loss_scale": None if precision == "bf16" else 65536.0,
-                "timing_s/step": 0.01,
+                seconds: 0.01,
             }
             file.write(json.dumps({"step": step, "data": row}) + "\n")
             file.flush()

@@ -56,6 +56,28 @@ def test_both_arms_run_and_progress_is_visible(write_recipe: Write, stand_in: st
     assert kept["versions"]["python"] == sys.version.split()[0]
 
 
+def test_a_recipe_of_both_frameworks_runs_on_the_one_asked_for(
+    write_recipe: Write, openrlhf: str, stand_in: str, tmp_path: Path
+) -> None:
+    recipe, said = write_recipe(("verl:", f"{openrlhf}verl:")), list[str]()
+    results = run_recipe(recipe, tmp_path / "run", say=said.append, module=stand_in)
+    assert [(r.framework, r.status) for r in results] == [("openrlhf", "completed")] * 2
+    text = "\n".join(said)
+    assert "starting Ray" in text
+    assert "rollout and update of the first step" in text
+    assert "step   4/4  reward 0.540  |pi-mu| 1.00e-05  KL 1.00e-10  loss scale 65536" in text
+    assert "--ds.param_dtype=fp16" in text
+    (result,) = run_recipe(recipe, tmp_path / "verl", framework="verl", arms=["fp16"], say=said.append, module=stand_in)
+    assert (result.framework, result.status) == ("verl", "completed")
+    with pytest.raises(Fp16PatchError, match="holds runs of the recipe 'tiny' on openrlhf"):
+        run_recipe(recipe, tmp_path / "run", framework="verl", arms=["fp16"], module=stand_in)
+
+
+def test_a_framework_the_recipe_does_not_run_on_is_refused(write_recipe: Write, tmp_path: Path) -> None:
+    with pytest.raises(Fp16PatchError, match=r"tiny does not run on 'openrlhf'(?s:.*)allowed: verl"):
+        run_recipe(write_recipe(), tmp_path / "run", framework="openrlhf")
+
+
 def test_the_saved_command_runs_by_itself(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
     run_recipe(write_recipe(), tmp_path / "run", arms=["fp16"], module=stand_in, say=lambda _: None)
     folder = tmp_path / "run" / "fp16"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.recipes.command import ArmFiles, build_command
+from fp16_patch.recipes.command import ArmFiles, Job
 from fp16_patch.recipes.loading import available, find, load
-from fp16_patch.recipes.schema import precisions
+from fp16_patch.recipes.trainers import TRAINERS, verl
 from fp16_patch.toy import World
 
 Write = Callable[..., Path]
@@ -24,7 +24,7 @@ def test_every_shipped_recipe_is_valid_and_named_as_its_file(path: Path) -> None
 
 
 def test_the_flags_options_are_the_ones_a_recipe_may_name() -> None:
-    assert {"bf16", "fp16", "fp32"} <= set(precisions())
+    assert {"bf16", "fp16", "fp32"} <= set(TRAINERS["verl"].PRECISIONS)
 
 
 MISTAKES = {
@@ -43,6 +43,9 @@ MISTAKES = {
     "placeholder": ("some/model", "'{world.model}'", "model.path='{world.model}'", "where a world is set"),
     "launcher's key": ("trainer.total_training_steps:", "trainer.logger:", "sets trainer.logger", ""),
     "nested override": ("trainer.total_training_steps: 4", "a: {b: 1}", "a={'b': 1}", "text, number"),
+    "no framework": ("verl:\n  overrides:\n    trainer.total_training_steps: 4", "", "no framework", "verl, openrlhf"),
+    "no validation data": (", val: val.parquet", "", "data.val is missing", "verl"),
+    "another framework's options": ("precision: bf16", "precision: bf16, arguments: {a: 1}", "arms.bf16.arguments", ""),
     "no bound": (", at_least: 6", "", "headline.prob_diff_ratio has no bound", "at_least"),
     "key given twice": ("some/model}", "some/model, path: b}", "the key 'path' is given twice", ""),
     "not yaml": ("name: tiny", "name: [", "not readable as YAML", ""),
@@ -81,7 +84,7 @@ def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
     edit = ("{precision: fp16}", "{precision: fp16, overrides: {fp16_patch.rollout_dtype: bf16, trainer.nnodes: 2}}")
     recipe = load(write_recipe(edit))
     files = ArmFiles(tmp_path / "with space")
-    command = build_command(recipe, "fp16", files, world=None, overrides=["trainer.total_training_steps=9"])
+    command = verl.build_command(Job(recipe, "fp16", files, overrides=("trainer.total_training_steps=9",)))
     _, dash_m, module, *overrides = command.arguments
     assert (dash_m, module) == ("-m", "verl.trainer.main_ppo")
     assert command.total_steps == 9
@@ -97,15 +100,17 @@ def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
 def test_verls_own_configuration_takes_every_override(path: Path, tmp_path: Path) -> None:
     hydra = pytest.importorskip("hydra")
-    verl = importlib.util.find_spec("verl")
-    if verl is None or verl.origin is None:
+    installed = importlib.util.find_spec("verl")
+    if installed is None or installed.origin is None:
         pytest.skip("verl is not installed")
     recipe = load(path)
+    if "verl" not in recipe.frameworks:
+        pytest.skip("not a recipe for verl")
     world = World(tmp_path, {}) if recipe.world else None
     for arm in recipe.arms:
-        command = build_command(recipe, arm, ArmFiles(tmp_path / arm), world=world)
+        command = verl.build_command(Job(recipe, arm, ArmFiles(tmp_path / arm), world))
         overrides = [o for o in command.arguments[3:] if not o.startswith("hydra.")]
-        with hydra.initialize_config_dir(str(Path(verl.origin).parent / "trainer" / "config"), version_base=None):
+        with hydra.initialize_config_dir(str(Path(installed.origin).parent / "trainer" / "config"), version_base=None):
             config = hydra.compose("ppo_trainer", overrides)
         assert config.fp16_patch.report_path == str(tmp_path / arm / "precision_report.json")
         assert list(config.trainer.logger) == ["console", "file"]
@@ -113,7 +118,7 @@ def test_verls_own_configuration_takes_every_override(path: Path, tmp_path: Path
 
 def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:
     world = World(tmp_path, {})
-    command = build_command(load(find("quickstart")), "bf16", ArmFiles(tmp_path / "bf16"), world=world)
+    command = verl.build_command(Job(load(find("quickstart")), "bf16", ArmFiles(tmp_path / "bf16"), world))
     values = dict(o.lstrip("+").split("=", 1) for o in command.arguments[3:])
     assert values["data.train_files"] == str(world.train)
     assert values["reward.custom_reward_function.path"] == str(world.reward)

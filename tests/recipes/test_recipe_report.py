@@ -176,6 +176,78 @@ def test_nan_zero_and_negative_values_are_neither_drawn_nor_turned_into_nonsense
     assert report["headline"]["k3_kl_ratio"] == pytest.approx(8.8e-5**2 / ((3e-10 - 1e-12) / 5))
 
 
+@pytest.fixture
+def openrlhf_run(run: Path, write_recipe: Write, openrlhf: str, tmp_path: Path) -> Path:
+    """The same run as OpenRLHF logs it, a quarter as far off in BF16."""
+    folder = tmp_path / "run-openrlhf"
+    folder.mkdir()
+    shutil.copy(write_recipe(("verl:", f"{openrlhf}verl:")), folder / "recipe.yaml")
+    write_arm(folder / "bf16", "bf16", 2.2e-5)
+    write_arm(folder / "fp16", "fp16", 1.1e-5)
+    for arm in ("bf16", "fp16"):
+        metrics = folder / arm / "metrics.jsonl"
+        text = metrics.read_text()
+        for verls, other in {
+            "critic/score/mean": "rollout/reward_mean",
+            "timing_s/step": "timing/step_total",
+            "actor/grad_norm": "actor_grad_norm",
+        }.items():
+            text = text.replace(verls, other)
+        metrics.write_text(text)
+        result = json.loads((folder / arm / "result.json").read_text())
+        (folder / arm / "result.json").write_text(json.dumps(result | {"framework": "openrlhf"}))
+    return folder
+
+
+def test_a_run_on_openrlhf_reports_the_same(openrlhf_run: Path) -> None:
+    report, _ = report_of(openrlhf_run)
+    assert report["recipe"]["framework"] == "openrlhf"
+    assert report["headline"]["prob_diff_ratio"] == pytest.approx(2)
+    assert report["headline"]["reward"]["fp16"] == pytest.approx({"first3": 0.1, "last3": 0.6, "rise": 0.5})
+    assert report["arms"]["fp16"]["seconds_per_step"] == 2.0
+    assert report["arms"]["fp16"]["mean"]["grad_norm"] == 1.0
+    assert report["notes"] == []
+
+
+def test_one_report_over_two_frameworks(run: Path, openrlhf_run: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "runs" / "both"
+    compare(run, openrlhf_run, out=out, say=said.append)
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["runs"]) == ["verl", "openrlhf"]
+    assert report["runs"]["verl"] == report_of(run)[0]
+    assert report["runs"]["openrlhf"]["expected"][0]["met"] is False
+    assert {path.stem for path in out.glob("*.png")} == set(PLOTS)
+    page = (out / "report.html").read_text()
+    heads = "".join(f"<th>{arm}</th>" for arm in ("verl bf16", "verl fp16", "openrlhf bf16", "openrlhf fp16"))
+    assert f"<tr><th></th>{heads}</tr>" in page
+    assert page.index("<b>8.0&times;</b>") < page.index("<b>2.0&times;</b>")
+    assert str(out / "report.html") in "\n".join(said)
+
+
+def test_frameworks_differ_in_line_and_precisions_in_colour(run: Path, openrlhf_run: Path) -> None:
+    from fp16_patch.recipes.plots import curves_of
+    from fp16_patch.recipes.runs import read_run
+
+    curves = curves_of({"verl": read_run(run)[1], "openrlhf": read_run(openrlhf_run)[1]})
+    looks = {curve.label: (curve.colour, curve.line) for curve in curves}
+    assert len(set(looks.values())) == 4
+    assert looks["verl fp16"][0] == looks["openrlhf fp16"][0]
+    assert looks["verl fp16"][1] == looks["verl bf16"][1]
+
+
+def test_runs_on_one_framework_are_told_apart_by_their_folders(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "again")
+    report = compare(run, tmp_path / "again", out=tmp_path / "both", say=lambda _: None)
+    assert list(report["runs"]) == ["run", "again"]
+
+
+@pytest.mark.parametrize(("times", "to", "message"), [(2, None, "give --out"), (2, "both", "given twice")])
+def test_several_runs_need_a_folder_and_to_be_several(run: Path, times: int, to: str | None, message: str) -> None:
+    with pytest.raises(Fp16PatchError, match=message):
+        compare(*[run] * times, out=run.parent / to if to else None)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Fp16PatchError, match=r"not a run directory(?s:.*)recipes run"):
         compare(tmp_path)

@@ -54,6 +54,28 @@ VLLM_WORKER_DIED = """\
 """
 
 
+OUR_ERROR_FROM_OPENRLHF = """\
+fp16_patch: precision fp16, 3 settings changed
+  vLLM dtype: bfloat16 -> float16
+\x1b[36m(PPOTrainer pid=8)\x1b[0m INFO 11-24 14:32:01 ppo_trainer.py:224] Sample: ['fp16_patch: 1+1=', 0.0]
+\x1b[36m(RolloutRayActor pid=7)\x1b[0m (EngineCore pid=10) ERROR 11-24 14:32:02 [core.py:700] Traceback (most recent
+Traceback (most recent call last):
+  File "<frozen runpy>", line 88, in _run_code
+  File "openrlhf/cli/train_ppo_ray.py", line 187, in train
+    ray.get(ppo_trainer.fit.remote())
+ray.exceptions.RayTaskError(Fp16PatchError): \x1b[36mray::PPOTrainer.fit()\x1b[39m (pid=8, ip=192.0.2.2, actor_id=1)
+  File "openrlhf/trainer/ppo_trainer.py", line 541, in fit
+fp16_patch.errors.Fp16PatchError: fp16_patch: rank 0 runs without x: refused
+  allowed: applied or native, in every process
+"""
+
+OPENRLHF_USAGE = """\
+usage: train_ppo_ray.py [-h] [--ref.num_nodes REF.NUM_NODES]
+                        [--use_ms]
+train_ppo_ray.py: error: unrecognized arguments: --ds.zero_stag=2
+"""
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "train.log"
@@ -62,6 +84,16 @@ def log(tmp_path: Path) -> Path:
 def test_our_error_is_found_among_interleaved_lines_and_later_tracebacks(log: Path) -> None:
     log.write_text(OUR_ERROR_FROM_A_WORKER)
     assert reason(log) == OUR_ERROR + "  next step: run `fp16-patch doctor`"
+
+
+def test_our_error_is_found_in_a_log_of_openrlhf(log: Path) -> None:
+    log.write_text(OUR_ERROR_FROM_OPENRLHF)
+    assert reason(log) == OUR_ERROR.rstrip()
+
+
+def test_an_option_openrlhf_does_not_know_is_shown_without_its_usage(log: Path) -> None:
+    log.write_text(OPENRLHF_USAGE)
+    assert reason(log) == "train_ppo_ray.py: error: unrecognized arguments: --ds.zero_stag=2"
 
 
 def test_several_problems_are_shown_together(log: Path) -> None:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frameworks a recipe can run on, one module each, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.command import Command, Job
+from fp16_patch.recipes.trainers import openrlhf, verl
+
+
+class Trainer(Protocol):
+    """What the launcher and the validation of recipes ask of a framework."""
+
+    @property
+    def MODULE(self) -> str:
+        """The module to start with ``python -m``."""
+
+    @property
+    def OPTIONS(self) -> str:
+        """The key of its options in a recipe: in the framework's section, and in an arm."""
+
+    @property
+    def PRECISIONS(self) -> tuple[str, ...]:
+        """What an arm's ``precision`` may be."""
+
+    @property
+    def PHASES(self) -> tuple[tuple[str, str], ...]:
+        """What its log says on the way to the first step, in that order, and the same in our words."""
+
+    def check(self, key: str, value: object) -> Iterator[Fp16PatchError]:
+        """What is wrong with one option, from a recipe or from the user."""
+
+    def build_command(self, job: Job, module: str) -> Command:
+        """The command of the job's arm."""
+
+
+TRAINERS: Mapping[str, Trainer] = {"verl": verl, "openrlhf": openrlhf}
