@@ -40,12 +40,13 @@ def run(options: argparse.Namespace) -> int:
 def parts() -> dict[str, list[Row]]:
     """Part of this package -> its patches, a row each."""
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-    from fp16_patch.platforms.cpu.plan import PATCHES
+    from fp16_patch.platforms.cpu.plan import OPENRLHF_PATCHES, PATCHES
 
     names = {patch.name for patch in ALL_PATCHES}
     return {
         "The flag, on verl": [_row(patch) for patch in ALL_PATCHES],
-        "The CPU platform, where it is asked for": [_row(patch) for patch in PATCHES if patch.name not in names],
+        "The CPU platform for verl, where it is asked for": [_row(p) for p in PATCHES if p.name not in names],
+        "The CPU platform for OpenRLHF, where it is asked for": [_row(patch) for patch in OPENRLHF_PATCHES],
     }
 
 
