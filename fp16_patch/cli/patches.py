@@ -42,11 +42,14 @@ def parts() -> dict[str, list[Row]]:
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
     from fp16_patch.platforms.cpu.plan import OPENRLHF_PATCHES, PATCHES
 
-    names = {patch.name for patch in ALL_PATCHES}
+    flag = [_row(patch) for patch in ALL_PATCHES]
+    verl = [row for patch in PATCHES if (row := _row(patch)) not in flag]
+    openrlhf = [_row(patch) for patch in OPENRLHF_PATCHES]
     return {
-        "The flag, on verl": [_row(patch) for patch in ALL_PATCHES],
-        "The CPU platform for verl, where it is asked for": [_row(p) for p in PATCHES if p.name not in names],
-        "The CPU platform for OpenRLHF, where it is asked for": [_row(patch) for patch in OPENRLHF_PATCHES],
+        "The flag, on verl": flag,
+        "The CPU platform on verl, where it is asked for": [row for row in verl if row not in openrlhf],
+        "The CPU platform on OpenRLHF, where it is asked for": [row for row in openrlhf if row not in verl],
+        "The CPU platform on either": [row for row in verl if row in openrlhf],
     }
 
 
