@@ -40,12 +40,16 @@ def run(options: argparse.Namespace) -> int:
 def parts() -> dict[str, list[Row]]:
     """Part of this package -> its patches, a row each."""
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-    from fp16_patch.platforms.cpu.plan import PATCHES
+    from fp16_patch.platforms.cpu.plan import OPENRLHF_PATCHES, PATCHES
 
-    names = {patch.name for patch in ALL_PATCHES}
+    flag = [_row(patch) for patch in ALL_PATCHES]
+    verl = [row for patch in PATCHES if (row := _row(patch)) not in flag]
+    openrlhf = [_row(patch) for patch in OPENRLHF_PATCHES]
     return {
-        "The flag, on verl": [_row(patch) for patch in ALL_PATCHES],
-        "The CPU platform, where it is asked for": [_row(patch) for patch in PATCHES if patch.name not in names],
+        "The flag, on verl": flag,
+        "The CPU platform on verl, where it is asked for": [row for row in verl if row not in openrlhf],
+        "The CPU platform on OpenRLHF, where it is asked for": [row for row in openrlhf if row not in verl],
+        "The CPU platform on either": [row for row in verl if row in openrlhf],
     }
 
 

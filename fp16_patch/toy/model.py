@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +55,23 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     # vLLM takes its default sampling parameters from here: name the special tokens and nothing else.
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(**special)
-    model.save_pretrained(out)
+    with _deepspeed_kept_quiet():
+        model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+@contextmanager
+def _deepspeed_kept_quiet() -> Iterator[None]:
+    """To save a model, transformers imports DeepSpeed where it is installed, which then warns that it sees no GPU."""
+    before = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DS_ACCELERATOR"]
+        else:
+            os.environ["DS_ACCELERATOR"] = before
 
 
 def tiny_model(out: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,29 +20,18 @@ pytestmark = pytest.mark.skipif(
     reason="needs openrlhf, DeepSpeed and vLLM",
 )
 
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
 FACTS = Path(__file__).with_name("cpu_openrlhf_facts.py")
 ACTIVATE = "from fp16_patch.frameworks.vllm import plugin\nplugin.activate()"
 HEAVY = ("torch", "openrlhf", "deepspeed", "vllm", "ray", "transformers", "verl")
 
 
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name != "FP16_PATCH_PLATFORM"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**clean, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def facts(python: Python, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     extensions = tmp_path_factory.mktemp("extensions")
     # Activated before torch is imported, as in every process of a run.
     code = f"{ACTIVATE}\nimport runpy\nrunpy.run_path({str(FACTS)!r}, run_name='__main__')"
-    run = python("-c", code, FP16_PATCH_PLATFORM="cpu", TORCH_EXTENSIONS_DIR=str(extensions))
+    run = python("-c", code, FP16_PATCH_PLATFORM="cpu", TORCH_EXTENSIONS_DIR=str(extensions), TORCHDYNAMO_DISABLE="1")
     assert run.returncode == 0, run.stderr[-3000:]
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return found
@@ -98,7 +86,7 @@ def test_the_moving_average_is_taken_on_the_cpu(facts: dict[str, Any]) -> None:
     assert facts["moving_average"] == 2.0
 
 
-def test_activation_imports_no_framework() -> None:
+def test_activation_imports_no_framework(python: Python) -> None:
     code = f"{ACTIVATE}\nplugin.activate()\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules])"
     run = python("-c", code, FP16_PATCH_PLATFORM="cpu")
     assert run.stdout.strip() == "[]", run.stderr
@@ -109,7 +97,7 @@ def test_vllm_finds_the_plugin() -> None:
     assert found.load() is plugin.activate, "install the package again: its entry points have changed"
 
 
-def test_the_plugin_does_nothing_unless_it_is_asked_to() -> None:
+def test_the_plugin_does_nothing_unless_it_is_asked_to(python: Python) -> None:
     code = (
         f"{ACTIVATE}\nimport torch\n"
         "print('fp16_patch' in torch.cuda.synchronize.__code__.co_filename,"
@@ -119,7 +107,7 @@ def test_the_plugin_does_nothing_unless_it_is_asked_to() -> None:
     assert run.stdout.split() == ["False", "False"], run.stderr
 
 
-def test_an_unknown_platform_is_an_error() -> None:
+def test_an_unknown_platform_is_an_error(python: Python) -> None:
     run = python("-c", ACTIVATE, FP16_PATCH_PLATFORM="tpu")
     assert run.returncode != 0
     assert "FP16_PATCH_PLATFORM='tpu' names no platform" in run.stderr

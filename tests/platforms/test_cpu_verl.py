@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,12 @@ import pytest
 pytestmark = pytest.mark.skipif(not (find_spec("verl") and find_spec("vllm")), reason="needs verl and vLLM")
 
 MODULE = "fp16_patch.platforms.cpu.verl"
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
 FACTS = Path(__file__).with_name("cpu_facts.py")
 
 
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**clean, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def facts() -> dict[str, Any]:
+def facts(python: Python) -> dict[str, Any]:
     run = python(str(FACTS), VERL_PLATFORM="cpu", VERL_USE_EXTERNAL_MODULES=MODULE)
     assert run.returncode == 0, run.stderr[-3000:]
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
@@ -97,7 +85,7 @@ def test_weights_of_two_runs_travel_through_different_sockets(facts: dict[str, A
 
 
 @pytest.mark.parametrize("asked_for", [None, "nvidia"])
-def test_without_the_platform_asked_for_it_is_an_error(asked_for: str | None) -> None:
+def test_without_the_platform_asked_for_it_is_an_error(python: Python, asked_for: str | None) -> None:
     platform = {} if asked_for is None else {"VERL_PLATFORM": asked_for}
     run = python("-c", "import verl", VERL_USE_EXTERNAL_MODULES=MODULE, **platform)
     assert run.returncode != 0
@@ -105,14 +93,14 @@ def test_without_the_platform_asked_for_it_is_an_error(asked_for: str | None) ->
     assert "allowed: VERL_PLATFORM=cpu" in run.stderr
 
 
-def test_reading_the_declarations_imports_no_framework() -> None:
+def test_reading_the_declarations_imports_no_framework(python: Python) -> None:
     heavy = ("torch", "verl", "vllm", "ray", "transformers", "zmq")
     code = "import sys, fp16_patch.platforms.cpu.plan as p, fp16_patch.platforms.cpu.settings"
     run = python("-c", f"{code}\nprint(len(p.PATCHES), [m for m in {heavy} if m in sys.modules])")
     assert run.stdout.split(maxsplit=1)[1].strip() == "[]", run.stderr
 
 
-def test_verl_alone_is_left_as_it_is() -> None:
+def test_verl_alone_is_left_as_it_is(python: Python) -> None:
     code = (
         "import verl, torch\n"
         "from verl.plugin.platform import PlatformRegistry\n"
