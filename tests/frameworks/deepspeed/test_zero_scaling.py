@@ -38,7 +38,7 @@ def test_the_optimizer_sees_the_same_gradient_whatever_the_scale_does(results: O
         assert [update["grad_norm"] for update in rank["updates"]] == rank["norms"]
 
 
-@LAYOUTS
+@pytest.mark.parametrize("layout", ["1", "2", "3", "2-offload", "3-offload", "2-overlapped"])
 def test_stock_sees_half_of_it_where_the_scale_grows(results: Outcomes, layout: str) -> None:
     (found, _) = results(f"stock-growth-{layout}")
     grew = [after > before for before, after in zip(found["scales"], [*found["scales"][1:], 2048], strict=True)]
@@ -82,7 +82,7 @@ def test_stock_loses_them_and_zero_2_whatever_it_was_told(results: Outcomes) -> 
 def test_stock_zero_1_averages_no_fp32_sums_over_ranks(results: Outcomes) -> None:
     """Why it is refused."""
     (right, _), (wrong, _) = results("stock-unreduced-fp16"), results("stock-unreduced-fp32")
-    assert wrong["seen"] != pytest.approx(right["seen"], rel=0.1), "DeepSpeed has been repaired: the refusal can go"
+    assert wrong["seen"] != pytest.approx(right["seen"], rel=1e-3), "DeepSpeed has been repaired: the refusal can go"
 
 
 @pytest.mark.parametrize("layout", ["1", "2", "3", "2-offload", "3-offload"])
@@ -126,7 +126,9 @@ def test_headroom_and_underflow_are_those_of_the_gradients(results: Outcomes, st
         assert rank["share"] == 0
         assert rank["nonzero"] == rank["parameters"]
     for rank in results(f"health-small-{stage}"):
-        assert 0.1 < rank["share"] == 1 - rank["nonzero"] / rank["parameters"] < 1, "the filling of partitions counts?"
+        assert 0.1 < rank["share"] < 1
+        expected = pytest.approx(1 - rank["nonzero"] / rank["parameters"])
+        assert rank["share"] == expected, "the filling of partitions counts?"
 
 
 @STAGES

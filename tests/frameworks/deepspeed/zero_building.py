@@ -24,11 +24,7 @@ INPUTS, HIDDEN = 6, 16
 
 
 class Net(torch.nn.Module):
-    """Its loss is ``factor`` times a mean square, in FP32 as losses are.
-
-    Every parameter divides by two ranks: ZeRO-3 on two now and then found an inf in a last layer of one row, with and
-    without the patches.
-    """
+    """Its loss is ``factor`` times a mean square, in FP32 as losses are."""
 
     def __init__(self) -> None:
         super().__init__()
