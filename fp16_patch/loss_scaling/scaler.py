@@ -19,13 +19,11 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.gradients import Layout
+from fp16_patch.loss_scaling.health import Health
 from fp16_patch.loss_scaling.rule import HISTORY, Counts, ScaleRule
 from fp16_patch.loss_scaling.settings import LossScaling
 
-__all__ = ["HISTORY", "SLICES", "Counts", "LossScaler"]
-
-SLICES = 16
-"""Parts of the gradients that are looked at in turn, one an update: a sixteenth of a pass in place of one."""
+__all__ = ["HISTORY", "Counts", "LossScaler"]
 
 
 class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read through Any
@@ -59,10 +57,7 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
         self.layout = Layout(world_size) if module is None else Layout.of(module, world_size)
         self._rule = ScaleRule(settings)
-        self.peaks: deque[float] = deque(maxlen=SLICES)
-        """Largest absolute true gradients of the last updates, each of another part, the first of all."""
-        self.underflow_shares: deque[float] = deque(maxlen=SLICES)
-        """Of the same parts, where they had any gradient."""
+        self.health = Health()
 
     @property
     def settings(self) -> LossScaling:

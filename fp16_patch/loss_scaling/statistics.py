@@ -65,7 +65,7 @@ def gather_statistics(
     for same_device in _by_device(gradients):
         row[0] += _sum_of_squares(same_device).to(device)
         if health:
-            runs = list(_slice(same_device, offset % slices, slices))
+            runs = list(part_of(same_device, offset % slices, slices))
             row[1] = torch.maximum(row[1], _peak([run.local for run in runs]).to(row))
             sample = _sample([run.local for run in runs if run.sampled], offset // slices)
             row[2] += (sample == 0).sum().to(device)
@@ -107,7 +107,7 @@ def _peak(runs: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(torch._foreach_norm(list(runs), torch.inf)).max()
 
 
-def _slice(gradients: Sequence[Gradient], which: int, slices: int) -> Iterator[Gradient]:
+def part_of(gradients: Sequence[Gradient], which: int, slices: int) -> Iterator[Gradient]:
     """One of ``slices`` equal parts of all elements, laid end to end: whole gradients, and pieces at both ends."""
     total = sum(gradient.local.numel() for gradient in gradients)
     first, last = which * total // slices, (which + 1) * total // slices

@@ -7,15 +7,14 @@ fused optimizers take that factor themselves (``grad_scale``); for the others it
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import Any
 
 import torch
 
 from fp16_patch.loss_scaling.gradients import gradients_of
 from fp16_patch.loss_scaling.metrics import Update
-from fp16_patch.loss_scaling.scaler import SLICES, LossScaler
-from fp16_patch.loss_scaling.statistics import gather_statistics, headroom_bits
+from fp16_patch.loss_scaling.scaler import LossScaler
+from fp16_patch.loss_scaling.statistics import gather_statistics
 
 EPSILON = 1e-6
 """torch.nn.utils.clip_grad_norm_'s."""
@@ -42,19 +41,14 @@ def clip_and_step(
         scaler.process_group,
         health=health,
         offset=scaler.counts.updates,
-        slices=SLICES if scaler.peaks else 1,
+        slices=scaler.health.slices,
     )
     loss_scale = scaler.get_scale()
     grad_norm = statistics.norm / loss_scale
     scaler.record(optimizer, finite=statistics.finite)
     headroom = share = None
     if statistics.finite:
-        if statistics.peak is not None:
-            scaler.peaks.append(statistics.peak / loss_scale)
-            headroom = headroom_bits(max(scaler.peaks) * loss_scale)
-        if statistics.underflow_share is not None:
-            scaler.underflow_shares.append(statistics.underflow_share)
-            share = fmean(scaler.underflow_shares)
+        headroom, share = scaler.health.add(statistics, loss_scale)
         clip = min(1.0, max_norm / (grad_norm + EPSILON))
         with torch.no_grad():
             _step(optimizer, [gradient.local for gradient in gradients], clip / loss_scale)

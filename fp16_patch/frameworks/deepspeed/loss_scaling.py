@@ -46,8 +46,10 @@ def install_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
                 raise several(errors)
             if self.fp16_enabled():
                 from fp16_patch.frameworks.deepspeed.scaler import BoundedLossScaler
+                from fp16_patch.loss_scaling.gradients import Layout
 
-                self.optimizer.loss_scaler = BoundedLossScaler(precision.loss_scaling)
+                lookups = Layout.of(self.module, self.dp_world_size).lookups
+                self.optimizer.loss_scaler = BoundedLossScaler(precision.loss_scaling, lookups)
         return result
 
     return _configure_optimizer
@@ -61,19 +63,27 @@ def watch_updates(original: Callable[..., Any]) -> Callable[..., Any]:
         scaler = scaler_of(self)
         if scaler is None:
             return original(self, *args, **kwargs)
-        from fp16_patch.frameworks.deepspeed import overflow
+        from fp16_patch.frameworks.deepspeed import gradients, overflow
         from fp16_patch.loss_scaling.metrics import Update
 
+        health: list[tuple[float | None, float | None]] = []
         before, loss_scale = scaler.counts.updates, scaler.get_scale()
         setattr(self, _UPDATE, None)
-        with scaler.standing_still():
+        with scaler.standing_still(lambda: health.append(gradients.health_of(self, scaler))):
             result = original(self, *args, **kwargs)
         if scaler.counts.updates > before:  # not only accumulated
             skipped = scaler.counts.consecutive > 0
             if skipped:  # DeepSpeed leaves the last one there
                 self._global_grad_norm = self.optimizer._global_grad_norm = None
             norm = None if skipped else float(self._global_grad_norm)
-            update = Update(skipped=skipped, grad_norm=norm, loss_scale=loss_scale)
+            headroom, share = health[0] if health else (None, None)
+            update = Update(
+                skipped=skipped,
+                grad_norm=norm,
+                loss_scale=loss_scale,
+                headroom_bits=headroom,
+                underflow_share=share,
+            )
             setattr(self, _UPDATE, update)
             overflow.stop_after_too_many(self, scaler, update)
         return result

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.loss_scaling.health import Health
 from fp16_patch.loss_scaling.rule import Counts, ScaleRule
 
 
@@ -27,10 +28,14 @@ class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed i
     process_group = None
     """All ranks: DeepSpeed asks all of them for an overflow."""
 
-    def __init__(self, settings: LossScaling) -> None:
+    def __init__(self, settings: LossScaling, lookups: frozenset[int] = frozenset()) -> None:
         self.rule = ScaleRule(settings)
+        self.health = Health()
+        self.lookups = lookups
+        """As in :class:`~fp16_patch.loss_scaling.gradients.Layout`."""
         self._steps_open = 0
         self._overflow: bool | None = None
+        self._look: Callable[[], None] | None = None
         super().__init__(**_stock_arguments(settings))
 
     @property
@@ -68,17 +73,24 @@ class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed i
         """Move the scale; while :meth:`standing_still`, at its end."""
         if self._steps_open:
             self._overflow = bool(overflow)
+            if self._look is not None and not overflow:
+                self._look()
         else:
             self.rule.update(skipped=bool(overflow))
 
     @contextmanager
-    def standing_still(self) -> Iterator[None]:
-        """For one optimizer step: it divides by the scale after it has asked for the next one."""
+    def standing_still(self, look: Callable[[], None] | None = None) -> Iterator[None]:
+        """For one optimizer step: it divides by the scale after it has asked for the next one.
+
+        ``look`` is called in between, with the gradients complete and finite and still multiplied by the scale.
+        """
         self._steps_open += 1
+        self._look = look
         try:
             yield
         finally:
             self._steps_open -= 1
+            self._look = None
             overflow, self._overflow = self._overflow, None
             if overflow is not None:
                 self.update_scale(overflow)

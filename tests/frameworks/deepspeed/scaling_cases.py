@@ -81,18 +81,18 @@ stock("unreduced-fp32", unreduced, fp16={"initial_scale_power": 8}, **FP32_SUMS)
 
 
 def sums(rank: int, *, settings: LossScaling | None, stage: int, **engine_options: Any) -> Result:
-    """One large micro-batch and 63 small ones: what of the small ones arrives."""
+    """One large micro-batch and 15 small ones: what of the small ones arrives."""
     block = like(settings, initial_scale_power=8)
-    engine = new_engine(stage, settings, lr=0.0, accumulate=64, **block, **engine_options)
+    engine = new_engine(stage, settings, lr=0.0, accumulate=16, **block, **engine_options)
     seen = Seen(engine)
-    for number in range(64):
-        backward(engine, 64.0 if number == 0 else 0.01, seed=0)
+    for number in range(16):
+        backward(engine, 16.0 if number == 0 else 0.003, seed=0)
         engine.step()
     seen.after_step()
     alone = new_engine(stage, settings, lr=0.0, **block)
-    backward(alone, (64.0 + 63 * 0.01) / 64, seed=0)
+    backward(alone, (16.0 + 15 * 0.003) / 16, seed=0)
     alone.step()
-    return {"seen": seen.norms[-1], "exact": norm_of(alone), "large": norm_of(alone) * 64 / (64 + 63 * 0.01)}
+    return {"seen": seen.norms[-1], "exact": norm_of(alone), "large": norm_of(alone) * 16 / (16 + 15 * 0.003)}
 
 
 for stage in (2, 3):
@@ -128,6 +128,29 @@ for stage in STAGES:
     stock(f"skip-{stage}", skip_then_step, **options(stage))
 case("skip-2-offload", skip_then_step, settings=LossScaling(init_scale=2.0**8), stage=2, offload=True)
 case("skip-3-offload", skip_then_step, settings=LossScaling(init_scale=2.0**8), stage=3, offload=True)
+
+
+def health(rank: int, *, settings: LossScaling, stage: int, factor: float) -> Result:
+    """The first update, of which every gradient is looked at."""
+    engine = new_engine(stage, settings, lr=0.0)
+    seen = Seen(engine)
+    train(engine, factor)
+    update = last_update(engine)
+    numbers = torch.tensor([seen.peak, -float(seen.nonzero)], dtype=torch.float64)
+    everyone = [torch.empty_like(numbers) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(everyone, numbers)
+    return {
+        "headroom": update.headroom_bits,
+        "share": update.underflow_share,
+        "peak": max(float(row[0]) for row in everyone),
+        "nonzero": -sum(int(row[1]) for row in everyone),
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()),
+    }
+
+
+for stage in (2, 3):
+    case(f"health-{stage}", health, settings=LossScaling(init_scale=2.0**8), stage=stage, factor=1.0)
+    case(f"health-small-{stage}", health, settings=LossScaling(init_scale=2.0**8), stage=stage, factor=2e-9)
 
 
 PATTERN = "..x.xx...xxx....x........xx.x..."

@@ -38,7 +38,7 @@ def test_the_optimizer_sees_the_same_gradient_whatever_the_scale_does(results: O
         assert [update["grad_norm"] for update in rank["updates"]] == rank["norms"]
 
 
-@LAYOUTS
+@pytest.mark.parametrize("layout", ["1", "2", "3", "2-offload", "3-offload", "2-overlapped"])
 def test_stock_sees_half_of_it_where_the_scale_grows(results: Outcomes, layout: str) -> None:
     (found, _) = results(f"stock-growth-{layout}")
     grew = [after > before for before, after in zip(found["scales"], [*found["scales"][1:], 2048], strict=True)]
@@ -68,21 +68,21 @@ def test_clipping_is_to_the_norm_asked_for(results: Outcomes) -> None:
 @STAGES
 def test_small_micro_batches_are_not_lost_beside_a_large_one(results: Outcomes, stage: int) -> None:
     (found, _) = results(f"sums-{stage}")
-    assert found["seen"] == pytest.approx(found["exact"], rel=1e-3)
+    assert found["seen"] == pytest.approx(found["exact"], rel=5e-4)
 
 
 def test_stock_loses_them_and_zero_2_whatever_it_was_told(results: Outcomes) -> None:
     for name in ("stock-sums-2", "stock-sums-3", "stock-sums-2-fp32"):
         (found, _) = results(name)
-        assert found["seen"] == pytest.approx(found["large"], rel=1e-3), f"{name}: the patch of the sums can go"
+        assert found["seen"] == pytest.approx(found["large"], rel=5e-4), f"{name}: the patch of the sums can go"
     (found, _) = results("stock-sums-3-fp32")
-    assert found["seen"] == pytest.approx(found["exact"], rel=1e-3)
+    assert found["seen"] == pytest.approx(found["exact"], rel=5e-4)
 
 
 def test_stock_zero_1_averages_no_fp32_sums_over_ranks(results: Outcomes) -> None:
     """Why it is refused."""
     (right, _), (wrong, _) = results("stock-unreduced-fp16"), results("stock-unreduced-fp32")
-    assert wrong["seen"] != pytest.approx(right["seen"], rel=0.1), "DeepSpeed has been repaired: the refusal can go"
+    assert wrong["seen"] != pytest.approx(right["seen"], rel=1e-3), "DeepSpeed has been repaired: the refusal can go"
 
 
 @pytest.mark.parametrize("layout", ["1", "2", "3", "2-offload", "3-offload"])
@@ -95,7 +95,7 @@ def test_one_bad_rank_is_a_skip_on_all_that_says_so(results: Outcomes, layout: s
         assert skipped["norm"] is skipped["update"]["grad_norm"] is None
         assert skipped["update"]["skipped"]
         assert skipped["update"]["loss_scale"] == 256
-        assert {name: skipped["metrics"][name] for name in skipped["metrics"]} == {
+        assert skipped["metrics"] == {
             "loss_scale": 256,
             "update_skipped": 1,
             "updates_skipped_total/max": 1,
@@ -117,6 +117,18 @@ def test_stock_keeps_the_scale_at_first_and_the_norm_of_the_step_before(results:
     assert skipped["changed"] == []
     assert skipped["scales"] == [256, 256]
     assert skipped["norm"] == before["norm"]
+
+
+@STAGES
+def test_headroom_and_underflow_are_those_of_the_gradients(results: Outcomes, stage: int) -> None:
+    for rank in results(f"health-{stage}"):
+        assert rank["headroom"] == pytest.approx(math.log2(65504 / (256 * rank["peak"])))
+        assert rank["share"] == 0
+        assert rank["nonzero"] == rank["parameters"]
+    for rank in results(f"health-small-{stage}"):
+        assert 0.1 < rank["share"] < 1
+        expected = pytest.approx(1 - rank["nonzero"] / rank["parameters"])
+        assert rank["share"] == expected, "the filling of partitions counts?"
 
 
 @STAGES

@@ -30,7 +30,7 @@ class Net(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first = torch.nn.Linear(INPUTS, HIDDEN)
-        self.second = torch.nn.Linear(HIDDEN, 1)
+        self.second = torch.nn.Linear(HIDDEN, 2)
 
     def forward(self, inputs: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
         hidden = torch.tanh(self.first(inputs.to(self.first.weight.dtype)))
@@ -125,12 +125,16 @@ class Seen:
 
     def __init__(self, engine: Any) -> None:
         self.norms: list[float] = []
+        self.peak, self.nonzero = 0.0, 0
+        """Of this rank, in all updates."""
         self._squares = torch.zeros((), dtype=torch.float64)
         engine.optimizer.optimizer.register_step_pre_hook(self._before_step)
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         # ZeRO calls it once a group, with that group alone.
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.peak = max([self.peak, *(float(gradient.abs().max()) for gradient in gradients)])
+        self.nonzero += sum(int(gradient.count_nonzero()) for gradient in gradients)
         self._squares += sum(gradient.double().square().sum() for gradient in gradients)
 
     def after_step(self) -> None:
