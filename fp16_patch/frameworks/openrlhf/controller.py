@@ -69,7 +69,7 @@ def sync_after_updates_only(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def publish_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Mismatch metrics into OpenRLHF's own stream, and all of a step into a file where one is asked for.
+    """Mismatch metrics into OpenRLHF\'s own stream.
 
     After the first step the precision report is completed with what exists only now: optimizer state, what travelled.
     """
@@ -81,12 +81,24 @@ def publish_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
             publish(self, when="after the first update")
             setattr(self, _REPORTED, "after")
         status |= getattr(self.experience_maker, _MISMATCH, {})
-        if path := os.environ.get(METRICS_VARIABLE):
-            with open(path, "a") as file:
-                file.write(json.dumps({"step": step, "data": _plain(status)}) + "\n")
         return status, step
 
     return train_step
+
+
+def write_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
+    """All of a step into a file where one is asked for. OpenRLHF adds the step's times after ``train_step``."""
+
+    @functools.wraps(original)
+    def save_logs_and_checkpoints(
+        self: Controller, global_step: int, logs_dict: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if path := os.environ.get(METRICS_VARIABLE):
+            with open(path, "a") as file:
+                file.write(json.dumps({"step": global_step, "data": _plain(logs_dict or {})}) + "\n")
+        return original(self, global_step, logs_dict, *args, **kwargs)
+
+    return save_logs_and_checkpoints
 
 
 def measure_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,6 +218,15 @@ PATCHES: tuple[Patch, ...] = (
         "completes the precision report after the first step",
         upstream="none: our own metrics",
         remove_when="never",
+    ),
+    _patch(
+        "metrics-file",
+        f"{_LOOP}.save_logs_and_checkpoints",
+        make=write_metrics,
+        parameters=("self", "global_step", "logs_dict"),
+        reason="OpenRLHF keeps its metrics in TensorBoard or wandb files; a comparison reads one line of JSON a step",
+        upstream="none: our own metrics",
+        remove_when="OpenRLHF can write its metrics as JSON",
     ),
 )
 
