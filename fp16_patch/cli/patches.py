@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 def parts() -> dict[str, list[Row]]:
     """Part of this package -> its patches, a row each."""
+    from fp16_patch.frameworks.openrlhf import plan as openrlhf_plan
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
     from fp16_patch.platforms.cpu.plan import OPENRLHF_PATCHES, PATCHES
 
@@ -47,6 +48,7 @@ def parts() -> dict[str, list[Row]]:
     openrlhf = [_row(patch) for patch in OPENRLHF_PATCHES]
     return {
         "The flag, on verl": flag,
+        "The flag, on OpenRLHF and DeepSpeed": [_row(patch) for patch in openrlhf_plan.ALL_PATCHES],
         "The CPU platform on verl, where it is asked for": [row for row in verl if row not in openrlhf],
         "The CPU platform on OpenRLHF, where it is asked for": [row for row in openrlhf if row not in verl],
         "The CPU platform on either": [row for row in verl if row in openrlhf],

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.cli import main
+from fp16_patch.cli import doctor, main
+from fp16_patch.frameworks.openrlhf import plan as openrlhf
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, REQUIRED
 from fp16_patch.frameworks.verl.weight_transfer import RECEIVER_PATCHES
 from fp16_patch.patching import validate_plan
@@ -22,28 +23,38 @@ def test_doctor_finds_this_environment_ready(capsys):
     assert main(["doctor"]) == 0, capsys.readouterr().out
     out = capsys.readouterr().out
     assert "Ready: python -m verl.trainer.main_ppo" in out
+    assert "Ready: fp16-patch run -- python -m openrlhf.cli.train_ppo_ray" in out
     assert "Hydra config group `precision`: found" in out
-    assert all(patch.name in out for patch in ALL_PATCHES)
+    assert all(patch.name in out for patch in (*ALL_PATCHES, *openrlhf.ALL_PATCHES))
 
 
 def test_doctor_as_json_imports_nothing_heavy():
     code = (
         "import json, sys\nfrom fp16_patch.cli.doctor import examine\nfindings = examine()\n"
-        "heavy = sorted({'torch', 'verl', 'vllm', 'ray'} & set(sys.modules))\nprint(json.dumps([findings, heavy]))"
+        "frameworks = {'torch', 'verl', 'openrlhf', 'deepspeed', 'vllm', 'ray'}\n"
+        "print(json.dumps([findings, sorted(frameworks & set(sys.modules))]))"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=100).stdout
     findings, heavy = json.loads(out)
     assert heavy == [], "doctor must not import the frameworks it looks at"
     assert findings["ready"] is True
-    assert {patch["outcome"] for patch in findings["patches"]} <= {"would apply", "native"}
+    patches = [patch for found in findings["frameworks"].values() for patch in found["patches"]]
+    assert {patch["outcome"] for patch in patches} <= {"would apply", "native"}
 
 
 def test_doctor_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr("fp16_patch.cli.doctor._version", lambda _: None)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "verl is not installed" in out
+    assert "neither verl nor OpenRLHF is installed" in out
     assert "vLLM is not installed" in out
+
+
+def test_one_framework_is_enough(monkeypatch, capsys):
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("openrlhf", "deepspeed") else version(name))
+    assert main(["doctor"]) == 0
+    assert "openrlhf is not installed" in capsys.readouterr().out
 
 
 def test_patches_lists_every_declaration(capsys):
@@ -63,6 +74,15 @@ def test_the_plan_is_sound():
     shown = {patch.name for patches in REQUIRED.values() for patch in patches}
     assert {patch.name for patch in ALL_PATCHES} - shown == {patch.name for patch in RECEIVER_PATCHES}
     assert all(module.startswith("verl.") for module in PLAN)
+
+
+def test_openrlhf_s_plan_is_sound():
+    validate_plan(openrlhf.ALL_PATCHES)
+    shown = {patch.name for patches in openrlhf.REQUIRED.values() for patch in patches}
+    assert shown == {patch.name for patch in openrlhf.ALL_PATCHES}, "a patch that no process has to show"
+    assert all(module.startswith(("openrlhf.", "deepspeed.")) for module in openrlhf.PLAN)
+    for module, patches in openrlhf.PLAN.items():
+        assert {patch.target.partition(":")[0] for patch in patches} == {module}
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["doctor", "--nonsense"]])

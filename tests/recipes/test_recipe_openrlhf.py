@@ -15,7 +15,7 @@ import pytest
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf import flag
-from fp16_patch.frameworks.openrlhf.controller import METRICS_VARIABLE
+from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.launcher import command_with_flag
 from fp16_patch.recipes.command import ArmFiles, Command, Job
 from fp16_patch.recipes.launch import run_recipe

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of OpenRLHF's training loop: proof before the first update, mismatch metrics, no sync without an update.
+"""Patches of OpenRLHF's training loop: proof before the first update, no weight sync without one.
 
 They run in the PPO trainer's Ray actor, the single controller; those of the trainer itself are patched in the driver
 and shipped with its class. Each stops the run by raising there.
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fp16_patch.frameworks.openrlhf import collect, releases
+from fp16_patch.frameworks.openrlhf import collect, metrics, releases
 from fp16_patch.frameworks.ray import nodes
 from fp16_patch.patching import Patch, status
 from fp16_patch.precision import Precision, long_name
@@ -22,10 +22,7 @@ from fp16_patch.proof.processes import require, this_process
 
 Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, never imported here
 
-METRICS_VARIABLE = "FP16_PATCH_METRICS"
-"""A file that gets one line of JSON a step: ``{"step": 1, "data": {...}}``, as verl's file logger writes them."""
 _REPORTED = "_fp16_patch_reported"  # on the controller: how far the precision report has come
-_MISMATCH = "_fp16_patch_mismatch"  # on the experience maker: metrics of the batch it has just made
 _UPDATED = "_fp16_patch_updated"  # on the controller: whether the last ppo_train has changed weights
 
 
@@ -68,67 +65,25 @@ def sync_after_updates_only(original: Callable[..., Any]) -> Callable[..., Any]:
     return broadcast_to_vllm
 
 
-def publish_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Mismatch metrics into OpenRLHF\'s own stream.
-
-    After the first step the precision report is completed with what exists only now: optimizer state, what travelled.
-    """
+def complete_report(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Complete the saved report after the first step with what exists only now: optimizer state, what travelled."""
 
     @functools.wraps(original)
     def train_step(self: Controller, rollout_samples: Any, global_step: int) -> Any:
-        status, step = original(self, rollout_samples, global_step)
+        result = original(self, rollout_samples, global_step)
         if getattr(self, _REPORTED, None) == "before":
             publish(self, when="after the first update")
             setattr(self, _REPORTED, "after")
-        status |= getattr(self.experience_maker, _MISMATCH, {})
-        return status, step
+        return result
 
     return train_step
-
-
-def write_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
-    """All of a step into a file where one is asked for. OpenRLHF adds the step's times after ``train_step``."""
-
-    @functools.wraps(original)
-    def save_logs_and_checkpoints(
-        self: Controller, global_step: int, logs_dict: dict[str, Any] | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        if path := os.environ.get(METRICS_VARIABLE):
-            with open(path, "a") as file:
-                file.write(json.dumps({"step": global_step, "data": _plain(logs_dict or {})}) + "\n")
-        return original(self, global_step, logs_dict, *args, **kwargs)
-
-    return save_logs_and_checkpoints
-
-
-def measure_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Compare the rollout's log-probs with the trainer's on the batch just made."""
-
-    @functools.wraps(original)
-    def make_experience_batch(self: Any, rollout_samples: Any) -> Any:
-        import torch
-
-        from fp16_patch.mismatch.metrics import mismatch_metrics
-
-        experiences = original(self, rollout_samples)
-        measured = [e for e in experiences if e.rollout_log_probs is not None and e.action_log_probs is not None]
-        found: dict[str, float] = {}
-        if measured:
-            flat = [
-                torch.cat([getattr(e, name).reshape(-1).cpu() for e in measured])
-                for name in ("rollout_log_probs", "action_log_probs", "action_mask")
-            ]
-            found = {f"mismatch/{name}": value for name, value in mismatch_metrics(*flat).items()}
-        setattr(self, _MISMATCH, found)
-        return experiences
-
-    return make_experience_batch
 
 
 def gather(controller: Controller) -> list[dict[str, Any]]:
     """Every process's report, or an :class:`Fp16PatchError` naming those that are missing or unproven."""
     from fp16_patch.frameworks.openrlhf.plan import REQUIRED
 
+    shipped = (*PATCHES, *metrics.TRAINER_PATCHES)
     roles = {
         "actor": controller.actor_model_group,
         "reference": controller.reference_model_group,
@@ -136,7 +91,7 @@ def gather(controller: Controller) -> list[dict[str, Any]]:
         "reward": controller.reward_model_group,
     }
     reports = {
-        "controller": [this_process("controller", collect.with_shipped(status(), type(controller), PATCHES), {})],
+        "controller": [this_process("controller", collect.with_shipped(status(), type(controller), shipped), {})],
         **collect.from_trainers(roles),
         **collect.from_rollout(controller.vllm_engines, controller.args.vllm.tensor_parallel_size),
     }
@@ -161,14 +116,9 @@ def _deepspeeds_own(precision: Precision) -> Mapping[str, tuple[str, ...]]:
     return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train == "bf16" else {})
 
 
-def _plain(status: dict[str, Any]) -> dict[str, float]:
-    numbers = {name: getattr(value, "item", lambda value=value: value)() for name, value in status.items()}
-    return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
-
-
 def _patch(name: str, target: str, **kwargs: Any) -> Patch:
     return Patch(
-        name=name,
+        name=f"openrlhf-{name}",
         target=target,
         distribution=releases.DISTRIBUTION,
         versions=releases.RELEASES,
@@ -210,34 +160,12 @@ PATCHES: tuple[Patch, ...] = (
         remove_when="OpenRLHF skips the sync when nothing was updated",
     ),
     _patch(
-        "mismatch-metrics",
+        "precision-report-complete",
         f"{_LOOP}.train_step",
-        make=publish_metrics,
+        make=complete_report,
         parameters=("self", "rollout_samples", "global_step"),
-        reason="OpenRLHF's vllm_kl is a signed mean in which differences cancel; adds what verl's runs report too. And "
-        "completes the precision report after the first step",
-        upstream="none: our own metrics",
-        remove_when="never",
-    ),
-    _patch(
-        "metrics-file",
-        f"{_LOOP}.save_logs_and_checkpoints",
-        make=write_metrics,
-        parameters=("self", "global_step", "logs_dict"),
-        reason="OpenRLHF keeps its metrics in TensorBoard or wandb files; a comparison reads one line of JSON a step",
-        upstream="none: our own metrics",
-        remove_when="OpenRLHF can write its metrics as JSON",
-    ),
-)
-
-EXPERIENCE_PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "measure-mismatch",
-        "openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker.make_experience_batch",
-        make=measure_mismatch,
-        parameters=("self", "rollout_samples"),
-        reason="the one place where both engines' log-probs of a whole batch lie together",
-        upstream="none: our own metrics",
+        reason="optimizer state and weights on the wire exist only after the first step; completes the saved report",
+        upstream="none: our own proof",
         remove_when="never",
     ),
 )

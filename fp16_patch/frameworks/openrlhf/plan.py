@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 from fp16_patch.frameworks.deepspeed.plan import PLAN as DEEPSPEED
-from fp16_patch.frameworks.openrlhf import controller, rollout, trainer
+from fp16_patch.frameworks.openrlhf import controller, metrics, rollout, trainer
 from fp16_patch.patching import Patch, apply, when_imported
 from fp16_patch.platforms import activation
 
@@ -14,8 +14,8 @@ PLAN: dict[str, tuple[Patch, ...]] = {
     "openrlhf.trainer.ray.vllm_engine": rollout.SERVER_PATCHES,
     "openrlhf.trainer.ray.vllm_worker_wrap": rollout.WORKER_PATCHES,
     "openrlhf.trainer.ppo_utils.samples_generator": rollout.SAMPLING_PATCHES,
-    "openrlhf.trainer.ppo_utils.experience_maker": controller.EXPERIENCE_PATCHES,
-    "openrlhf.trainer.ppo_trainer": controller.PATCHES,
+    "openrlhf.trainer.ppo_utils.experience_maker": metrics.EXPERIENCE_PATCHES,
+    "openrlhf.trainer.ppo_trainer": controller.PATCHES + metrics.TRAINER_PATCHES,
     "openrlhf.trainer.ray.ppo_actor": trainer.ACTOR_PATCHES,
     "openrlhf.trainer.ray.ppo_critic": trainer.CRITIC_PATCHES,
     "openrlhf.utils.deepspeed.deepspeed": trainer.STRATEGY_PATCHES,
@@ -28,7 +28,12 @@ ALL_PATCHES: tuple[Patch, ...] = tuple(patch for patches in PLAN.values() for pa
 _RANK = (*trainer.STRATEGY_PATCHES, *(patch for patches in DEEPSPEED.values() for patch in patches))
 
 REQUIRED: dict[str, tuple[Patch, ...]] = {
-    "controller": (*controller.PATCHES, *controller.EXPERIENCE_PATCHES, *rollout.SAMPLING_PATCHES),
+    "controller": (
+        *controller.PATCHES,
+        *metrics.TRAINER_PATCHES,
+        *metrics.EXPERIENCE_PATCHES,
+        *rollout.SAMPLING_PATCHES,
+    ),
     "actor rank": (*trainer.ACTOR_PATCHES, *_RANK),
     "reference rank": _RANK,
     "critic rank": (*trainer.CRITIC_PATCHES, *_RANK),

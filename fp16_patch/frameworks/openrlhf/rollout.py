@@ -87,8 +87,9 @@ def sample_from_the_policy(original: Callable[..., Any]) -> Callable[..., Any]:
     return _dispatch_prompts_to_vllm
 
 
-def _patch(process: str, **kwargs: Any) -> Patch:
-    return Patch(distribution=releases.DISTRIBUTION, versions=releases.RELEASES, process=process, **kwargs)
+def _patch(process: str, name: str, **kwargs: Any) -> Patch:
+    name = f"openrlhf-{name}"
+    return Patch(name=name, distribution=releases.DISTRIBUTION, versions=releases.RELEASES, process=process, **kwargs)
 
 
 SERVER_PATCHES: tuple[Patch, ...] = (

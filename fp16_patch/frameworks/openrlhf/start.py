@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.frameworks.openrlhf import flag, plan, refusals, releases
-from fp16_patch.frameworks.openrlhf.controller import METRICS_VARIABLE
+from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.frameworks.ray import runtime_env
 from fp16_patch.patching import Patch, apply, check_source, installed_version, refusal, when_imported
 from fp16_patch.platforms import activation
@@ -129,7 +129,7 @@ def _accepting(settings: dict[str, Any]) -> Patch:
         return hierarchize
 
     return Patch(
-        name="follow-arguments",
+        name="openrlhf-follow-arguments",
         target="openrlhf.utils.config:hierarchize",
         kind="wrap",
         make=make,

@@ -141,7 +141,7 @@ def describe_actor(actor: Any) -> dict[str, str]:
 
 def _patch(name: str, target: str, **kwargs: Any) -> Patch:
     return Patch(
-        name=name,
+        name=f"openrlhf-{name}",
         target=target,
         kind="wrap",
         distribution=releases.DISTRIBUTION,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf.controller import METRICS_VARIABLE
+from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.launcher import OPENRLHF
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, merge, render
