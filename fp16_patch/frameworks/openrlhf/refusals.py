@@ -57,9 +57,19 @@ def _trainer(args: Args) -> Iterator[Fp16PatchError]:
         key, value = "--ds.tensor_parallel_size", ds.tensor_parallel_size
         why = "DeepSpeed's tensor parallel is BF16 only here (utils/deepspeed/deepspeed.py:78)"
         yield _refusal(key, value, why, "1", "use ZeRO-3 and ring attention instead")
-    if ds.zero_stage not in (1, 2, 3):
-        why = "without ZeRO, DeepSpeed's FP16 optimizer has another scaler, which is not covered"
-        yield _refusal("--ds.zero_stage", ds.zero_stage, why, "1, 2 or 3", "set --ds.zero_stage 2")
+    if ds.zero_stage not in (2, 3):
+        why = (
+            "with FP32 sums it averages no gradients over the ranks (deepspeed runtime/zero/stage_1_and_2.py:1148)"
+            if ds.zero_stage == 1
+            else "without ZeRO, DeepSpeed's FP16 optimizer has another scaler, which is not covered"
+        )
+        yield _refusal("--ds.zero_stage", ds.zero_stage, why, "2 or 3", "set --ds.zero_stage 2")
+    if ds.adam_offload and ds.zero_stage == 2 and _micro_batches(args) > 1:
+        why = f"stage 2 adds the {_micro_batches(args)} micro-batches of an update up in FP16 on the CPU"
+        yield _refusal("--ds.adam_offload", True, why, "stage 3, or one micro-batch", "set --ds.zero_stage 3")
+    if args.train.dynamic_batch_enable:
+        why = "how DeepSpeed adds up its micro-batches has not been proven (it needs flash-attn)"
+        yield _refusal("--train.dynamic_batch_enable", True, why, "False", "use fixed micro-batches")
     if ds.grad_accum_dtype not in (None, "fp32"):
         why = "gradients would be added up in half precision"
         yield _refusal("--ds.grad_accum_dtype", ds.grad_accum_dtype, why, "fp32", "remove it: the flag sets fp32")
@@ -73,6 +83,12 @@ def _trainer(args: Args) -> Iterator[Fp16PatchError]:
         if getattr(args, role).optim == "muon":
             why = "DeepSpeed orthogonalises the scaled gradients in BF16"
             yield _refusal(f"--{role}.optim", "muon", why, "adam", f"set --{role}.optim adam")
+
+
+def _micro_batches(args: Args) -> int:
+    """Of one update on one rank, as OpenRLHF counts them (utils/deepspeed/deepspeed.py, setup_distributed)."""
+    ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
+    return int(args.train.batch_size * args.ds.ring_attn_size // args.train.micro_batch_size // ranks)
 
 
 def _fp32_modules(precision: Precision) -> Iterator[Fp16PatchError]:

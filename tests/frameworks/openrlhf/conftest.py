@@ -32,6 +32,13 @@ def arguments(tmp_path: Path) -> Callable[..., Any]:
         "ds.deepcompile": False,
         "ds.use_universal_ckpt": False,
         "ds.lora.rank": 0,
+        "ds.adam_offload": False,
+        "ds.ring_attn_size": 1,
+        "actor.num_nodes": 1,
+        "actor.num_gpus_per_node": 2,
+        "train.batch_size": 32,
+        "train.micro_batch_size": 4,
+        "train.dynamic_batch_enable": False,
         "vllm.num_engines": 1,
         "train.async_enable": False,
     }

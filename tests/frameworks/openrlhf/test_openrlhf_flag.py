@@ -74,6 +74,9 @@ REFUSED = {
     ("ds__load_in_4bit", True): "--ds.load_in_4bit",
     ("ds__tensor_parallel_size", 2): "--ds.tensor_parallel_size 2",
     ("ds__zero_stage", 0): "--ds.zero_stage 0",
+    ("ds__zero_stage", 1): "--ds.zero_stage 1",
+    ("ds__adam_offload", True): "--ds.adam_offload True: stage 2 adds the 4 micro-batches",
+    ("train__dynamic_batch_enable", True): "--train.dynamic_batch_enable",
     ("ds__grad_accum_dtype", "fp16"): "--ds.grad_accum_dtype fp16",
     ("ds__deepcompile", True): "--ds.deepcompile",
     ("ds__use_universal_ckpt", True): "--ds.use_universal_ckpt",
@@ -91,6 +94,13 @@ def test_what_cannot_be_honoured_is_refused(arguments: Arguments, given: tuple[s
     assert named in str(problem)
     assert "allowed: " in str(problem)
     assert "next step: " in str(problem)
+
+
+def test_offload_goes_with_stage_3_or_one_micro_batch(arguments: Arguments) -> None:
+    args = arguments(ds__adam_offload=True, ds__zero_stage=3)
+    assert refusals.unsupported(args, Precision()) == []
+    args.ds.zero_stage, args.train.micro_batch_size = 2, 16
+    assert refusals.unsupported(args, Precision()) == []
 
 
 def test_a_model_that_vllm_refuses_in_float16(arguments: Arguments, tmp_path: Path) -> None:
