@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the real ``python -m verl.trainer.main_ppo`` through the launcher that recipes use."""
+"""Run the real trainers through the launcher that recipes use."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,21 +39,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def run_verl(world: World, tmp_path: Path) -> Callable[..., Run]:
-    def run(*overrides: str, ranks: int = 1, timeout_s: float = 480) -> Run:
-        text = (HERE / "recipe.yaml").read_text()
-        places = {"MODEL": world.model, "TRAIN": world.train, "VAL": world.val, "REWARD": world.reward}
-        for name, path in {**places, "RANKS": ranks}.items():
-            text = text.replace(name, str(path))
-        recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(text)
-        out = tmp_path / "run"
-        (result,) = run_recipe(recipe, out, overrides=overrides, timeout_s=timeout_s)
-        metrics, report = out / "fp16" / "metrics.jsonl", out / "fp16" / "precision_report.json"
-        return Run(
-            result=result,
-            log=(out / "fp16" / "train.log").read_text(errors="replace"),
-            metrics=[json.loads(line)["data"] for line in metrics.read_text().splitlines()] if metrics.exists() else [],
-            report=json.loads(report.read_text()) if report.exists() else None,
-        )
+    """Run the real verl with these overrides on ``ranks`` ranks."""
+    places = {"MODEL": world.model, "TRAIN": world.train, "VAL": world.val, "REWARD": world.reward}
+    return functools.partial(_run, "recipe.yaml", places, tmp_path)
 
-    return run
+
+@pytest.fixture
+def run_openrlhf(world: World, tmp_path: Path) -> Callable[..., Run]:
+    """The same of the real OpenRLHF, with a reward that says something to an untrained policy."""
+    reward = HERE / "openrlhf_saboteur" / "dense_reward.py"
+    places = {"MODEL": world.model, "TRAIN": world.train_prompts, "REWARD": reward}
+    return functools.partial(_run, "recipe-openrlhf.yaml", places, tmp_path)
+
+
+def _run(
+    file: str, places: dict[str, Path], tmp_path: Path, *overrides: str, ranks: int = 1, timeout_s: float = 480
+) -> Run:
+    text = (HERE / file).read_text()
+    for name, path in {**places, "RANKS": ranks}.items():
+        text = text.replace(name, str(path))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    out = tmp_path / "run"
+    (result,) = run_recipe(recipe, out, overrides=overrides, timeout_s=timeout_s)
+    metrics, report = out / "fp16" / "metrics.jsonl", out / "fp16" / "precision_report.json"
+    return Run(
+        result=result,
+        log=(out / "fp16" / "train.log").read_text(errors="replace"),
+        metrics=[json.loads(line)["data"] for line in metrics.read_text().splitlines()] if metrics.exists() else [],
+        report=json.loads(report.read_text()) if report.exists() else None,
+    )

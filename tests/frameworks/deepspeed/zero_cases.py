@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import average_cases  # noqa: F401  registers its cases
 import checkpoint_cases  # noqa: F401  registers its cases
 import deepspeed  # noqa: F401  imported before the patches, as a run may have
 import scaling_cases  # noqa: F401  registers its cases

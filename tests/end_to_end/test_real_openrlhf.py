@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real OpenRLHF, DeepSpeed, vLLM and Ray under the flag, and what happens when something in them is broken."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenRLHF is not installed"),
+]
+
+
+@pytest.fixture
+def sabotage(monkeypatch: pytest.MonkeyPatch):
+    """Break or watch something in every process of the runs to come."""
+
+    def broken(what: str, **variables: str) -> None:
+        folders = [str(Path(__file__).parent / "openrlhf_saboteur"), os.environ.get("PYTHONPATH", "")]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
+        monkeypatch.setenv("SABOTAGE", what)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return broken
+
+
+def kinds(report: dict) -> list[str]:
+    """Kinds of process, one per report, such as ``actor rank``."""
+    known = ("driver", "controller", "actor rank", "reference rank", "critic rank", "vLLM server", "vLLM worker")
+    return sorted(next(kind for kind in known if p["process"].startswith(kind)) for p in report["processes"])
+
+
+def test_zero_2_on_two_ranks_with_reference_and_average(run_openrlhf, sabotage, tmp_path):
+    witness = tmp_path / "witness.jsonl"
+    sabotage("witness_every_weight", WITNESS=str(witness))
+    run = run_openrlhf("algo.kl.init_coef=0.01", "train.enable_ema=true", ranks=2)
+    assert run.result.status == "completed", run.why()
+
+    ranks = 2 * ["actor rank"] + 2 * ["reference rank"]
+    assert kinds(run.report) == sorted(["driver", "controller", *ranks, "vLLM server", "vLLM worker"])
+    assert run.report["when"] == "after the first update"
+    actor, reference, rollout = (run.report["roles"][role] for role in ("actor", "reference", "rollout"))
+    assert actor["compute"] == reference["compute"] == rollout["compute"] == "float16"
+    assert actor["master_weights"] == actor["gradient_accumulation"] == actor["optimizer_state"] == "float32"
+    assert actor["logits"] == rollout["logits"] == rollout["weights_on_the_wire"] == "float16"
+    assert rollout["weights"] == rollout["kv_cache"] == "float16"
+    assert actor["log_probs"] == "float32"
+    assert "fp16_patch precision report: fp16" in run.log
+
+    assert len(run.metrics) == 2
+    for step in run.metrics:
+        assert step["actor/loss_scale"] == 65536
+        assert step["actor/update_skipped"] == 0
+        assert 0 < step["actor/grad_norm"] < math.inf
+        # An untrained model's log-probs: BF16 differs by 4e-3, FP16 by about 5e-4, the first token included.
+        assert 0 < step["mismatch/log_ratio_abs_mean"] < 1.2e-3
+        assert abs(step["mismatch/k1_kl"]) < 1.5e-4, "a forbidden EOS at the first token adds 3e-4 to it"
+
+    arrived = [json.loads(line) for line in witness.read_text().splitlines()]
+    assert sum(line["elements"] for line in arrived) > 100_000, "the whole model, after every step"
+    assert {line["dtype"] for line in arrived} == {"torch.float16"}
+    assert [line for line in arrived if line["different"]] == [], "vLLM holds something else than the trainer sent"
+
+
+def test_zero_3_with_critic_and_a_scale_that_overflows(run_openrlhf):
+    run = run_openrlhf(
+        "ds.zero_stage=3",
+        "algo.advantage.estimator=gae",
+        "algo.advantage.is_correction_mode=mask",
+        "algo.advantage.is_correction_threshold=[0.5,5.0]",
+        "fp16_patch.loss_scaling.init_scale=1073741824",
+    )
+    assert run.result.status == "completed", run.why()
+    roles = run.report["roles"]
+    assert roles["critic"]["compute"] == roles["actor"]["compute"] == "float16"
+    assert roles["critic"]["gradient_accumulation"] == "float32"
+    first, second = run.metrics
+    assert first["actor/update_skipped"] == 1
+    assert first["actor/loss_scale"] == 2**30
+    assert second["actor/loss_scale"] == 2**29, "a first overflow must lower the scale"
+    assert "actor_grad_norm" not in first
+    assert first["actor/updates_skipped_total/max"] == 1
+    assert {"critic/loss_scale", "critic/update_skipped"} <= first.keys()
+    # Nothing was updated, so nothing was sent.
+    assert first["timing/broadcast"] < 0.01
+
+
+def test_killed_and_resumed_with_the_scale_it_had(run_openrlhf, sabotage, tmp_path):
+    overrides = (
+        "data.max_samples=24",
+        "ckpt.save_steps=1",
+        "algo.advantage.is_correction_level=seq",
+        "algo.advantage.is_correction_mode=mask",
+        "algo.advantage.is_correction_threshold=[0.5,2.0]",
+    )
+    sabotage("overflow_then_die")
+    first = run_openrlhf(*overrides)
+    assert first.result.status == "failed", first.why()
+    assert len(first.metrics) == 2, "it was to die in its third update"
+    assert first.metrics[0]["actor/update_skipped"] == 1
+    assert "actor_grad_norm" not in first.metrics[0]
+    kept = (tmp_path / "run").rename(tmp_path / "killed") / "fp16" / "checkpoints"
+    saved = json.loads((kept / "_actor" / "global_step2" / "loss_scaler.json").read_text())
+    assert saved["scale"] == 2**15
+    assert saved["counts"]["skipped"] == 1
+
+    sabotage("bring_checkpoints_back", EARLIER=str(kept), CHECKPOINTS=str(tmp_path / "run" / "fp16" / "checkpoints"))
+    second = run_openrlhf(*overrides, "ckpt.load_enable=true")
+    assert second.result.status == "completed", second.why()
+    assert f"the loss scale resumes at {saved['scale']:g}" in second.log
+    (third,) = second.metrics
+    assert third["actor/loss_scale"] == 2**15
+    assert third["actor/update_skipped"] == 0
+    assert third["actor/updates_skipped_total/max"] == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("lose_a_patch", "runs without the patch deepspeed-step"),
+        ("lose_the_setup", "flag"),
+    ],
+)
+def test_a_process_without_its_patches_stops_the_run(run_openrlhf, sabotage, what, said):
+    sabotage(what)
+    run = run_openrlhf(timeout_s=300)
+    assert run.result.status == "failed", run.why()
+    assert said in run.result.error, run.why()
+    assert run.metrics == [], "nothing may have been trained"
+
+
+def test_a_vllm_worker_that_fails_in_a_weight_update_ends_the_run(run_openrlhf, sabotage):
+    sabotage("fail_while_receiving")
+    run = run_openrlhf(timeout_s=300)
+    assert run.result.status == "failed", run.why()
+    assert "sabotaged weight update" in run.log
+
+
+def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_openrlhf, sabotage, tmp_path):
+    sabotage("spoil_every_update")
+    run = run_openrlhf("fp16_patch.loss_scaling.max_consecutive_skips=2", timeout_s=300)
+    assert run.result.status == "failed", run.why()
+    assert "2 updates in a row were skipped" in run.result.error, run.why()
+    assert len(run.metrics) == 1, "the first skipped update is logged, the second stops the run"
+    reports = list((tmp_path / "run" / "fp16").glob("overflow_report_actor.*"))
+    assert sorted(path.suffix for path in reports) == [".json", ".txt"]
+    assert "--ds.param_dtype bf16" in run.log or "no FP32 module and no BF16 helps" in run.log
