@@ -124,9 +124,14 @@ class Precision:
 
     @classmethod
     def in_force(cls) -> Precision:
-        """The Precision of a process that the flag has started."""
+        """The Precision of a process that the flag has started. Raises :class:`Fp16PatchError` in any other."""
         precision = cls.from_environment()
-        assert precision is not None, "patches are only applied in processes started by the flag"
+        if precision is None:
+            raise Fp16PatchError(
+                "the flag has not reached this process, which was to run under it",
+                allowed=f"{ENVIRONMENT_VARIABLE} in the environment of every process of the run",
+                next_step="look for what replaces Ray's runtime environment or RAY_RUNTIME_ENV_HOOK (`uv run` does)",
+            )
         return precision
 
     @classmethod

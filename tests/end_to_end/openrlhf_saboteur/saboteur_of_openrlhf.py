@@ -40,11 +40,12 @@ def lose_a_patch(_) -> None:
 
 
 def lose_the_setup(_) -> None:
-    """Ray's hook never called, as under `uv run`: the driver is patched, no worker is."""
+    """The flag carried nowhere, as where Ray's hook is not called (`uv run`): the driver is patched, no worker is."""
     from fp16_patch.frameworks.ray import runtime_env
+    from fp16_patch.platforms import activation
 
-    os.environ.pop(runtime_env.HOOK, None)
-    runtime_env.carry = lambda *_: None
+    carry = runtime_env.carry
+    runtime_env.carry = lambda *_: carry(f"{activation.__name__}.activate", (activation.ENVIRONMENT_VARIABLE,))
 
 
 def bring_checkpoints_back(_) -> None:
@@ -128,7 +129,7 @@ def part_of(held, name, rows):
     owner, _, kind = name.rpartition(".")
     path, _, part = owner.rpartition(".")
     if part not in PARTS:
-        return held[name].data
+        return held[name].data[:rows]  # a vocabulary is padded
     whole, place = PARTS[part]
     tensor = held[f"{path}.{whole}.{kind}"].data
     if place == 0:
