@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -41,7 +42,7 @@ def kinds(report: dict) -> list[str]:
 def test_zero_2_on_two_ranks_with_reference_and_average(run_openrlhf, sabotage, tmp_path):
     witness = tmp_path / "witness.jsonl"
     sabotage("witness_every_weight", WITNESS=str(witness))
-    run = run_openrlhf("algo.kl.init_coef=0.01", "train.enable_ema=true", ranks=2)
+    run = run_openrlhf("algo.kl.init_coef=0.01", "train.enable_ema=true", "fp16_patch.trace_update=2", ranks=2)
     assert run.result.status == "completed", run.why()
 
     ranks = 2 * ["actor rank"] + 2 * ["reference rank"]
@@ -64,15 +65,25 @@ def test_zero_2_on_two_ranks_with_reference_and_average(run_openrlhf, sabotage, 
         assert 0 < step["mismatch/log_ratio_abs_mean"] < 1.2e-3
         assert abs(step["mismatch/k1_kl"]) < 1.5e-4, "a forbidden EOS at the first token adds 3e-4 to it"
 
+    assert "gradients of update 2 traced" in run.log
+    trace = json.loads((tmp_path / "run" / "fp16" / "trace_of_update_2_actor.json").read_text())
+    assert trace["loss_scale"] == 65536
+    assert "lm_head" in {row["module"] for row in trace["modules"]}
+
+    with safe_open(tmp_path / "run" / "fp16" / "model" / "model.safetensors", "pt") as saved:
+        assert {saved.get_slice(name).get_dtype() for name in saved.keys()} == {"F16"}  # noqa: SIM118  no mapping
+
     arrived = [json.loads(line) for line in witness.read_text().splitlines()]
     assert sum(line["elements"] for line in arrived) > 100_000, "the whole model, after every step"
     assert {line["dtype"] for line in arrived} == {"torch.float16"}
     assert [line for line in arrived if line["different"]] == [], "vLLM holds something else than the trainer sent"
 
 
-def test_zero_3_with_critic_and_a_scale_that_overflows(run_openrlhf):
+def test_zero_3_with_critic_reward_model_and_a_scale_that_overflows(run_openrlhf, world):
     run = run_openrlhf(
         "ds.zero_stage=3",
+        "reward.remote_url=null",
+        f"reward.model_name_or_path={world.model}",
         "algo.advantage.estimator=gae",
         "algo.advantage.is_correction_mode=mask",
         "algo.advantage.is_correction_threshold=[0.5,5.0]",
@@ -80,7 +91,7 @@ def test_zero_3_with_critic_and_a_scale_that_overflows(run_openrlhf):
     )
     assert run.result.status == "completed", run.why()
     roles = run.report["roles"]
-    assert roles["critic"]["compute"] == roles["actor"]["compute"] == "float16"
+    assert roles["critic"]["compute"] == roles["actor"]["compute"] == roles["reward"]["compute"] == "float16"
     assert roles["critic"]["gradient_accumulation"] == "float32"
     first, second = run.metrics
     assert first["actor/update_skipped"] == 1

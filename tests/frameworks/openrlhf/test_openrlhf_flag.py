@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf import flag, refusals, start
+from fp16_patch.patching import inspection
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
 Arguments = Callable[..., Any]
@@ -131,6 +132,33 @@ def test_gradients_are_accumulated_in_fp32(arguments: Arguments) -> None:
     changes = flag.rewrite(args, Precision())
     assert args.ds.grad_accum_dtype == "fp32"
     assert {"key": "vLLM dtype", "before": "bfloat16", "after": "float16"} in changes
+
+
+@pytest.mark.parametrize(
+    ("changed", "version", "named"),
+    [("openrlhf", "0.10.0", "OpenRLHF 0.10.0"), ("openrlhf", None, "OpenRLHF None"), ("deepspeed", "0.18.3", "0.18.3")],
+)
+def test_another_release_is_refused(
+    monkeypatch: pytest.MonkeyPatch, changed: str, version: str | None, named: str
+) -> None:
+    pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
+    real = inspection.installed_version
+
+    def other(distributions: Iterable[str]) -> str | None:
+        return version if changed in distributions else real(distributions)
+
+    monkeypatch.setattr(inspection, "installed_version", other)
+    monkeypatch.setattr(start, "installed_version", other)
+    problems = start.unfit_installation(start.MODULE)
+    assert problems
+    assert all(named in str(problem) and "next step: " in str(problem) for problem in problems)
+
+
+def test_this_installation_is_fit() -> None:
+    pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
+    assert start.unfit_installation(start.MODULE) == []
+    (problem,) = start.unfit_installation("openrlhf.cli.train_sft")
+    assert "openrlhf.cli.train_sft" in str(problem)
 
 
 def test_a_refused_run_leaves_nothing_behind(arguments: Arguments) -> None:
