@@ -18,7 +18,7 @@ import torch.distributed as dist
 from fp16_patch.loss_scaling.gradients import Gradient
 
 FP16_MAX = 65504.0
-BLOCK = 1 << 19
+BLOCK = 1 << 18
 """Elements squared and added up in float32 at a time on a CPU; blocks are added up in float64."""
 SAMPLE = 1 << 18
 """Elements a rank looks at for the underflow share: a share of 1 % is then known to 0.02 %."""
