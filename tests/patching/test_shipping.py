@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fp16_patch.patching import Patch, apply
+from fp16_patch.patching import Patch, apply, undo
 
 if TYPE_CHECKING:
     from conftest import Library
@@ -66,3 +66,31 @@ def test_a_patched_class_shipped_by_value_is_still_patched(
         check=False,
     )
     assert fresh.stdout.split() == ["11", "11", "11", "11", "step"], fresh.stderr
+
+
+REMOTE = """
+    import ray
+    class Base:
+        def inherited(self, x): return x
+    @ray.remote
+    class Actor(Base):
+        def step(self, x): return x
+"""
+
+
+def test_the_class_behind_a_ray_actor_is_what_is_patched(library: Library, declare: Callable[..., Patch]) -> None:
+    pytest.importorskip("ray")
+    library.write(remote=REMOTE)
+    module = importlib.import_module("acme.remote")
+
+    def adding(original: Callable[..., int]) -> Callable[..., int]:
+        return lambda self, x: original(self, x) + 10
+
+    patches = [declare(f"acme.remote:Actor.{name}", adding, name=name) for name in ("step", "inherited")]
+    apply(patches)
+    shipped = module.Actor.__ray_metadata__.modified_class
+    # Ray has copied inherited methods into it: the base class would be the wrong place.
+    assert (shipped.step(None, 1), shipped.inherited(None, 1)) == (11, 11)
+    assert module.Base().inherited(1) == 1
+    assert undo(patches) == []
+    assert (shipped.step(None, 1), shipped.inherited(None, 1)) == (1, 1)
