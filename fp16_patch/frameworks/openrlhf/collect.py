@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf.rollout import LOOP, REPORT, SERVER_PATCHES
+from fp16_patch.frameworks.openrlhf.rollout import LOOP, SERVER_PATCHES
 from fp16_patch.frameworks.ray.answers import SECONDS, answers
+from fp16_patch.frameworks.vllm.precision import REPORT
 from fp16_patch.patching import Ledger, LedgerEntry, Patch, status
 from fp16_patch.patching.binding import marked_by
 from fp16_patch.proof.processes import this_process

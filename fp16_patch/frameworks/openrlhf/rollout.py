@@ -6,24 +6,20 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import json
 from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.openrlhf import releases
-from fp16_patch.frameworks.vllm.precision import describe_worker, note_on_the_wire, watch_logits
-from fp16_patch.patching import Patch, status
+from fp16_patch.frameworks.vllm.precision import REPORT, note_on_the_wire, report_method, watch_logits
+from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
-from fp16_patch.proof.observed import seen
-from fp16_patch.proof.processes import this_process
 
 _EXTENSION = "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap"
-REPORT = "fp16_patch_report"
 LOOP = "_fp16_patch_loop"  # on a vLLM actor: its event loop, for calls that Ray makes in other threads
 
 
 def rollout_in_its_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
-    """vLLM in the flag's rollout dtype, and with log-probs of the policy it samples from.
+    """vLLM in the flag's rollout dtype.
 
     Ray ships the actor class by value from the driver: this runs in the actor, whose environment has the flag, or it
     raises.
@@ -64,17 +60,6 @@ def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, *args, **kwargs)
 
     return init_process_group
-
-
-def report_method(_original: None) -> Callable[..., str]:
-    """The method that the controller calls in every vLLM worker."""
-
-    def fp16_patch_report(self: Any) -> str:
-        # JSON, because vLLM sends answers between its processes as plain data only.
-        rows = describe_worker(self) | seen(self)
-        return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
-
-    return fp16_patch_report
 
 
 def sample_from_the_policy(original: Callable[..., Any]) -> Callable[..., Any]:

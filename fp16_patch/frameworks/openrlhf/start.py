@@ -8,7 +8,6 @@ OpenRLHF parses its arguments in its main block, so the flag is read where they 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import platform
@@ -17,13 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from packaging.specifiers import SpecifierSet
-
 from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.frameworks.installation import unfit
 from fp16_patch.frameworks.openrlhf import flag, plan, refusals, releases
 from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.frameworks.ray import runtime_env
-from fp16_patch.patching import Patch, apply, check_source, installed_version, refusal, when_imported
+from fp16_patch.patching import Patch, apply, when_imported
 from fp16_patch.platforms import activation
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, REPORTS_VARIABLE
 
@@ -67,26 +65,8 @@ def unfit_installation(module: str) -> list[Fp16PatchError]:
                 next_step="start it without fp16-patch",
             )
         ]
-    found = installed_version([releases.DISTRIBUTION])
-    if found is None or not SpecifierSet(releases.RELEASES).contains(found, prereleases=True):
-        return [
-            Fp16PatchError(
-                f"OpenRLHF {found} is installed; the patches were written for and tested with other releases",
-                allowed=f"openrlhf{releases.RELEASES}",
-                next_step=f"pip install 'openrlhf{releases.RELEASES}', or an fp16-patch release that knows {found}",
-            )
-        ]
-    problems = []
-    if importlib.util.find_spec("vllm") is None:
-        problems.append(
-            Fp16PatchError(
-                "vLLM is not installed in the driver's environment",
-                allowed="the vLLM release your OpenRLHF release supports",
-                next_step="install it beside OpenRLHF (pip install vllm), on every node",
-            )
-        )
-    findings = [check_source(patch) for patch in (*plan.ALL_PATCHES, _accepting({}))]
-    return problems + [refusal(finding) for finding in findings if finding.outcome in ("refused", "not_installed")]
+    patches = (*plan.ALL_PATCHES, _accepting({}))
+    return unfit("OpenRLHF", releases.DISTRIBUTION, releases.RELEASES, patches)
 
 
 def accept(args: Any, settings: dict[str, Any]) -> None:

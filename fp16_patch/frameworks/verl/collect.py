@@ -9,7 +9,7 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.ray.answers import answers
-from fp16_patch.frameworks.verl.rollout import REPORT
+from fp16_patch.frameworks.vllm.precision import REPORT
 from fp16_patch.patching import status
 from fp16_patch.proof.processes import this_process
 

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 from omegaconf import DictConfig, OmegaConf, open_dict
-from packaging.specifiers import SpecifierSet
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.installation import unfit
 from fp16_patch.frameworks.verl import releases
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-from fp16_patch.patching import check_source, installed_version, refusal
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, REPORTS_VARIABLE, Precision
 
 WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
@@ -21,26 +19,7 @@ EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
 
 def unfit_installation() -> list[Fp16PatchError]:
     """Everything about the installed packages that the flag cannot work with. Imports none of them."""
-    found = installed_version([releases.DISTRIBUTION])
-    if found is None or not SpecifierSet(releases.RELEASES).contains(found, prereleases=True):
-        return [
-            Fp16PatchError(
-                f"verl {found} is installed; the patches were written for and tested with other releases",
-                allowed=f"verl{releases.RELEASES}",
-                next_step=f"pip install 'verl{releases.RELEASES}', or an fp16-patch release that knows {found}",
-            )
-        ]
-    problems = []
-    if importlib.util.find_spec("vllm") is None:
-        problems.append(
-            Fp16PatchError(
-                "vLLM is not installed in the driver's environment",
-                allowed="the vLLM release your verl release supports",
-                next_step="install it beside verl (pip install vllm), on every node",
-            )
-        )
-    findings = [check_source(patch) for patch in ALL_PATCHES]
-    problems += [refusal(finding) for finding in findings if finding.outcome in ("refused", "not_installed")]
+    problems = unfit("verl", releases.DISTRIBUTION, releases.RELEASES, ALL_PATCHES)
     if _ray_is_running():
         problems.append(
             Fp16PatchError(

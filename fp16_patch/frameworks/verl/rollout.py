@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.verl import releases
-from fp16_patch.frameworks.vllm.precision import describe_worker, note_on_the_wire, watch_logits
-from fp16_patch.patching import Patch, status
-from fp16_patch.proof.observed import seen
-from fp16_patch.proof.processes import this_process
+from fp16_patch.frameworks.vllm.precision import REPORT, note_on_the_wire, report_method, watch_logits
+from fp16_patch.patching import Patch
 
 _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer"
 _EXTENSION = "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension"
-REPORT = "fp16_patch_report"
 
 
 def return_results(_original: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,17 +28,6 @@ def return_results(_original: Callable[..., Any]) -> Callable[..., Any]:
         return await self.engine.collective_rpc(method=method, timeout=timeout, args=args, kwargs=kwargs)
 
     return collective_rpc
-
-
-def report_method(_original: None) -> Callable[..., str]:
-    """The method the driver calls in every vLLM worker."""
-
-    def fp16_patch_report(self: Any) -> str:
-        # JSON, because vLLM sends answers between its processes as plain data only.
-        rows = describe_worker(self) | seen(self)
-        return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
-
-    return fp16_patch_report
 
 
 def observe_wire(original: Callable[..., Any]) -> Callable[..., Any]:

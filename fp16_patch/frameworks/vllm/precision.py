@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from fp16_patch.patching import status
 from fp16_patch.proof.dtypes import agree, describe
 from fp16_patch.proof.observed import seen
+from fp16_patch.proof.processes import this_process
 
 
 def describe_worker(worker: Any) -> dict[str, str]:
@@ -19,6 +22,21 @@ def describe_worker(worker: Any) -> dict[str, str]:
         "compute": agree([runner.model_config.dtype]),
         "kv_cache": describe(_tensors(getattr(runner, "kv_caches", [])), none="not allocated"),
     }
+
+
+REPORT = "fp16_patch_report"
+"""Name of the method that is added to a framework's worker extension, and called in every vLLM worker."""
+
+
+def report_method(_original: None) -> Callable[..., str]:
+    """That method: vLLM's workers are no Ray actors, this is how their ledgers get out."""
+
+    def fp16_patch_report(self: Any) -> str:
+        # JSON, because vLLM sends answers between its processes as plain data only.
+        rows = describe_worker(self) | seen(self)
+        return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
+
+    return fp16_patch_report
 
 
 def watch_logits(worker: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks import installation
 from fp16_patch.frameworks.openrlhf import flag, refusals, start
 from fp16_patch.patching import inspection
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
@@ -148,7 +149,7 @@ def test_another_release_is_refused(
         return version if changed in distributions else real(distributions)
 
     monkeypatch.setattr(inspection, "installed_version", other)
-    monkeypatch.setattr(start, "installed_version", other)
+    monkeypatch.setattr(installation, "installed_version", other)
     problems = start.unfit_installation(start.MODULE)
     assert problems
     assert all(named in str(problem) and "next step: " in str(problem) for problem in problems)

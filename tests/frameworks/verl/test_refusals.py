@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import launch
 from fp16_patch.frameworks.verl.callback import apply_flag
 
 FP16 = "+precision@_global_=fp16"
@@ -123,10 +123,8 @@ def test_a_misspelt_precision_is_hydras_own_error(compose):
 
 
 def test_vllm_missing(compose, monkeypatch):
-    find_spec = launch.importlib.util.find_spec
-    monkeypatch.setattr(
-        launch.importlib.util, "find_spec", lambda name, *a: None if name == "vllm" else find_spec(name, *a)
-    )
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "vllm" else find_spec(name, *a))
     with pytest.raises(Fp16PatchError, match="vLLM is not installed"):
         apply_flag(compose(FP16))
 
