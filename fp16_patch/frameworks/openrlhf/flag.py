@@ -15,9 +15,11 @@ SETTINGS = ("rollout_dtype", "train_dtype", "loss_scaling", "fp32_modules", "tra
 def settings(overrides: Sequence[str]) -> dict[str, Any]:
     """``["fp16_patch.loss_scaling.init_scale=1024"]`` -> ``{"loss_scaling": {"init_scale": 1024}}``.
 
-    Values are read as Hydra reads them on verl. Raises :class:`Fp16PatchError` on an unknown key.
+    Values are read as Hydra reads them on verl. Raises :class:`Fp16PatchError` on an unknown key, and on a value that
+    no run could use, before anything of OpenRLHF is imported.
     """
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -28,8 +30,17 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
                 allowed=", ".join(f"fp16_patch.{name}" for name in SETTINGS) + ", each with =VALUE",
                 next_step="put the arguments of OpenRLHF after the --",
             )
+        try:
+            OmegaConf.from_dotlist([override])
+        except YAMLError as error:
+            raise Fp16PatchError(
+                f"{override!r} cannot be read: {str(error).splitlines()[0]}",
+                allowed="a value in YAML, such as 1024, bf16 or [a,b]",
+                next_step="correct the value, and quote it for the shell",
+            ) from error
     node = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     found: dict[str, Any] = node.get("fp16_patch", {})
+    Precision.from_mapping({"rollout_dtype": "fp16", **_of_precision(found), "train_dtype": "fp16"})
     return found
 
 
@@ -43,8 +54,11 @@ def precision(args: Any, given: dict[str, Any]) -> Precision:
             allowed="one of the two, or both alike",
             next_step="set --ds.param_dtype, and fp16_patch.rollout_dtype where the rollout should differ",
         )
-    node = {name: value for name, value in given.items() if name != "report_path"}
-    return Precision.from_mapping({"rollout_dtype": train, **node, "train_dtype": train})
+    return Precision.from_mapping({"rollout_dtype": train, **_of_precision(given), "train_dtype": train})
+
+
+def _of_precision(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != "report_path"}
 
 
 def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:

@@ -71,6 +71,23 @@ def test_a_value_that_cannot_be_is_refused_by_name(arguments: Arguments, overrid
     assert named in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "fp16_patch.loss_scaling.init_scale=[1",
+        "fp16_patch.loss_scaling.init_scale=1000",
+        "fp16_patch.loss_scaling.init_scal=4",
+        "fp16_patch.loss_scaling=3",
+        "fp16_patch.rollout_dtype=int8",
+    ],
+)
+def test_a_value_that_no_run_could_use_is_refused_before_openrlhf_is_imported(override: str) -> None:
+    with pytest.raises(Fp16PatchError) as refused:
+        flag.settings([override])
+    assert override.partition("=")[0] in str(refused.value)
+    assert "allowed: " in str(refused.value)
+
+
 REFUSED = {
     # argument -> the option the message must name
     ("ds__load_in_4bit", True): "--ds.load_in_4bit",
