@@ -33,7 +33,12 @@ def versions() -> str:
     rollout = f"vLLM; tested with {tested}"
     rows = [
         ("verl", VERL.removeprefix("=="), "FSDP1, FSDP2", rollout),
-        ("OpenRLHF", OPENRLHF.removeprefix("=="), f"DeepSpeed {DEEPSPEED.removeprefix('==')}, ZeRO 1 to 3", "as above"),
+        (
+            "OpenRLHF",
+            OPENRLHF.removeprefix("=="),
+            f"DeepSpeed {DEEPSPEED.removeprefix('==')}, ZeRO-2 and ZeRO-3",
+            "as above",
+        ),
     ]
     return table.markdown(("framework", "release", "trainer", "rollout"), rows)
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from fp16_patch.cli import main
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.launcher import command_with_flag
 
@@ -26,6 +29,14 @@ def test_verl_gets_hydra_overrides() -> None:
 def test_a_precision_of_the_command_s_own_stays() -> None:
     own = [*VERL, "+precision@_global_=bf16"]
     assert command_with_flag([], own) == own
+
+
+def test_an_interpreter_without_the_package_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    assert main(["run", "--", str(bare), *VERL[1:]]) == 2
+    assert f"fp16-patch is not installed for {bare}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

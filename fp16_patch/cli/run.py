@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -36,5 +37,11 @@ def run(options: argparse.Namespace) -> int:
     program = shutil.which(command[0])
     if program is None:
         raise Fp16PatchError(f"there is no program {command[0]!r}", next_step="check the path of the interpreter")
+    if subprocess.run([program, "-c", "import fp16_patch, omegaconf"], capture_output=True, check=False).returncode:
+        raise Fp16PatchError(
+            f"fp16-patch is not installed for {program}",
+            allowed="the interpreter of the environment that the trainer is installed in",
+            next_step=f"{program} -m pip install fp16-patch, or name the right interpreter after the --",
+        )
     sys.stdout.flush()
     os.execv(program, command)

@@ -8,6 +8,7 @@ OpenRLHF parses its arguments in its main block, so the flag is read where they 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import platform
@@ -66,7 +67,20 @@ def unfit_installation(module: str) -> list[Fp16PatchError]:
             )
         ]
     patches = (*plan.ALL_PATCHES, _accepting({}))
-    return unfit("OpenRLHF", releases.DISTRIBUTION, releases.RELEASES, patches)
+    return _flash_attention() + unfit("OpenRLHF", releases.DISTRIBUTION, releases.RELEASES, patches)
+
+
+def _flash_attention() -> list[Fp16PatchError]:
+    """OpenRLHF's models import it whether it is used or not; the CPU platform stands in for it."""
+    if importlib.util.find_spec("flash_attn") is not None or os.environ.get(activation.ENVIRONMENT_VARIABLE):
+        return []
+    return [
+        Fp16PatchError(
+            "flash-attn is not installed, and OpenRLHF imports it",
+            allowed="flash-attn in the driver's and the workers' environment",
+            next_step=f"install it; without a GPU set {activation.ENVIRONMENT_VARIABLE}=cpu (docs/cpu-platform.md)",
+        )
+    ]
 
 
 def accept(args: Any, settings: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,7 @@ def test_another_release_is_refused(
     def other(distributions: Iterable[str]) -> str | None:
         return version if changed in distributions else real(distributions)
 
+    monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
     monkeypatch.setattr(inspection, "installed_version", other)
     monkeypatch.setattr(installation, "installed_version", other)
     problems = start.unfit_installation(start.MODULE)
@@ -172,8 +174,16 @@ def test_another_release_is_refused(
     assert all(named in str(problem) and "next step: " in str(problem) for problem in problems)
 
 
-def test_this_installation_is_fit() -> None:
+def test_this_installation_is_fit_on_the_cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
+    monkeypatch.delenv("FP16_PATCH_PLATFORM", raising=False)
+    monkeypatch.setattr(
+        start.importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find_spec(name)
+    )
+    (problem,) = start.unfit_installation(start.MODULE)
+    assert "flash-attn" in str(problem)
+    assert "FP16_PATCH_PLATFORM=cpu" in str(problem)
+    monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
     assert start.unfit_installation(start.MODULE) == []
     (problem,) = start.unfit_installation("openrlhf.cli.train_sft")
     assert "openrlhf.cli.train_sft" in str(problem)
