@@ -164,3 +164,14 @@ def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_openrlhf, sabot
     reports = list((tmp_path / "run" / "fp16").glob("overflow_report_actor.*"))
     assert sorted(path.suffix for path in reports) == [".json", ".txt"]
     assert "--ds.param_dtype bf16" in run.log or "no FP32 module and no BF16 helps" in run.log
+
+
+def test_one_side_in_bf16(run_openrlhf):
+    run = run_openrlhf("fp16_patch.rollout_dtype=bf16")
+    assert run.result.status == "completed", run.why()
+    actor, rollout = run.report["roles"]["actor"], run.report["roles"]["rollout"]
+    assert (actor["compute"], actor["loss_scale"]) == ("float16", "65536")
+    assert rollout["compute"] == rollout["weights"] == "bfloat16"
+    assert rollout["weights_on_the_wire"] == "float16"
+    for step in run.metrics:
+        assert step["mismatch/log_ratio_abs_mean"] > 2e-3, "one-sided FP16 buys nothing: this is BF16's mismatch"
