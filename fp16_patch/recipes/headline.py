@@ -68,5 +68,6 @@ def _ratio(bf16: ArmRun | None, fp16: ArmRun | None, name: str, steps: frozenset
 def _reward(arm: ArmRun) -> dict[str, float | None]:
     rewards = arm.series.known("reward")
     first, last = mean_or_none(rewards[:_ENDS]), mean_or_none(rewards[-_ENDS:])
-    rise = last - first if first is not None and last is not None else None
+    apart = len(rewards) >= 2 * _ENDS  # else both ends share steps
+    rise = last - first if first is not None and last is not None and apart else None
     return {"first3": first, "last3": last, "rise": rise}
