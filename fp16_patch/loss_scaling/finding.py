@@ -27,9 +27,9 @@ BITS = 3
 
 @dataclass(frozen=True)
 class Remedies:
-    """What the framework offers, in its own words; the default is verl's."""
+    """What the framework offers, in its own words."""
 
-    in_bf16: str = "train in BF16: +precision@_global_=bf16"
+    in_bf16: str = "train in BF16"
     """The last resort."""
     fp32_modules: bool = True
     """Whether single modules can be kept in FP32."""

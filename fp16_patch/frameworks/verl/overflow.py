@@ -12,6 +12,8 @@ from fp16_patch.precision import Precision
 Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 Loss = Callable[..., Any]
 
+IN_BF16 = "train in BF16: +precision@_global_=bf16"
+
 
 def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) -> None:
     """The report of update ``fp16_patch.trace_update``, made before it; the update is what it would have been."""
@@ -40,7 +42,11 @@ def _examine(
     import torch
 
     from fp16_patch.loss_scaling.diagnosis import diagnose
+    from fp16_patch.loss_scaling.finding import Remedies
     from fp16_patch.loss_scaling.stop import publish
+
+    def run() -> object:
+        return engine.forward_backward_batch(*batch)
 
     now = scaler.get_scale()
     scaler.ensure_scale().fill_(scale)
@@ -48,7 +54,7 @@ def _examine(
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices=devices):
-            diagnosis = diagnose(engine.module, scaler, lambda: engine.forward_backward_batch(*batch), reason)
+            diagnosis = diagnose(engine.module, scaler, run, reason, remedies=Remedies(IN_BF16))
     finally:
         engine.optimizer_zero_grad()
         scaler.ensure_scale().fill_(now)
