@@ -20,7 +20,7 @@ _PLOTS = {
     "reward": "Mean reward of the rollouts of each step.",
     "loss_scale": "What the dynamic loss scaler did. A skipped update is its normal answer to an overflow.",
 }
-_VERDICT = {True: ("met", "met"), False: ("not met", "unmet"), None: ("no data", "unknown")}
+_KIND = {True: "met", False: "unmet", None: "unknown"}
 
 Rows = Iterable[Sequence[str]]
 
@@ -87,7 +87,7 @@ def _expected(checks: Sequence[Mapping[str, Any]], level: str) -> str:
         return ""
     body = ""
     for item in checks:
-        words, kind = _VERDICT[item["met"]]
+        words, kind = item["verdict"].lower(), _KIND[item["met"]]
         cells = (item["expected"], show(item["value"], ".4g"), item["source"])
         body += f"<tr><td class={kind}>{words}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>"
     head = "<tr><th></th><th>expected</th><th>found</th><th>bound from</th></tr>"

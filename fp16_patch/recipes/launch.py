@@ -66,7 +66,8 @@ def run_recipe(
 
     ``framework`` is one of the recipe's, by default its first. ``overrides`` are further ``KEY=VALUE`` for every arm.
     ``timeout_s`` replaces the recipe's limit for one arm. ``module`` is started in place of the trainer. An arm that
-    fails does not keep the next from running. Raises :class:`Fp16PatchError` before anything is started;
+    fails does not keep the next from running. An earlier run of an arm is set aside. Raises :class:`Fp16PatchError`
+    before anything is started;
     KeyboardInterrupt after the running arm is cleaned up.
     """
     recipe = load(path)
@@ -78,23 +79,24 @@ def run_recipe(
         if arm not in recipe.arms:
             raise Fp16PatchError(f"{recipe.name} has no arm {arm!r}", allowed=", ".join(recipe.arms))
     out = out.resolve()
-    run_directory.claim(out, path, recipe, framework)
-    folders = {arm: run_directory.fresh(out / arm, say) for arm in chosen}
-    world = run_directory.world(recipe, out, say)
     results = []
-    for arm, files in folders.items():
-        job = Job(recipe, arm, files, world, tuple(overrides))
-        command = trainer.build_command(job, module or trainer.MODULE)
-        limit_s = timeout_s or recipe.hardware.timeout_minutes * 60
-        progress = Progress(
-            files.log,
-            files.metrics,
-            say,
-            phases=trainer.PHASES,
-            total_steps=command.total_steps,
-            heartbeat_s=heartbeat_s,
-        )
-        results.append(_run_arm(job, framework, command, progress, limit_s, say))
+    with run_directory.alone(out):
+        run_directory.claim(out, path, recipe, framework)
+        folders = {arm: run_directory.fresh(out / arm, say) for arm in chosen}
+        world = run_directory.world(recipe, out, say)
+        for arm, files in folders.items():
+            job = Job(recipe, arm, files, world, tuple(overrides))
+            command = trainer.build_command(job, module or trainer.MODULE)
+            limit_s = timeout_s or recipe.hardware.timeout_minutes * 60
+            progress = Progress(
+                files.log,
+                files.metrics,
+                say,
+                phases=trainer.PHASES,
+                total_steps=command.total_steps,
+                heartbeat_s=heartbeat_s,
+            )
+            results.append(_run_arm(job, framework, command, progress, limit_s, say))
     return results
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -171,7 +172,7 @@ def _lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str, *, l
     if log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     left_out = 0
     for curve in curves:
@@ -183,6 +184,11 @@ def _lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str, *, l
     if left_out:
         _remark(axes, f"{left_out} point{'s' * (left_out > 1)} ≤ 0 not drawn")
     _finish(axes, title, y_label)
+
+
+def _scientific(value: float) -> str:
+    """As few digits as tell ticks within one decade apart."""
+    return str(np.format_float_scientific(value, precision=2, trim="-", exp_digits=2))
 
 
 def _points(arm: ArmRun, name: str) -> Points:

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a run directory ready: one recipe on one framework, an empty folder for each arm, the world they share."""
+"""Make a run directory ready: one recipe on one framework, an empty folder for each arm, the world they share.
+
+No run is lost: what an arm left before is set aside, and one process at a time writes here.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Callable
+import fcntl
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +22,37 @@ from fp16_patch.recipes.schema import Recipe
 if TYPE_CHECKING:
     from fp16_patch.toy import World
 
+EARLIER = "earlier"
+"""Folder of a run directory: runs that a later one of the same arm took the place of."""
+
+_LOCK = ".lock"
 _WORLD_SEED = 0
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Nobody else runs a recipe into ``out`` meanwhile. A process that was killed keeps nobody out.
+
+    Raises :class:`Fp16PatchError`, naming the process, where somebody does, and where ``out`` cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / _LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise Fp16PatchError(f"--out {out}: {error.strerror}", next_step="choose a folder you can write to") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise Fp16PatchError(
+                f"{out} is in use: process {lock.read().strip() or 'unknown'} runs a recipe into it",
+                next_step="wait for it, or choose another --out",
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def claim(out: Path, path: Path, recipe: Recipe, framework: str) -> None:
@@ -30,25 +64,28 @@ def claim(out: Path, path: Path, recipe: Recipe, framework: str) -> None:
         other, there = old.name, framework_of(out, old)
     if (other, there) != (recipe.name, framework):
         raise Fp16PatchError(f"{out} holds runs of the recipe {other!r} on {there}", next_step="choose another --out")
-    text = path.read_text(encoding="utf-8")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        kept.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise Fp16PatchError(f"--out {out}: {error.strerror}", next_step="choose a folder you can write to") from error
+    kept.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def fresh(folder: Path, say: Callable[[str], None]) -> ArmFiles:
-    """An empty folder for an arm. Replaces an earlier run of ours, but neither checkpoints nor foreign files."""
+    """An empty folder for an arm. Sets an earlier run of ours aside; checkpoints and foreign files are refused."""
     files = ArmFiles(folder)
     if folder.exists() and any(folder.iterdir()):
         if not files.script.exists() or files.checkpoints.exists():
             what = "checkpoints" if files.script.exists() else "files that are not ours"
             raise Fp16PatchError(f"{folder} holds {what}", next_step="choose another --out, or remove it")
-        say(f"replacing the earlier run in {folder}")
-        shutil.rmtree(folder)
+        say(f"the earlier run in {folder} is kept as {_set_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
     return files
+
+
+def _set_aside(folder: Path) -> Path:
+    shelf = folder.parent / EARLIER
+    shelf.mkdir(exist_ok=True)
+    number = 1
+    while (place := shelf / f"{folder.name}-{number}").exists():
+        number += 1
+    return folder.rename(place)
 
 
 def world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> World | None:

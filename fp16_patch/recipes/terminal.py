@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_VERDICT = {True: "met", False: "NOT MET", None: "no data"}
-
 
 def table(report: Mapping[str, Any], label: str, folder: Path) -> str:
     """Rows of numbers per arm, what was expected, what is missing, and the logs of arms that ended badly."""
@@ -35,9 +33,7 @@ def table(report: Mapping[str, Any], label: str, folder: Path) -> str:
     lines += [f"  note: {note}" for note in report["notes"]]
     if report["expected"]:
         lines.append("\nexpected")
-        lines += [
-            f"  {_VERDICT[e['met']]:<8} {e['expected']}   found {show(e['value'], '.4g')}" for e in report["expected"]
-        ]
+        lines += [f"  {e['verdict']:<8} {e['expected']}   found {show(e['value'], '.4g')}" for e in report["expected"]]
     ended_badly = [name for name, arm in arms.items() if arm["status"] not in ("completed", "not run")]
     lines += [f"\n{name} {arms[name]['status']}: {folder / name / 'train.log'}" for name in ended_badly]
     return "\n".join(lines)

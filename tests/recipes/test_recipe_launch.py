@@ -185,15 +185,26 @@ def test_overrides_that_cannot_hold_are_refused(
         run_recipe(write_recipe(), tmp_path / "run", overrides=[override])
 
 
-def test_a_second_run_replaces_the_first_but_never_checkpoints_or_foreign_files(
+def test_a_second_run_keeps_the_first_and_never_moves_checkpoints_or_foreign_files(
     write_recipe: Write, stand_in: str, tmp_path: Path
 ) -> None:
-    def run() -> None:
-        run_recipe(write_recipe(), tmp_path / "run", arms=["fp16"], module=stand_in, say=lambda _: None)
+    said: list[str] = []
 
-    run()
-    run()
+    def run() -> None:
+        run_recipe(write_recipe(), tmp_path / "run", arms=["fp16"], module=stand_in, say=said.append)
+
     arm = tmp_path / "run" / "fp16"
+    run()
+    (arm / "model").mkdir()
+    (arm / "model" / "weights").write_text("of the first run")
+    run()
+    run()
+    earlier = tmp_path / "run" / "earlier"
+    assert sorted(kept.name for kept in earlier.iterdir()) == ["fp16-1", "fp16-2"]
+    assert (earlier / "fp16-1" / "model" / "weights").read_text() == "of the first run"
+    assert (earlier / "fp16-1" / "result.json").exists()
+    assert not (arm / "model").exists()
+    assert f"the earlier run in {arm} is kept as {earlier / 'fp16-2'}" in said
     (arm / "checkpoints").mkdir()
     with pytest.raises(Fp16PatchError, match="holds checkpoints"):
         run()
@@ -201,3 +212,25 @@ def test_a_second_run_replaces_the_first_but_never_checkpoints_or_foreign_files(
     (arm / "command.sh").unlink()
     with pytest.raises(Fp16PatchError, match="files that are not ours"):
         run()
+
+
+def test_two_runs_into_one_directory_are_refused_and_a_killed_one_keeps_nobody_out(
+    write_recipe: Write, stand_in: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    script = "import sys; from pathlib import Path; from fp16_patch.recipes.run_directory import alone\n"
+    script += "with alone(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(Fp16PatchError, match=f"process {holder.pid} runs a recipe into it"):
+            run_recipe(write_recipe(), out, module=stand_in)
+        assert not (out / "fp16").exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    results = run_recipe(write_recipe(), out, arms=["fp16"], module=stand_in, say=lambda _: None)
+    assert [result.status for result in results] == ["completed"]

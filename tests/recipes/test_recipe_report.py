@@ -139,6 +139,8 @@ def test_a_crashed_arm_shows_its_error_and_the_other_arm_stays(run: Path) -> Non
         "bf16 has unreadable lines in metrics.jsonl: 1",
         "bf16 left no readable precision report",
     ]
+    assert (report["expected"][0]["value"], report["expected"][0]["met"]) == (pytest.approx(8), None)
+    assert "unknown  headline.prob_diff_ratio >= 6   found 8" in said, "what a whole run would have come to"
     assert "&lt;b&gt; &amp; exit code 1" in (run / "report.html").read_text()
     assert str(run / "bf16" / "train.log") in said
 
@@ -251,3 +253,20 @@ def test_several_runs_need_a_folder_and_to_be_several(run: Path, times: int, to:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Fp16PatchError, match=r"not a run directory(?s:.*)recipes run"):
         compare(tmp_path)
+
+
+def test_a_report_over_several_runs_does_not_take_the_place_of_one_of_them(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    compare(run, say=lambda _: None)
+    before = (run / "report.json").read_text()
+    for folders in ((run, other), (other,)):
+        with pytest.raises(Fp16PatchError, match="is a run directory with a report of its own"):
+            compare(*folders, out=run, say=lambda _: None)
+    assert (run / "report.json").read_text() == before
+
+
+def test_ticks_within_one_decade_are_told_apart() -> None:
+    from fp16_patch.recipes.plots import _scientific
+
+    assert [_scientific(value) for value in (1e-4, 2e-4, 2.2e-4, 2.25e-4)] == ["1e-04", "2e-04", "2.2e-04", "2.25e-04"]
