@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # argparse gives up on `recipes run NAME --out DIR KEY=VALUE`: values after an option are left over.
     if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("--") for word in rest):
         options.overrides = [*options.overrides, *rest]
+    elif rest and options.command == "run":
+        print(run.misplaced(rest[0]), file=sys.stderr)
+        return 2
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:

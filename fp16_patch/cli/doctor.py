@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
 def examine() -> dict[str, Any]:
     """The findings, JSON-able. Imports none of torch, verl, OpenRLHF, DeepSpeed, vLLM or Ray."""
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
+    from fp16_patch.frameworks.openrlhf.start import flash_attention_missing
     from fp16_patch.frameworks.verl import plan as verl
 
     installed = {name: _version(name) for name in DISTRIBUTIONS}
@@ -64,6 +65,8 @@ def examine() -> dict[str, Any]:
         "verl": _framework(installed["verl"], verl.ALL_PATCHES),
         "openrlhf": _framework(installed["openrlhf"], openrlhf.ALL_PATCHES),
     }
+    if installed["openrlhf"]:
+        frameworks["openrlhf"]["problems"] += [f"{p.what}; {p.next_step}" for p in flash_attention_missing()]
     if not hydra:
         missing = "Hydra would not find the config group: hydra_plugins.fp16_patch is not importable"
         frameworks["verl"]["problems"].append(missing)

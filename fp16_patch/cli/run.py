@@ -25,6 +25,15 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def misplaced(word: str) -> Fp16PatchError:
+    """An option of the trainer's on the wrong side of the ``--``."""
+    return Fp16PatchError(
+        f"{word} stands before the --, where the settings of this package stand",
+        allowed="fp16_patch.NAME=VALUE before it; the trainer's own command and all its options after it",
+        next_step=f"fp16-patch run -- python -m MODULE {word} ...",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the trainer's; returns only with an error."""
     from fp16_patch.launcher import command_with_flag

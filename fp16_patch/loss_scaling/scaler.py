@@ -2,7 +2,7 @@
 """torch's ShardedGradScaler, bounded and repaired.
 
 What is wrong with it (torch 2.13, distributed/fsdp/sharded_grad_scaler.py): the scale halves without a floor, so
-some 165 bad updates make it 0.0, its inverse infinite and the next good gradients NaN with found_inf unset, and
+200 bad updates make it 0.0, its inverse infinite and the next good gradients NaN with found_inf unset, and
 the optimizer steps on them; it grows without a ceiling; nothing says that a step was skipped.
 """
 

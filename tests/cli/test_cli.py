@@ -19,6 +19,12 @@ from fp16_patch.patching import validate_plan
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu_platform(monkeypatch):
+    """As the recipes run here: without flash-attn, which OpenRLHF imports."""
+    monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
+
+
 def test_doctor_finds_this_environment_ready(capsys):
     assert main(["doctor"]) == 0, capsys.readouterr().out
     out = capsys.readouterr().out
@@ -117,3 +123,17 @@ def test_other_leftover_words_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["recipes", "run", "quickstart", "--out", "x", "--nonsense=1"])
     assert "--nonsense=1" in capsys.readouterr().err
+
+
+def test_doctor_misses_flash_attention_where_openrlhf_needs_it(monkeypatch, capsys):
+    monkeypatch.delenv("FP16_PATCH_PLATFORM")
+    assert main(["doctor"]) == 1
+    assert "NOT READY: flash-attn is not installed, and OpenRLHF imports it" in capsys.readouterr().out
+
+
+def test_an_option_of_the_trainer_before_the_dashes(capsys):
+    command = ["run", "--ds.param_dtype", "fp16", "--", sys.executable, "-m", "openrlhf.cli.train_ppo_ray"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "fp16_patch: --ds.param_dtype stands before the --" in said
+    assert "next step:" in said

@@ -67,10 +67,10 @@ def unfit_installation(module: str) -> list[Fp16PatchError]:
             )
         ]
     patches = (*plan.ALL_PATCHES, _accepting({}))
-    return _flash_attention() + unfit("OpenRLHF", releases.DISTRIBUTION, releases.RELEASES, patches)
+    return flash_attention_missing() + unfit("OpenRLHF", releases.DISTRIBUTION, releases.RELEASES, patches)
 
 
-def _flash_attention() -> list[Fp16PatchError]:
+def flash_attention_missing() -> list[Fp16PatchError]:
     """OpenRLHF's models import it whether it is used or not; the CPU platform stands in for it."""
     if importlib.util.find_spec("flash_attn") is not None or os.environ.get(activation.ENVIRONMENT_VARIABLE):
         return []
