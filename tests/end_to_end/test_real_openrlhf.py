@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
@@ -35,7 +36,18 @@ def sabotage(monkeypatch: pytest.MonkeyPatch):
 
 def kinds(report: dict) -> list[str]:
     """Kinds of process, one per report, such as ``actor rank``."""
-    known = ("driver", "controller", "actor rank", "reference rank", "critic rank", "vLLM server", "vLLM worker")
+    known = (
+        "driver",
+        "controller",
+        "coordinator",
+        "async controller",
+        "sampler",
+        "actor rank",
+        "reference rank",
+        "critic rank",
+        "vLLM server",
+        "vLLM worker",
+    )
     return sorted(next(kind for kind in known if p["process"].startswith(kind)) for p in report["processes"])
 
 
@@ -104,6 +116,37 @@ def test_zero_3_with_critic_reward_model_and_a_scale_that_overflows(run_openrlhf
     assert first["timing/broadcast"] < 0.01
 
 
+def test_async_trainer_that_skips_its_first_update(run_openrlhf, sabotage, tmp_path):
+    witness = tmp_path / "witness.jsonl"
+    sabotage("overflow_first,witness_every_weight", WITNESS=str(witness))
+    run = run_openrlhf("train.async_enable=true", "data.max_samples=32")
+    assert run.result.status == "completed", run.why()
+
+    assert kinds(run.report) == sorted(
+        ["driver", "coordinator", "async controller", "sampler", "actor rank", "vLLM server", "vLLM worker"]
+    )
+    assert len({process["pid"] for process in run.report["processes"]}) == 7, "each is a process of its own"
+    assert run.report["when"] == "after the first update"
+    actor, rollout = run.report["roles"]["actor"], run.report["roles"]["rollout"]
+    assert actor["compute"] == rollout["compute"] == rollout["weights"] == "float16"
+    assert actor["master_weights"] == "float32"
+
+    assert [step["actor/update_skipped"] for step in run.metrics] == [1, 0, 0, 0]
+    assert [step["actor/loss_scale"] for step in run.metrics] == [2**16, 2**15, 2**15, 2**15]
+    assert "actor_grad_norm" not in run.metrics[0]
+    assert all(0 < step["actor/grad_norm"] < math.inf for step in run.metrics[1:])
+    # Up to here both ends have the first weights; later batches are older than the trainer by an update.
+    for step in run.metrics[:2]:
+        assert 0 < step["mismatch/log_ratio_abs_mean"] < 1.2e-3
+        assert abs(step["mismatch/k1_kl"]) < 1.5e-4, "a forbidden EOS at the first token adds 3e-4 to it"
+
+    arrived = [json.loads(line) for line in witness.read_text().splitlines()]
+    times = collections.Counter(line["name"] for line in arrived)
+    assert sum(line["elements"] for line in arrived) > 100_000, "the whole model, after every update"
+    assert set(times.values()) == {3}, "sent after each of the three updates, and not after the skipped one"
+    assert [line for line in arrived if line["different"]] == [], "vLLM holds something else than the trainer sent"
+
+
 def test_killed_and_resumed_with_the_scale_it_had(run_openrlhf, sabotage, tmp_path):
     overrides = (
         "data.max_samples=24",
@@ -112,7 +155,7 @@ def test_killed_and_resumed_with_the_scale_it_had(run_openrlhf, sabotage, tmp_pa
         "algo.advantage.is_correction_mode=mask",
         "algo.advantage.is_correction_threshold=[0.5,2.0]",
     )
-    sabotage("overflow_then_die")
+    sabotage("overflow_first,die_in_the_third")
     first = run_openrlhf(*overrides)
     assert first.result.status == "failed", first.why()
     assert len(first.metrics) == 2, "it was to die in its third update"

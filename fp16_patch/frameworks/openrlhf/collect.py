@@ -63,6 +63,11 @@ def server_report(actor: Any, number: int) -> Report:
     return this_process(f"vLLM server {number}", with_shipped(status(), type(actor), SERVER_PATCHES), {})
 
 
+def sampler_report(_actor: Any) -> Report:
+    """Runs inside the async trainer's sampler."""
+    return this_process("sampler", status(), {})
+
+
 def with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
     """``ledger`` with what is true of ``cls``, which Ray brought here by value: the driver has patched it, or has not.
 

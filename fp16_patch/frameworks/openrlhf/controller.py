@@ -2,25 +2,22 @@
 """Patches of OpenRLHF's training loop: proof before the first update, no weight sync without one.
 
 They run in the PPO trainer's Ray actor, the single controller; those of the trainer itself are patched in the driver
-and shipped with its class. Each stops the run by raising there.
+and shipped with its class. Each stops the run by raising there. The async trainer runs the same steps in a class of
+its own.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.frameworks.openrlhf import collect, metrics, releases
+from fp16_patch.frameworks.openrlhf import releases
+from fp16_patch.frameworks.openrlhf.reporting import gather, publish
 from fp16_patch.frameworks.ray import nodes
-from fp16_patch.patching import Patch, status
-from fp16_patch.precision import Precision, long_name
-from fp16_patch.proof import report
-from fp16_patch.proof.processes import require, this_process
+from fp16_patch.patching import Patch
 
-Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, never imported here
+Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
 
 _REPORTED = "_fp16_patch_reported"  # on the controller: how far the precision report has come
 _UPDATED = "_fp16_patch_updated"  # on the controller: whether the last ppo_train has changed weights
@@ -79,93 +76,68 @@ def complete_report(original: Callable[..., Any]) -> Callable[..., Any]:
     return train_step
 
 
-def gather(controller: Controller) -> list[dict[str, Any]]:
-    """Every process's report, or an :class:`Fp16PatchError` naming those that are missing or unproven."""
-    from fp16_patch.frameworks.openrlhf.plan import REQUIRED
-
-    shipped = (*PATCHES, *metrics.TRAINER_PATCHES)
-    roles = {
-        "actor": controller.actor_model_group,
-        "reference": controller.reference_model_group,
-        "critic": controller.critic_model_group,
-        "reward": controller.reward_model_group,
-    }
-    reports = {
-        "controller": [this_process("controller", collect.with_shipped(status(), type(controller), shipped), {})],
-        **collect.from_trainers(roles),
-        **collect.from_rollout(controller.vllm_engines, controller.args.vllm.tensor_parallel_size),
-    }
-    require(reports, REQUIRED)
-    return [report for some in reports.values() for report in some]
-
-
-def publish(controller: Controller, when: str) -> None:
-    """Gather, check against the flag, print (first time) and save."""
-    from fp16_patch.frameworks.openrlhf.start import RUN_VARIABLE
-
-    record = json.loads(os.environ[RUN_VARIABLE])
-    driver = {"process": "driver", **record["driver"], "ledger": [], "roles": {}}
-    reports = [driver, *gather(controller)]
-    precision = Precision.in_force()
-    report.publish(precision, reports, record["changes"], record["report_path"], when, _deepspeeds_own(precision))
-
-
-def _deepspeeds_own(precision: Precision) -> Mapping[str, tuple[str, ...]]:
-    """DeepSpeed sends gradients between ranks in the train dtype, and in BF16 adds them up in it too."""
-    half = (long_name(precision.train),)
-    return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train == "bf16" else {})
-
-
-def _patch(name: str, target: str, **kwargs: Any) -> Patch:
+def _patch(process: str, name: str, target: str, **kwargs: Any) -> Patch:
     return Patch(
         name=f"openrlhf-{name}",
         target=target,
         distribution=releases.DISTRIBUTION,
         versions=releases.RELEASES,
-        process="controller",
+        process=process,
         kind="wrap",
         **kwargs,
     )
 
 
-# Not the base class, where most of these are defined: Ray has copied its methods into the class that it ships.
-_LOOP = "openrlhf.trainer.ppo_trainer:PPOTrainer"
+def _steps(process: str, prefix: str, loop: str) -> tuple[Patch, ...]:
+    """Not of the base class, where most of these are defined: Ray has copied its methods into the class it ships."""
+    return (
+        _patch(
+            process,
+            f"{prefix}precision-report",
+            f"{loop}.ppo_train",
+            make=report_before_first_update,
+            parameters=("self", "global_steps"),
+            reason="prints and saves the dtypes in force once, before the first update",
+            upstream="none: our own proof",
+            remove_when="never",
+        ),
+        _patch(
+            process,
+            f"{prefix}sync-after-updates-only",
+            f"{loop}.broadcast_to_vllm",
+            make=sync_after_updates_only,
+            parameters=("self",),
+            reason="OpenRLHF sends all weights after a skipped update too, although none has changed",
+            upstream="OpenRLHF trainer/ppo_trainer.py:247",
+            remove_when="OpenRLHF skips the sync when nothing was updated",
+        ),
+        _patch(
+            process,
+            f"{prefix}precision-report-complete",
+            f"{loop}.train_step",
+            make=complete_report,
+            parameters=("self", "rollout_samples", "global_step"),
+            reason="optimizer state and weights on the wire exist only after the first step; completes the saved "
+            "report",
+            upstream="none: our own proof",
+            remove_when="never",
+        ),
+    )
+
 
 PATCHES: tuple[Patch, ...] = (
     _patch(
+        "controller",
         "check-processes",
-        f"{_LOOP}.fit",
+        "openrlhf.trainer.ppo_trainer:PPOTrainer.fit",
         make=check_processes,
         parameters=("self",),
         reason="every hook that brings us into a process can fail silently, so a missing ledger stops the run",
         upstream="none: our own proof",
         remove_when="never",
     ),
-    _patch(
-        "precision-report",
-        f"{_LOOP}.ppo_train",
-        make=report_before_first_update,
-        parameters=("self", "global_steps"),
-        reason="prints and saves the dtypes in force once, before the first update",
-        upstream="none: our own proof",
-        remove_when="never",
-    ),
-    _patch(
-        "sync-after-updates-only",
-        f"{_LOOP}.broadcast_to_vllm",
-        make=sync_after_updates_only,
-        parameters=("self",),
-        reason="OpenRLHF sends all weights after a skipped update too, although none has changed",
-        upstream="OpenRLHF trainer/ppo_trainer.py:247",
-        remove_when="OpenRLHF skips the sync when nothing was updated",
-    ),
-    _patch(
-        "precision-report-complete",
-        f"{_LOOP}.train_step",
-        make=complete_report,
-        parameters=("self", "rollout_samples", "global_step"),
-        reason="optimizer state and weights on the wire exist only after the first step; completes the saved report",
-        upstream="none: our own proof",
-        remove_when="never",
-    ),
+    *_steps("controller", "", "openrlhf.trainer.ppo_trainer:PPOTrainer"),
 )
+
+ASYNC_PATCHES = _steps("async controller", "async-", "openrlhf.trainer.ppo_trainer_async:TrainingActor")
+"""Its processes are checked by whoever starts it and the sampler: ``coordinator``."""

@@ -15,7 +15,7 @@ from typing import Any
 from fp16_patch.frameworks.openrlhf import releases
 from fp16_patch.patching import Patch
 
-Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, never imported here
+Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
 
 METRICS_VARIABLE = "FP16_PATCH_METRICS"
 """A file that gets one line of JSON a step: ``{"step": 1, "data": {...}}``, as verl's file logger writes them."""
@@ -77,13 +77,13 @@ def _plain(status: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
 
 
-def _patch(name: str, target: str, **kwargs: Any) -> Patch:
+def _patch(process: str, name: str, target: str, **kwargs: Any) -> Patch:
     return Patch(
         name=f"openrlhf-{name}",
         target=target,
         distribution=releases.DISTRIBUTION,
         versions=releases.RELEASES,
-        process="controller",
+        process=process,
         kind="wrap",
         upstream="none: our own metrics",
         **kwargs,
@@ -92,6 +92,7 @@ def _patch(name: str, target: str, **kwargs: Any) -> Patch:
 
 EXPERIENCE_PATCHES: tuple[Patch, ...] = (
     _patch(
+        "controller",
         "measure-mismatch",
         "openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker.make_experience_batch",
         make=measure_mismatch,
@@ -101,21 +102,30 @@ EXPERIENCE_PATCHES: tuple[Patch, ...] = (
     ),
 )
 
-TRAINER_PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "mismatch-metrics",
-        "openrlhf.trainer.ppo_trainer:PPOTrainer.train_step",
-        make=add_mismatch,
-        parameters=("self", "rollout_samples", "global_step"),
-        reason="OpenRLHF's vllm_kl is a signed mean in which differences cancel; adds what verl's runs report too",
-        remove_when="never",
-    ),
-    _patch(
-        "metrics-file",
-        "openrlhf.trainer.ppo_trainer:PPOTrainer.save_logs_and_checkpoints",
-        make=write_metrics,
-        parameters=("self", "global_step", "logs_dict"),
-        reason="OpenRLHF keeps its metrics in TensorBoard or wandb files; a comparison reads one line of JSON a step",
-        remove_when="OpenRLHF can write its metrics as JSON",
-    ),
-)
+
+def _steps(process: str, prefix: str, loop: str) -> tuple[Patch, ...]:
+    return (
+        _patch(
+            process,
+            f"{prefix}mismatch-metrics",
+            f"{loop}.train_step",
+            make=add_mismatch,
+            parameters=("self", "rollout_samples", "global_step"),
+            reason="OpenRLHF's vllm_kl is a signed mean in which differences cancel; adds what verl's runs report too",
+            remove_when="never",
+        ),
+        _patch(
+            process,
+            f"{prefix}metrics-file",
+            f"{loop}.save_logs_and_checkpoints",
+            make=write_metrics,
+            parameters=("self", "global_step", "logs_dict"),
+            reason="OpenRLHF keeps its metrics in TensorBoard or wandb files; a comparison reads one line of JSON a "
+            "step",
+            remove_when="OpenRLHF can write its metrics as JSON",
+        ),
+    )
+
+
+TRAINER_PATCHES = _steps("controller", "", "openrlhf.trainer.ppo_trainer:PPOTrainer")
+ASYNC_TRAINER_PATCHES = _steps("async controller", "async-", "openrlhf.trainer.ppo_trainer_async:TrainingActor")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 from fp16_patch.frameworks.deepspeed.plan import PLAN as DEEPSPEED
-from fp16_patch.frameworks.openrlhf import controller, metrics, rollout, trainer
+from fp16_patch.frameworks.openrlhf import controller, coordinator, metrics, rollout, trainer
 from fp16_patch.patching import Patch, apply, when_imported
 from fp16_patch.platforms import activation
 
@@ -16,6 +16,9 @@ PLAN: dict[str, tuple[Patch, ...]] = {
     "openrlhf.trainer.ppo_utils.samples_generator": rollout.SAMPLING_PATCHES,
     "openrlhf.trainer.ppo_utils.experience_maker": metrics.EXPERIENCE_PATCHES,
     "openrlhf.trainer.ppo_trainer": controller.PATCHES + metrics.TRAINER_PATCHES,
+    "openrlhf.trainer.ppo_trainer_async": coordinator.PATCHES
+    + controller.ASYNC_PATCHES
+    + metrics.ASYNC_TRAINER_PATCHES,
     "openrlhf.trainer.ray.ppo_actor": trainer.ACTOR_PATCHES,
     "openrlhf.trainer.ray.ppo_critic": trainer.CRITIC_PATCHES,
     "openrlhf.utils.deepspeed.deepspeed": trainer.STRATEGY_PATCHES,
@@ -27,13 +30,18 @@ ALL_PATCHES: tuple[Patch, ...] = tuple(patch for patches in PLAN.values() for pa
 
 _RANK = (*trainer.STRATEGY_PATCHES, *(patch for patches in DEEPSPEED.values() for patch in patches))
 
+SHIPPED: dict[str, tuple[Patch, ...]] = {
+    "controller": controller.PATCHES + metrics.TRAINER_PATCHES,
+    "coordinator": coordinator.PATCHES,
+    "async controller": controller.ASYNC_PATCHES + metrics.ASYNC_TRAINER_PATCHES,
+}
+"""Kind of process -> those of its patches that come with its class from the driver."""
+
 REQUIRED: dict[str, tuple[Patch, ...]] = {
-    "controller": (
-        *controller.PATCHES,
-        *metrics.TRAINER_PATCHES,
-        *metrics.EXPERIENCE_PATCHES,
-        *rollout.SAMPLING_PATCHES,
-    ),
+    "controller": (*SHIPPED["controller"], *metrics.EXPERIENCE_PATCHES, *rollout.SAMPLING_PATCHES),
+    "coordinator": SHIPPED["coordinator"],
+    "async controller": (*SHIPPED["async controller"], *metrics.EXPERIENCE_PATCHES),
+    "sampler": rollout.SAMPLING_PATCHES,
     "actor rank": (*trainer.ACTOR_PATCHES, *_RANK),
     "reference rank": _RANK,
     "critic rank": (*trainer.CRITIC_PATCHES, *_RANK),

@@ -29,9 +29,6 @@ def _rollout(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
     if not args.vllm.num_engines:
         why = "without vLLM there is no rollout engine to run in another precision"
         yield _refusal("--vllm.num_engines", args.vllm.num_engines, why, "1 or more", "set --vllm.num_engines")
-    if args.train.async_enable:
-        why = "its sampler and its trainer are processes of their own, which have not been proven"
-        yield _refusal("--train.async_enable", True, why, "False", "train synchronously")
     if args.ds.lora.rank > 0:
         why = (
             "the weight sync sends LoRA names that vLLM does not know and never the merged weights "

@@ -94,7 +94,7 @@ SERVER_PATCHES: tuple[Patch, ...] = (
 
 SAMPLING_PATCHES: tuple[Patch, ...] = (
     _patch(
-        "controller",
+        "controller or sampler",
         name="first-token",
         target="openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator._dispatch_prompts_to_vllm",
         kind="wrap",

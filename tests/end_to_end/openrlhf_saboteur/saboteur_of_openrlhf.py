@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Breaks or watches one thing in the processes of a run: the SABOTAGE of its environment."""
+"""Breaks or watches things in the processes of a run: the SABOTAGE of its environment, separated by commas."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def spoil_every_update(module) -> None:
     module.DeepSpeedEngine.backward = spoilt
 
 
-def overflow_then_die(module) -> None:
-    """An overflow in the first update, kill -9 when the third has begun."""
+def overflow_first(module) -> None:
+    """An overflow in the first update."""
     backward, step, steps = module.DeepSpeedEngine.backward, module.DeepSpeedEngine.step, []
 
     @functools.wraps(backward)
@@ -84,11 +84,24 @@ def overflow_then_die(module) -> None:
     def counted(self, *args, **kwargs):
         if self.is_gradient_accumulation_boundary():
             steps.append(1)
+        return step(self, *args, **kwargs)
+
+    module.DeepSpeedEngine.backward, module.DeepSpeedEngine.step = spoilt, counted
+
+
+def die_in_the_third(module) -> None:
+    """kill -9 when the third update has begun."""
+    step, steps = module.DeepSpeedEngine.step, []
+
+    @functools.wraps(step)
+    def counted(self, *args, **kwargs):
+        if self.is_gradient_accumulation_boundary():
+            steps.append(1)
             if len(steps) == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
         return step(self, *args, **kwargs)
 
-    module.DeepSpeedEngine.backward, module.DeepSpeedEngine.step = spoilt, counted
+    module.DeepSpeedEngine.step = counted
 
 
 def witness_every_weight(module) -> None:
@@ -137,12 +150,15 @@ def part_of(held, name, rows):
     return tensor[-rows:] if place == 2 or whole == "gate_up_proj" else tensor[-2 * rows : -rows]
 
 
-{
+SABOTEURS = {
     "lose_a_patch": lambda: when_imported(ACTOR, after_ours(lose_a_patch)),
     "lose_the_setup": lambda: when_imported(PLAN, lose_the_setup),
     "bring_checkpoints_back": lambda: when_imported(PLAN, bring_checkpoints_back),
     "fail_while_receiving": lambda: when_imported(EXTENSION, after_ours(fail_while_receiving)),
     "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
-    "overflow_then_die": lambda: when_imported(ENGINE, overflow_then_die),
+    "overflow_first": lambda: when_imported(ENGINE, overflow_first),
+    "die_in_the_third": lambda: when_imported(ENGINE, die_in_the_third),
     "witness_every_weight": lambda: when_imported(EXTENSION, after_ours(witness_every_weight)),
-}[os.environ["SABOTAGE"]]()
+}
+for name in os.environ["SABOTAGE"].split(","):
+    SABOTEURS[name]()

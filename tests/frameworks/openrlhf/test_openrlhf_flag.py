@@ -104,7 +104,6 @@ REFUSED = {
     ("vllm__num_engines", 0): "--vllm.num_engines 0",
     ("actor__optim", "muon"): "--actor.optim muon",
     ("critic__optim", "muon"): "--critic.optim muon",
-    ("train__async_enable", True): "--train.async_enable",
 }
 
 
