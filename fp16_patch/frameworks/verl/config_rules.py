@@ -16,6 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import megatron_rules
+from fp16_patch.frameworks.verl.keys import MISSING, Rule
 from fp16_patch.precision import Precision, long_name, short_name
 
 TRAINER_ENGINES = {
@@ -24,18 +26,6 @@ TRAINER_ENGINES = {
     "critic": "critic.fsdp",
 }
 """Role -> where its FSDP engine is configured."""
-
-_MISSING = object()
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One key, the value the flag needs there, what verl ships for it (may be replaced), and why."""
-
-    key: str
-    value: Any
-    stock: tuple[Any, ...]
-    why: str = "the flag sets it"
 
 
 @dataclass(frozen=True)
@@ -59,13 +49,14 @@ def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
         why = "in FP16, master weights go non-finite at AdamW's first step; in BF16 they lose small updates"
         yield Rule(f"{path}.model_dtype", "fp32", (None,), why)
         yield Rule(f"{path}.dtype", train, ("bfloat16",))
-        yield Rule(f"{path}.mixed_precision.param_dtype", precision.train, (_MISSING,))
-        yield Rule(f"{path}.mixed_precision.reduce_dtype", "fp32", (_MISSING,))
-        yield Rule(f"{path}.mixed_precision.buffer_dtype", "fp32", (_MISSING,))
+        yield Rule(f"{path}.mixed_precision.param_dtype", precision.train, (MISSING,))
+        yield Rule(f"{path}.mixed_precision.reduce_dtype", "fp32", (MISSING,))
+        yield Rule(f"{path}.mixed_precision.buffer_dtype", "fp32", (MISSING,))
         # FSDP2 accumulates unsharded gradients in the reduce dtype, FP32.
         if precision.train == "fp16" and _select(config, f"{path.rpartition('.')[0]}.strategy") == "fsdp":
             why = "FSDP1's no_sync accumulates gradients in the compute dtype, FP16"
             yield Rule(f"{path}.use_no_sync_for_gradient_accumulation", False, (), why)
+    yield from megatron_rules.rules(config, precision)
     yield Rule("actor_rollout_ref.rollout.dtype", rollout, ("bfloat16",))
     yield from _generators(config, rollout)
 
@@ -94,7 +85,7 @@ def plan(
         before = _select(config, rule.key)
         if _same(before, rule.value):
             continue
-        if before is _MISSING and not _is_node(config, rule.key.rpartition(".")[0]):
+        if before is MISSING and not _is_node(config, rule.key.rpartition(".")[0]):
             before = _select(config, rule.key.rpartition(".")[0])  # such as mixed_precision=bf16, no mapping at all
         if rule.key in explicit or before not in rule.stock:
             problems.append(
@@ -105,7 +96,7 @@ def plan(
                 )
             )
         else:
-            changes.append(Change(rule.key, None if before is _MISSING else before, rule.value))
+            changes.append(Change(rule.key, None if before is MISSING else before, rule.value))
     return changes, problems
 
 
@@ -135,11 +126,11 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
 def _is_node(config: DictConfig, key: str) -> bool:
     """Whether ``key`` is a section, or not there at all: a place where keys can be added."""
     value = _select(config, key)
-    return value is _MISSING or isinstance(value, DictConfig)
+    return value is MISSING or isinstance(value, DictConfig)
 
 
 def _select(config: DictConfig, key: str) -> Any:
-    return OmegaConf.select(config, key, default=_MISSING)
+    return OmegaConf.select(config, key, default=MISSING)
 
 
 def _same(value: Any, wanted: Any) -> bool:

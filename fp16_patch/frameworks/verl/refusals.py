@@ -10,16 +10,17 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import megatron_refusals
 from fp16_patch.frameworks.verl.fp32_modules import for_critics_only
+from fp16_patch.frameworks.verl.keys import refusal, value_of
 from fp16_patch.frameworks.vllm.model_types import float16_refusing_model_types, model_type_of
 from fp16_patch.precision import Precision, short_name
 
 STRATEGIES = {
     "fsdp_turbo": "its mixed precision is its own (workers/engine/fsdp/fsdp_turbo_impl.py:59)",
-    "megatron": "its first FP16 overflow ends the run (workers/engine/megatron/transformer_impl.py:706)",
     "veomni": "its autocast is BF16 and it has no scaler (workers/engine/veomni/transformer_impl.py:337)",
     "torchtitan": "its autocast is BF16 and it has no scaler (workers/engine/torchtitan/transformer_impl.py:429)",
     "automodel": "its autocast is BF16 and it has no scaler (workers/engine/automodel/transformer_impl.py:269)",
@@ -38,6 +39,7 @@ def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError
     """Every setting of this run that the flag cannot honour."""
     return [
         *_trainer(config),
+        *megatron_refusals.unsupported(config, precision, _uses_critic(config)),
         *_rollout(config, precision),
         *_weight_transport(config),
         *_model(config, precision),
@@ -46,55 +48,55 @@ def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError
 
 
 def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
-    engines = {"actor_rollout_ref.actor.strategy": "actor_rollout_ref.actor.fsdp_config"}
+    engines = {"actor_rollout_ref.actor": "fsdp_config"}
     if _uses_critic(config):
-        engines["critic.strategy"] = "critic.fsdp"
-    for key, engine in engines.items():
-        strategy = _get(config, key)
-        if strategy in ("fsdp", "fsdp2"):
-            if not _get(config, engine):
-                why = "without it verl trains in its default, BF16"
-                yield _refusal(engine, _get(config, engine), why, "verl's own section", f"do not remove {engine}")
-        else:
-            why = STRATEGIES.get(str(strategy), "this package does not know it")
-            yield _refusal(key, strategy, f"not covered: {why}", "fsdp or fsdp2", f"set {key}=fsdp2")
-    if not _get(config, "trainer.use_v1"):
-        yield _refusal("trainer.use_v1", False, "the legacy trainer is not covered", "True", "use the V1 trainer")
-    mode = _get(config, "trainer.v1.trainer_mode")
+        engines["critic"] = "fsdp"
+    for section, name in engines.items():
+        strategy = value_of(config, f"{section}.strategy")
+        engine = f"{section}.{'megatron' if strategy == 'megatron' else name}"
+        if strategy not in ("fsdp", "fsdp2", "megatron"):
+            key, why = f"{section}.strategy", STRATEGIES.get(str(strategy), "this package does not know it")
+            yield refusal(key, strategy, f"not covered: {why}", "fsdp, fsdp2 or megatron", f"set {key}=fsdp2")
+        elif not value_of(config, engine):
+            why = "without it verl trains in its default, BF16"
+            yield refusal(engine, value_of(config, engine), why, "verl's own section", f"do not remove {engine}")
+    if not value_of(config, "trainer.use_v1"):
+        yield refusal("trainer.use_v1", False, "the legacy trainer is not covered", "True", "use the V1 trainer")
+    mode = value_of(config, "trainer.v1.trainer_mode")
     if mode not in ("sync", "colocate_async"):
         key = "trainer.v1.trainer_mode"
         why = "its standalone rollout replicas have not been proven"
-        yield _refusal(key, mode, why, "sync, colocate_async", f"set {key}=sync")
+        yield refusal(key, mode, why, "sync, colocate_async", f"set {key}=sync")
     for role, path in (("actor", "actor_rollout_ref.actor"), ("critic", "critic")):
         key = f"{path}.{'fsdp_config' if role == 'actor' else 'fsdp'}.qat.enable"
-        if _get(config, key):
-            yield _refusal(key, True, "quantization-aware training has its own dtypes", "False", "turn it off")
+        if value_of(config, key):
+            yield refusal(key, True, "quantization-aware training has its own dtypes", "False", "turn it off")
 
 
 def _rollout(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
     rollout = "actor_rollout_ref.rollout"
-    name = _get(config, f"{rollout}.name")
+    name = value_of(config, f"{rollout}.name")
     if name != "vllm":
-        yield _refusal(f"{rollout}.name", name, "only vLLM is covered", "vllm", f"set {rollout}.name=vllm")
-    if _get(config, f"{rollout}.quantization"):
-        value = _get(config, f"{rollout}.quantization")
+        yield refusal(f"{rollout}.name", name, "only vLLM is covered", "vllm", f"set {rollout}.name=vllm")
+    if value_of(config, f"{rollout}.quantization"):
+        value = value_of(config, f"{rollout}.quantization")
         why = f"a quantized rollout is not {precision.rollout}"
-        yield _refusal(f"{rollout}.quantization", value, why, "null", "remove it")
-    if (_get(config, f"{rollout}.data_parallel_size") or 1) > 1:
-        value = _get(config, f"{rollout}.data_parallel_size")
+        yield refusal(f"{rollout}.quantization", value, why, "null", "remove it")
+    if (value_of(config, f"{rollout}.data_parallel_size") or 1) > 1:
+        value = value_of(config, f"{rollout}.data_parallel_size")
         why = "vLLM reports from its first data-parallel engine only, so the others cannot be proven"
-        yield _refusal(f"{rollout}.data_parallel_size", value, why, "1", "use more replicas instead")
-    if _get(config, f"{rollout}.disaggregation.enabled"):
+        yield refusal(f"{rollout}.data_parallel_size", value, why, "1", "use more replicas instead")
+    if value_of(config, f"{rollout}.disaggregation.enabled"):
         key = f"{rollout}.disaggregation.enabled"
-        yield _refusal(key, True, "prefill/decode servers have not been proven", "False", "turn it off")
+        yield refusal(key, True, "prefill/decode servers have not been proven", "False", "turn it off")
     yield from _engine_arguments(f"{rollout}.engine_kwargs.vllm", config, precision)
 
 
 def _engine_arguments(path: str, config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
     """Arguments handed to vLLM as they are; verl turns both ``kv_cache_dtype`` and ``kv-cache-dtype`` into options."""
-    arguments = _get(config, path) or {}
+    arguments = value_of(config, path) or {}
     if not isinstance(arguments, DictConfig | dict):
-        yield _refusal(path, arguments, "it is no mapping of vLLM's arguments", "a mapping", f"correct {path}")
+        yield refusal(path, arguments, "it is no mapping of vLLM's arguments", "a mapping", f"correct {path}")
         return
     for key, value in arguments.items():
         name = str(key).replace("-", "_")
@@ -102,7 +104,7 @@ def _engine_arguments(path: str, config: DictConfig, precision: Precision) -> It
         sets_dtype = name in ("dtype", "kv_cache_dtype", "quantization", "worker_extension_cls")
         if value is not None and (hidden or (sets_dtype and not _harmless(name, value, precision))):
             why = f"it overrides what the flag gives vLLM ({precision.rollout})"
-            yield _refusal(f"{path}.{key}", value, why, "unset", f"remove {path}.{key}")
+            yield refusal(f"{path}.{key}", value, why, "unset", f"remove {path}.{key}")
 
 
 def _harmless(key: str, value: Any, precision: Precision) -> bool:
@@ -118,22 +120,22 @@ def _harmless(key: str, value: Any, precision: Precision) -> bool:
 
 def _weight_transport(config: DictConfig) -> Iterator[Fp16PatchError]:
     key = "actor_rollout_ref.rollout.checkpoint_engine.backend"
-    backend = _get(config, key)
+    backend = value_of(config, key)
     if backend in CHECKPOINT_ENGINES:
         why = f"not covered: {CHECKPOINT_ENGINES[backend]}"
-        yield _refusal(key, backend, why, "naive, nccl, nixl, hccl", f"set {key}=naive")
+        yield refusal(key, backend, why, "naive, nccl, nixl, hccl", f"set {key}=naive")
 
 
 def _model(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
     if precision.rollout != "fp16":
         return
     key = "actor_rollout_ref.model.path"
-    path = _get(config, key)
+    path = value_of(config, key)
     refused = float16_refusing_model_types()
     for model_type in model_type_of(str(path)) if path else ():
         if model_type in refused:
             why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
-            yield _refusal(key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16")
+            yield refusal(key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16")
 
 
 def _fp32_modules(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
@@ -142,7 +144,7 @@ def _fp32_modules(config: DictConfig, precision: Precision) -> Iterator[Fp16Patc
         if for_critics_only(pattern) and not _uses_critic(config):
             key = "fp16_patch.fp32_modules"
             why = "only a critic has such a module, and this run has none"
-            yield _refusal(key, pattern, why, "names of the actor's modules", f"remove it from {key}")
+            yield refusal(key, pattern, why, "names of the actor's modules", f"remove it from {key}")
 
 
 def _uses_critic(config: DictConfig) -> bool:
@@ -151,11 +153,3 @@ def _uses_critic(config: DictConfig) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # verl asks the same question again, and warns there
         return bool(need_critic(config))
-
-
-def _refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:
-    return Fp16PatchError(f"{key}={value}: {why}", allowed=allowed, next_step=next_step)
-
-
-def _get(config: DictConfig, key: str) -> Any:
-    return OmegaConf.select(config, key, default=None, throw_on_missing=False)

@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 
 def float16_refusing_model_types() -> dict[str, str]:
@@ -33,6 +34,13 @@ def model_type_of(model: str) -> tuple[str, ...]:
 
     Empty when its ``config.json`` cannot be read here: vLLM itself then refuses, later and as loudly.
     """
+    described = describe(model)
+    types = (described.get("model_type"), (described.get("text_config") or {}).get("model_type"))
+    return tuple(dict.fromkeys(t for t in types if t))
+
+
+def describe(model: str) -> dict[str, Any]:
+    """The ``config.json`` of a local model folder or a hub id; empty when it cannot be read here."""
     local = Path(model).expanduser() / "config.json"
     if not local.is_file():
         try:
@@ -40,7 +48,6 @@ def model_type_of(model: str) -> tuple[str, ...]:
 
             local = Path(hf_hub_download(model, "config.json"))
         except Exception:  # offline, no such model, a remote file system: not ours to report
-            return ()
-    config = json.loads(local.read_text())
-    types = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
-    return tuple(dict.fromkeys(t for t in types if t))
+            return {}
+    found: dict[str, Any] = json.loads(local.read_text())
+    return found

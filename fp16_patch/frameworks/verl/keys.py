@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of verl's configuration: their values, what the flag wants there, and how one is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fp16_patch.errors import Fp16PatchError
+
+MISSING = object()
+"""The value of a key that is not there."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One key, the value the flag needs there, what verl ships for it (may be replaced), and why."""
+
+    key: str
+    value: Any
+    stock: tuple[Any, ...]
+    why: str = "the flag sets it"
+
+
+def value_of(config: DictConfig, key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    return OmegaConf.select(config, key, default=None, throw_on_missing=False)
+
+
+def refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:
+    """A setting that cannot stand, why, and what can."""
+    return Fp16PatchError(f"{key}={value}: {why}", allowed=allowed, next_step=next_step)
