@@ -16,8 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import megatron_rules
 from fp16_patch.frameworks.verl.keys import MISSING, Rule
+from fp16_patch.frameworks.verl.megatron import rules as megatron_rules
 from fp16_patch.precision import Precision, long_name, short_name
 
 TRAINER_ENGINES = {

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.keys import refusal, value_of
-from fp16_patch.frameworks.verl.megatron_rules import has_transformer_engine, sections
+from fp16_patch.frameworks.verl.megatron.rules import has_transformer_engine, sections
 from fp16_patch.precision import Precision, short_name
 
 ENGINE: dict[str, tuple[tuple[Any, ...], str]] = {
