@@ -12,7 +12,7 @@ import pytest
 
 from fp16_patch.cli import doctor, main
 from fp16_patch.frameworks.openrlhf import plan as openrlhf
-from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, REQUIRED
+from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, required
 from fp16_patch.frameworks.verl.weight_transfer import RECEIVER_PATCHES
 from fp16_patch.patching import validate_plan
 
@@ -74,10 +74,11 @@ def test_patches_lists_every_declaration(capsys):
 
 def test_the_plan_is_sound():
     validate_plan(ALL_PATCHES)
-    assert set(REQUIRED) == {patch.process for patch in ALL_PATCHES}
-    for kind, patches in REQUIRED.items():
+    needed = required(("fsdp2", "megatron"))
+    assert set(needed) == {patch.process for patch in ALL_PATCHES}
+    for kind, patches in needed.items():
         assert {patch.process for patch in patches} == {kind}
-    shown = {patch.name for patches in REQUIRED.values() for patch in patches}
+    shown = {patch.name for patches in needed.values() for patch in patches}
     assert {patch.name for patch in ALL_PATCHES} - shown == {patch.name for patch in RECEIVER_PATCHES}
     assert all(module.startswith("verl.") for module in PLAN)
 

@@ -18,7 +18,6 @@ Report = dict[str, Any]
 
 def trainer_report(worker: Any) -> Report:
     """Runs inside a trainer rank (Ray hands over the actor instance)."""
-    from fp16_patch.frameworks.verl.trainer import describe_engine
 
     engines: dict[str, Any] = {}
     for key, inner in getattr(worker, "worker_dict", {"worker": worker}).items():
@@ -30,8 +29,15 @@ def trainer_report(worker: Any) -> Report:
             engine = getattr(training_worker, "engine", None)
             if getattr(engine, "module", None) is not None:
                 engines[role] = engine
-    rows = {role: describe_engine(engine) for role, engine in engines.items()}
+    rows = {role: _describe(engine) for role, engine in engines.items()}
     return this_process(f"trainer rank {worker.rank}", status(), rows)
+
+
+def _describe(engine: Any) -> dict[str, str]:
+    from fp16_patch.frameworks.verl.fsdp.engine import describe_engine as of_fsdp
+    from fp16_patch.frameworks.verl.megatron.engine import describe_engine as of_megatron
+
+    return (of_megatron if isinstance(engine.module, list) else of_fsdp)(engine)
 
 
 def server_report(server: Any) -> Report:

@@ -91,7 +91,7 @@ def add_mismatch_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def gather(trainer: Trainer) -> list[dict[str, Any]]:
     """Every process's report, or an :class:`Fp16PatchError` naming those that are missing or unproven."""
-    from fp16_patch.frameworks.verl.plan import REQUIRED
+    from fp16_patch.frameworks.verl.plan import required
 
     groups = [getattr(trainer, name, None) for name in ("actor_rollout_wg", "critic_wg", "ref_policy_wg")]
     trainers = collect.from_trainers(group for group in groups if group is not None)
@@ -103,8 +103,14 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
         "vLLM server": servers,
         "vLLM worker": workers,
     }
-    require(by_kind, REQUIRED)
+    require(by_kind, required(_strategies(trainer)))
     return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
+
+
+def _strategies(trainer: Trainer) -> set[str]:
+    """The engines that this run's trainer ranks use; a reference has its actor's."""
+    critic = [trainer.config.critic.strategy] if getattr(trainer, "critic_wg", None) is not None else []
+    return {trainer.config.actor_rollout_ref.actor.strategy, *critic}
 
 
 def _driver_report(flag: Any) -> dict[str, Any]:

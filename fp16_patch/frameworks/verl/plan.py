@@ -3,18 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import checkpoint, driver, loss_scaling, rollout, trainer, weight_transfer
+from fp16_patch.frameworks.verl import checkpoint, driver, rollout, updates, weight_transfer
+from fp16_patch.frameworks.verl.fsdp import engine as fsdp
+from fp16_patch.frameworks.verl.fsdp import loss_scaling as fsdp_scaling
+from fp16_patch.frameworks.verl.megatron import engine as megatron
 from fp16_patch.patching import Patch, apply, when_imported
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
-TRAINER_PATCHES = trainer.PATCHES + loss_scaling.PATCHES + checkpoint.PATCHES
+FSDP_PATCHES = fsdp.PATCHES + fsdp_scaling.PATCHES + checkpoint.FSDP_PATCHES
+MEGATRON_PATCHES = megatron.PATCHES + checkpoint.MEGATRON_PATCHES
 
 PLAN: dict[str, tuple[Patch, ...]] = {
     "verl.trainer.ppo.v1.trainer_base": driver.PATCHES,
-    "verl.workers.engine.fsdp.transformer_impl": TRAINER_PATCHES,
+    "verl.workers.engine.base": updates.PATCHES,
+    "verl.workers.engine.fsdp.transformer_impl": FSDP_PATCHES,
+    "verl.workers.engine.megatron.transformer_impl": MEGATRON_PATCHES,
     "verl.workers.rollout.vllm_rollout.vllm_rollout": weight_transfer.SENDER_PATCHES,
     "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": weight_transfer.RECEIVER_PATCHES,
     "verl.workers.rollout.vllm_rollout.vllm_async_server": rollout.SERVER_PATCHES,
@@ -22,21 +29,28 @@ PLAN: dict[str, tuple[Patch, ...]] = {
 }
 """Module -> the patches applied, all or none, right after it is imported.
 
-No process imports a module of verl for our sake: each gets exactly the patches of what it uses.
+No process imports a module of verl for our sake: each gets exactly the patches of what it uses. verl itself imports
+every engine that is installed.
 """
 
 ALL_PATCHES: tuple[Patch, ...] = tuple(patch for patches in PLAN.values() for patch in patches)
 
-REQUIRED: dict[str, tuple[Patch, ...]] = {
-    "task runner": driver.PATCHES,
-    "trainer rank": TRAINER_PATCHES + weight_transfer.SENDER_PATCHES,
-    "vLLM server": rollout.SERVER_PATCHES,
-    "vLLM worker": rollout.WORKER_PATCHES,
-}
-"""Kind of process -> what its ledger must show as applied or native.
+_ENGINES = {"fsdp": FSDP_PATCHES, "fsdp2": FSDP_PATCHES, "megatron": MEGATRON_PATCHES}
 
-Not the receiver's patch: vLLM workers import that module at the first weight update, and a failure there ends the run.
-"""
+
+def required(strategies: Iterable[str]) -> dict[str, tuple[Patch, ...]]:
+    """Kind of process -> what its ledger must show as applied or native, in a run with these trainer strategies.
+
+    Not the receiver's patch: vLLM workers import that module at the first weight update, and a failure there ends
+    the run.
+    """
+    engines = dict.fromkeys(patch for strategy in strategies for patch in _ENGINES[strategy])
+    return {
+        "task runner": driver.PATCHES,
+        "trainer rank": (*updates.PATCHES, *engines, *weight_transfer.SENDER_PATCHES),
+        "vLLM server": rollout.SERVER_PATCHES,
+        "vLLM worker": rollout.WORKER_PATCHES,
+    }
 
 
 def activate() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.fp32_modules import for_critics_only
+from fp16_patch.frameworks.verl.fsdp.fp32_modules import for_critics_only
 from fp16_patch.frameworks.verl.keys import refusal, value_of
 from fp16_patch.frameworks.verl.megatron import refusals as megatron_refusals
 from fp16_patch.frameworks.vllm.model_types import float16_refusing_model_types, model_type_of

@@ -15,7 +15,7 @@ EXTENSION = "verl.workers.rollout.vllm_rollout.utils"
 
 def lose_a_patch(_: ModuleType) -> None:
     """A patch that is gone again: the process says nothing, only its ledger does."""
-    from fp16_patch.frameworks.verl.trainer import PATCHES
+    from fp16_patch.frameworks.verl.fsdp.engine import PATCHES
 
     undo([patch for patch in PATCHES if patch.name == "fsdp-loss-scaler"])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.fp32_modules import build_with_fp32_modules, for_critics_only
+from fp16_patch.frameworks.verl.fsdp.fp32_modules import build_with_fp32_modules, for_critics_only
 from fp16_patch.precision import Precision
 from fp16_patch.proof.report import broken_promises, merge_roles
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import releases
-from fp16_patch.frameworks.verl.fp32_modules import build_with_fp32_modules
-from fp16_patch.frameworks.verl.loss_scaling import new_scaler
+from fp16_patch.frameworks.verl.fsdp.fp32_modules import build_with_fp32_modules
+from fp16_patch.frameworks.verl.fsdp.loss_scaling import new_scaler
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.proof.dtypes import agree

@@ -1,59 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's FSDP engine with our scaler: one pass over the gradients, skips everybody hears of, a stop with a reason."""
+"""What becomes of an update, whichever of verl's engines made it: skips everybody hears of, a stop with a reason.
+
+An engine that trains with a loss scale holds it as ``engine.scaler``, and notes each update here.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fp16_patch.frameworks.verl import releases
+from fp16_patch.loss_scaling.metrics import Update
 from fp16_patch.patching import Patch
-from fp16_patch.precision import Precision
 from fp16_patch.proof.dtypes import agree
 from fp16_patch.proof.observed import seen
 
-_ENGINE = "verl.workers.engine.fsdp.transformer_impl:FSDPEngine"
 _UPDATE = "_fp16_patch_update"  # on an engine: its last Update
 _MOVED = "_fp16_patch_moved"  # on an engine: weights have changed since its LR scheduler last stepped
 
-Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
-
-
-def new_scaler(module: Any) -> Any:
-    """A :class:`~fp16_patch.loss_scaling.scaler.LossScaler` with the flag's settings for a module wrapped already."""
-    from verl.utils.device import get_device_name
-
-    from fp16_patch.loss_scaling.scaler import LossScaler
-
-    return LossScaler(Precision.in_force().loss_scaling, get_device_name(), module=module)
+Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
 
 
 def scaler_of(engine: Engine) -> Any:
-    """The engine's :class:`LossScaler`, or None where it trains without (BF16, FP32, a reference)."""
-    from fp16_patch.loss_scaling.scaler import LossScaler
-
+    """The engine's :class:`~fp16_patch.loss_scaling.diagnosis.Scaler`, None without (BF16, FP32, a reference)."""
     scaler = getattr(engine, "scaler", None)
-    return scaler if isinstance(scaler, LossScaler) else None
+    return scaler if hasattr(scaler, "counts") else None  # torch's own has none
 
 
-def clip_and_step(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Unscale, clip and step in one pass. Returns the gradient norm, None on a skipped update."""
+def note(engine: Engine, update: Update) -> float | None:
+    """Keep this update for its metrics and the schedule. Returns its gradient norm, what verl wants of a step."""
+    setattr(engine, _UPDATE, update)
+    setattr(engine, _MOVED, getattr(engine, _MOVED, False) or not update.skipped)
+    return update.grad_norm
 
-    @functools.wraps(original)
-    def optimizer_step(self: Engine) -> float | None:
-        from fp16_patch.loss_scaling import step
 
-        scaler = scaler_of(self)
-        if scaler is None:
-            norm: float = original(self)
-            return norm
-        update = step.clip_and_step(scaler, self.optimizer, self.optimizer_config.clip_grad)
-        setattr(self, _UPDATE, update)
-        setattr(self, _MOVED, getattr(self, _MOVED, False) or not update.skipped)
-        return update.grad_norm
+def chunks_of(engine: Engine) -> list[Any]:
+    """The engine's modules: one on FSDP, one for each virtual pipeline stage of this rank on Megatron."""
+    return list(engine.module) if isinstance(engine.module, list) else [engine.module]
 
-    return optimizer_step
+
+def gradients_of(engine: Engine) -> Iterator[Any]:
+    """The gradients held; Megatron adds them up beside the parameters, in ``main_grad``."""
+    for chunk in chunks_of(engine):
+        for parameter in chunk.parameters():
+            gradient = getattr(parameter, "main_grad", None)
+            if (gradient := parameter.grad if gradient is None else gradient) is not None:
+                yield gradient
 
 
 def hold_lr_on_skips(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +58,7 @@ def hold_lr_on_skips(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self)
         moved = getattr(self, _MOVED, False)
         setattr(self, _MOVED, False)
-        return original(self) if moved else self.lr_scheduler.get_last_lr()[0]
+        return original(self) if moved else self.optimizer.param_groups[0]["lr"]
 
     return lr_scheduler_step
 
@@ -83,7 +76,7 @@ def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
             overflow.trace_if_asked(self, scaler, data, loss_function)
         outputs = original(self, data, loss_function)
         # Non-finite ones are gone already where there is no scaler: verl drops them.
-        if gradients := [p.grad.dtype for p in self.module.parameters() if p.grad is not None]:
+        if gradients := [gradient.dtype for gradient in gradients_of(self)]:
             seen(self)["gradients"] = agree(gradients)
         if scaler is not None:
             update = getattr(self, _UPDATE)
@@ -98,43 +91,30 @@ def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
     return train_batch
 
 
-def _patch(name: str, target: str, **kwargs: Any) -> Patch:
+def hold_lr_patch(name: str, engine: str) -> Patch:
+    """:func:`hold_lr_on_skips` on one of verl's engines."""
     return Patch(
-        name=name,
-        target=target,
+        name=f"{name}-lr-scheduler-step",
+        target=f"{engine}.lr_scheduler_step",
         distribution=releases.DISTRIBUTION,
         versions=releases.RELEASES,
         process="trainer rank",
-        **kwargs,
-    )
-
-
-PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "fsdp-optimizer-step",
-        f"{_ENGINE}.optimizer_step",
-        kind="replace",
-        make=clip_and_step,
-        fingerprint="a11850ea3680ba75",
-        reason="torch's scaler has no floor: it reaches 0.0 and the optimizer steps on NaN; unscale, inf check, norm "
-        "and clip are five passes over the gradients. Ours is bounded, one pass, and returns no norm on a skip; "
-        "engines without a scaler run verl's own function",
-        upstream="verl workers/engine/fsdp/transformer_impl.py:785-834",
-        remove_when="torch bounds its scaler and verl reports skips",
-    ),
-    _patch(
-        "fsdp-lr-scheduler-step",
-        f"{_ENGINE}.lr_scheduler_step",
         kind="wrap",
         make=hold_lr_on_skips,
         parameters=("self",),
         reason="verl steps the LR schedule on skipped updates too",
         upstream="verl workers/engine_workers.py, TrainingWorker.train_batch",
         remove_when="verl holds the schedule when nothing was updated",
-    ),
-    _patch(
-        "loss-scale-metrics",
-        "verl.workers.engine.base:BaseEngine.train_batch",
+    )
+
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        name="loss-scale-metrics",
+        target="verl.workers.engine.base:BaseEngine.train_batch",
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
+        process="trainer rank",
         kind="wrap",
         make=publish_updates,
         parameters=("self", "data", "loss_function"),
