@@ -9,6 +9,9 @@ from fp16_patch.platforms.cpu import (
     autocast,
     deepspeed,
     gloo,
+    megatron_bridge,
+    megatron_core,
+    megatron_verl,
     polling,
     sockets,
     torch_cuda,
@@ -37,3 +40,10 @@ OPENRLHF_PATCHES: tuple[Patch, ...] = (
     *weight_update.PATCHES,
     *vllm.PATCHES,
 )
+
+MEGATRON_PATCHES: tuple[Patch, ...] = (
+    *megatron_core.PATCHES,
+    *megatron_bridge.PATCHES,
+    *megatron_verl.PATCHES,
+)
+"""For verl with Megatron, beside those for verl and ``torch_cuda.MEGATRON_PATCHES``."""

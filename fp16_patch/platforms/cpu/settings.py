@@ -72,6 +72,21 @@ def openrlhf_arguments(ranks: int) -> list[str]:
     ]
 
 
+MEGATRON_TRANSFORMER: dict[str, object] = {
+    # No fused kernels, which Apex and TransformerEngine have, and the bridge's models ask for.
+    "attention_backend": "local",
+    "persist_layer_norm": False,
+    "masked_softmax_fusion": False,
+    "bias_activation_fusion": False,
+    "bias_dropout_fusion": False,
+    "apply_rope_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "moe_grouped_gemm": False,
+    "moe_permute_fusion": False,
+}
+"""``override_transformer_config`` of a Megatron engine."""
+
+
 def _of_any_run(work_dir: Path) -> dict[str, str]:
     # Ray's socket paths must stay under 108 bytes, so its files cannot live under any work_dir.
     run = hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]
