@@ -24,9 +24,7 @@ def _not_here(*_: Any, **__: Any) -> Any:
 
 NAMES: dict[str, dict[str, Any]] = {
     "flash_attn": {},
-    "flash_attn.bert_padding": dict.fromkeys(
-        ("index_first_axis", "pad_input", "rearrange", "unpad_input"), _not_here
-    ),
+    "flash_attn.bert_padding": dict.fromkeys(("index_first_axis", "pad_input", "rearrange", "unpad_input"), _not_here),
     "flash_attn.utils": {},
     "flash_attn.utils.distributed": {"all_gather": _not_here},
 }

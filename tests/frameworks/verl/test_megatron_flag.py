@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flag on verl's real Megatron configuration: what it sets, and what it refuses before any rank starts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.callback import apply_flag
+from fp16_patch.frameworks.verl.megatron import rules
+
+MEGATRON = ("+precision@_global_=fp16", "model_engine=megatron", "actor_rollout_ref.actor.strategy=megatron")
+ACTOR, REFERENCE = "actor_rollout_ref.actor", "actor_rollout_ref.ref"
+OPTIMIZER = f"{ACTOR}.optim.override_optimizer_config"
+DDP, TRANSFORMER = f"{ACTOR}.megatron.override_ddp_config", f"{ACTOR}.megatron.override_transformer_config"
+
+
+def flagged(compose, *overrides):
+    config = compose(*MEGATRON, *overrides)
+    apply_flag(config)
+    return config
+
+
+def value(config, key):
+    return OmegaConf.select(config, key)
+
+
+def test_fp16_reaches_every_role(compose):
+    config = flagged(compose, "algorithm.adv_estimator=gae")
+    for section in (ACTOR, REFERENCE, "critic"):
+        assert value(config, f"{section}.megatron.dtype") == "float16", section
+    assert value(config, "actor_rollout_ref.rollout.dtype") == "float16"
+
+
+def test_settings_of_the_loss_scale_reach_megatron_under_its_names(compose):
+    ours = {"init_scale": 4096, "min_scale": 2, "growth_interval": 7, "hysteresis": 3}
+    config = flagged(compose, *(f"fp16_patch.loss_scaling.{name}={number}" for name, number in ours.items()))
+    for section in (f"{ACTOR}.optim", "critic.optim"):
+        given = value(config, f"{section}.override_optimizer_config")
+        assert {ours: given[theirs] for theirs, ours in rules.SCALE_SETTINGS.items()} == ours, section
+
+
+def test_verl_builds_megatrons_settings_from_it(compose):
+    """verl's own dataclasses, and Megatron's OptimizerConfig as verl makes it of them."""
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.utils.megatron.optimizer import init_megatron_optim_config
+
+    config = flagged(compose, "fp16_patch.loss_scaling.init_scale=4096")
+    built = init_megatron_optim_config(omega_conf_to_dataclass(value(config, f"{ACTOR}.optim")), fp16=True, bf16=False)
+    assert (built.initial_loss_scale, built.loss_scale_window, built.hysteresis) == (4096, 400, 1)
+    assert built.loss_scale is None, "a fixed scale would take the place of the dynamic one"
+    assert not built.use_precision_aware_optimizer
+
+
+def test_the_optimizer_of_transformer_engine_where_it_is_installed(compose, monkeypatch):
+    assert value(flagged(compose), f"{OPTIMIZER}.use_precision_aware_optimizer") is False
+    monkeypatch.setattr(rules, "has_transformer_engine", lambda: True)
+    assert value(flagged(compose), f"{OPTIMIZER}.use_precision_aware_optimizer") is True
+    config = flagged(compose, f"+{OPTIMIZER}.use_precision_aware_optimizer=False")
+    assert value(config, f"{OPTIMIZER}.use_precision_aware_optimizer") is False, "the user's own choice stands"
+
+
+def test_the_router_of_a_moe_model_is_fp32(compose, model):
+    key = "megatron.override_transformer_config.moe_router_dtype"
+    assert value(flagged(compose), f"{ACTOR}.{key}") is None, "no router in a dense model"
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", "num_experts": 8}))
+    config = flagged(compose)
+    assert [value(config, f"{section}.{key}") for section in (ACTOR, REFERENCE)] == ["fp32", "fp32"]
+    with pytest.raises(Fp16PatchError, match="moe_router_dtype=fp64"):
+        flagged(compose, f"+{ACTOR}.{key}=fp64")
+
+
+def test_bf16_leaves_the_optimizer_alone(compose):
+    config = compose("+precision@_global_=bf16", *MEGATRON[1:], f"{ACTOR}.optim.optimizer=muon")
+    apply_flag(config)
+    assert not value(config, OPTIMIZER)
+
+
+REFUSED = {
+    (f"{ACTOR}.megatron.dtype=float32",): f"{ACTOR}.megatron.dtype=float32",
+    (f"{REFERENCE}.megatron.dtype=bfloat16",): f"{REFERENCE}.megatron.dtype=bfloat16",
+    (f"{ACTOR}.optim.optimizer=muon",): f"{ACTOR}.optim.optimizer=muon",
+    (f"{ACTOR}.optim.optimizer=sgd",): f"{ACTOR}.optim.optimizer=sgd",
+    (f"{ACTOR}.megatron.use_distributed_optimizer=False",): "use_distributed_optimizer=False",
+    (f"{ACTOR}.megatron.use_megatron_fsdp=True",): "use_megatron_fsdp=True",
+    (f"{ACTOR}.megatron.vanilla_mbridge=True",): f"{ACTOR}.megatron.vanilla_mbridge=True",
+    (f"{ACTOR}.megatron.qat.enable=True",): "qat.enable=True",
+    (f"+{DDP}.check_for_nan_in_grad=True",): "check_for_nan_in_grad=True",
+    (f"+{DDP}.grad_reduce_in_fp32=False",): "grad_reduce_in_fp32=False",
+    (f"+{TRANSFORMER}.bf16=True",): f"{TRANSFORMER}.bf16=True",
+    (f"+{TRANSFORMER}.fp8=hybrid",): f"{TRANSFORMER}.fp8=hybrid",
+    (f"+{OPTIMIZER}.initial_loss_scale=1024",): f"{OPTIMIZER}.initial_loss_scale=1024",
+    (f"+{OPTIMIZER}.loss_scale=1024",): f"{OPTIMIZER}.loss_scale=1024",
+    (f"+{OPTIMIZER}.exp_avg_dtype=fp16",): f"{OPTIMIZER}.exp_avg_dtype=fp16",
+    (f"+{OPTIMIZER}.optimizer_cpu_offload=True",): f"{OPTIMIZER}.optimizer_cpu_offload=True",
+    (f"+{OPTIMIZER}.use_precision_aware_optimizer=True",): f"{OPTIMIZER}.use_precision_aware_optimizer=True",
+    ("actor_rollout_ref.rollout.checkpoint_engine.backend=delta_sharded",): "backend=delta_sharded",
+    ("fp16_patch.fp32_modules=[lm_head]",): "fp16_patch.fp32_modules=lm_head",
+    (f"~{ACTOR}.megatron",): f"{ACTOR}.megatron=None",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=lambda overrides: overrides[-1])
+def test_refused_with_one_clear_error(compose, overrides):
+    config = compose(*MEGATRON, *overrides)
+    before = OmegaConf.to_container(config, resolve=False)
+    with pytest.raises(Fp16PatchError) as refused:
+        apply_flag(config)
+    assert REFUSED[overrides] in str(refused.value)
+    assert "allowed:" in str(refused.value)
+    assert "next step:" in str(refused.value)
+    assert OmegaConf.to_container(config, resolve=False) == before, "half applied"
+
+
+def test_a_critic_that_the_run_has_not_is_not_looked_at(compose):
+    flagged(compose, "critic.optim.optimizer=muon", "algorithm.adv_estimator=grpo")
+    with pytest.raises(Fp16PatchError, match=r"critic\.optim\.optimizer=muon"):
+        flagged(compose, "critic.optim.optimizer=muon", "algorithm.adv_estimator=gae")
+
+
+def test_an_fsdp_run_is_not_asked_about_megatron(compose):
+    config = compose("+precision@_global_=fp16", "fp16_patch.fp32_modules=[lm_head]")
+    apply_flag(config)
+    assert "megatron" not in json.dumps(OmegaConf.to_container(config.fp16_patch.changes))
