@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from functools import partial
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import checkpoint, driver, rollout, updates, weight_transfer
+from fp16_patch.frameworks.verl import driver, rollout, updates, weight_transfer
+from fp16_patch.frameworks.verl.fsdp import checkpoint as fsdp_checkpoint
 from fp16_patch.frameworks.verl.fsdp import engine as fsdp
 from fp16_patch.frameworks.verl.fsdp import loss_scaling as fsdp_scaling
+from fp16_patch.frameworks.verl.megatron import checkpoint as megatron_checkpoint
 from fp16_patch.frameworks.verl.megatron import engine as megatron
 from fp16_patch.patching import Patch, apply, when_imported
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
-FSDP_PATCHES = fsdp.PATCHES + fsdp_scaling.PATCHES + checkpoint.FSDP_PATCHES
-MEGATRON_PATCHES = megatron.PATCHES + checkpoint.MEGATRON_PATCHES
+FSDP_PATCHES = fsdp.PATCHES + fsdp_scaling.PATCHES + fsdp_checkpoint.PATCHES
+MEGATRON_PATCHES = megatron.PATCHES + megatron_checkpoint.PATCHES
 
 PLAN: dict[str, tuple[Patch, ...]] = {
     "verl.trainer.ppo.v1.trainer_base": driver.PATCHES,

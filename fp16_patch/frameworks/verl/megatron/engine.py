@@ -47,9 +47,9 @@ def govern_scalers(original: Callable[..., Any]) -> Callable[..., Any]:
         optimizer = original(self)
         precision = Precision.in_force()
         if precision.train == "fp16":
-            from fp16_patch.frameworks.megatron.scaling import govern
+            from fp16_patch.frameworks.megatron import scaling
 
-            self.scaler = govern(optimizer, precision.loss_scaling, self.module)
+            self.scaler = scaling.govern(optimizer, precision.loss_scaling, self.module)
         return optimizer
 
     return _build_optimizer
@@ -60,12 +60,11 @@ def step_or_skip(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def optimizer_step(self: Engine) -> Any:
-        scaler = updates.scaler_of(self)
-        if scaler is None:
+        if updates.scaler_of(self) is None:
             return original(self)
-        from fp16_patch.frameworks.megatron.scaling import take_step
+        from fp16_patch.frameworks.megatron import step
 
-        return updates.note(self, take_step(self.optimizer, scaler))
+        return updates.note(self, step.take_step(self.optimizer))
 
     return optimizer_step
 

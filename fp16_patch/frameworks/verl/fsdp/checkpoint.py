@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss scaler goes into verl's checkpoints and comes back from them, the same file whichever engine wrote it.
-
-Megatron's own checkpoint has the scale too, in its optimizer's section; what is in the file holds, as it also counts.
-"""
+"""The loss scaler goes into verl's checkpoints and comes back from them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,9 @@ from fp16_patch.frameworks.verl.updates import scaler_of
 from fp16_patch.loss_scaling import state
 from fp16_patch.patching import Patch
 
-Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
+_ENGINE = "verl.workers.engine.fsdp.transformer_impl:FSDPEngine"
+
+Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 
 
 def save_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +24,7 @@ def save_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def save_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
         scaler = scaler_of(self)
-        if scaler is not None and local_path is not None and _rank() == 0:
+        if scaler is not None and local_path is not None and self.rank == 0:
             state.save(scaler.state_dict(), local_path)
         return original(self, local_path, *args, **kwargs)
 
@@ -38,27 +37,17 @@ def load_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
         scaler = scaler_of(self)
-        wanted = scaler is not None and local_path is not None and _manager(self).should_load_extra
+        wanted = scaler is not None and local_path is not None and self.checkpoint_manager.should_load_extra
         saved = _read(local_path) if wanted else None
         result = original(self, local_path, *args, **kwargs)
         if saved is not None:
             scaler.load_state_dict(saved)
-        if wanted and _rank() == 0:
+        if wanted and self.rank == 0:
             said = state.resumption(saved, scaler.get_scale(), scaler.settings, local_path)
             print(f"fp16_patch: {said}", flush=True)
         return result
 
     return load_checkpoint
-
-
-def _rank() -> int:
-    import torch
-
-    return int(torch.distributed.get_rank())
-
-
-def _manager(engine: Engine) -> Any:
-    return getattr(engine, "checkpoint_manager", None) or engine.checkpoint_mananager  # verl's spelling on Megatron
 
 
 def _read(folder: str) -> state.State | None:
@@ -74,34 +63,19 @@ def _read(folder: str) -> state.State | None:
     return from_rank_zero(read)
 
 
-def _patches(name: str, engine: str, reason: str, upstream: str) -> tuple[Patch, ...]:
-    return tuple(
-        Patch(
-            name=f"{name}-{verb}-scaler",
-            target=f"{engine}.{verb}_checkpoint",
-            kind="wrap",
-            make=make,
-            parameters=("self", "local_path"),
-            distribution=releases.DISTRIBUTION,
-            versions=releases.RELEASES,
-            process="trainer rank",
-            reason=reason,
-            upstream=upstream,
-            remove_when="verl saves and restores the scaler",
-        )
-        for verb, make in (("save", save_scaler), ("load", load_scaler))
+PATCHES: tuple[Patch, ...] = tuple(
+    Patch(
+        name=f"fsdp-{verb}-scaler",
+        target=f"{_ENGINE}.{verb}_checkpoint",
+        kind="wrap",
+        make=make,
+        parameters=("self", "local_path"),
+        distribution=releases.DISTRIBUTION,
+        versions=releases.RELEASES,
+        process="trainer rank",
+        reason="verl's checkpoints lack the loss scaler: a resumed run starts at the initial scale again",
+        upstream="verl utils/checkpoint/fsdp_checkpoint_manager.py",
+        remove_when="verl saves and restores the scaler",
     )
-
-
-FSDP_PATCHES = _patches(
-    "fsdp",
-    "verl.workers.engine.fsdp.transformer_impl:FSDPEngine",
-    "verl's checkpoints lack the loss scaler: a resumed run starts at the initial scale again",
-    "verl utils/checkpoint/fsdp_checkpoint_manager.py",
-)
-MEGATRON_PATCHES = _patches(
-    "megatron",
-    "verl.workers.engine.megatron.transformer_impl:MegatronEngine",
-    "Megatron keeps the scale in the optimizer's section: loading without it loses the scale without a word",
-    "verl utils/checkpoint/megatron_checkpoint_manager.py",
+    for verb, make in (("save", save_scaler), ("load", load_scaler))
 )
