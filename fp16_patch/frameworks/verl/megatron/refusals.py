@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.keys import refusal, value_of
-from fp16_patch.frameworks.verl.megatron.rules import has_transformer_engine, sections
+from fp16_patch.frameworks.verl.megatron.installation import has_transformer_engine, unfit_installation
+from fp16_patch.frameworks.verl.megatron.rules import sections
 from fp16_patch.precision import Precision, short_name
 
 ENGINE: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -38,6 +39,8 @@ STATE_DTYPES = ("main_params_dtype", "main_grads_dtype", "exp_avg_dtype", "exp_a
 def unsupported(config: DictConfig, precision: Precision, critic: bool) -> Iterator[Fp16PatchError]:
     """Every setting of the Megatron engines that the flag cannot honour. ``critic``: whether the run has one."""
     engines = {role: section for role, section in sections(config) if critic or role != "critic"}
+    if engines:
+        yield from unfit_installation()
     for role, section in engines.items():
         yield from _engine(config, f"{section}.megatron", trains=role != "reference")
         if role != "reference" and precision.train == "fp16":

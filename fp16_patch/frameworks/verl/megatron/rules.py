@@ -8,12 +8,12 @@ factors and the ceiling, for which Megatron has no settings, are given to its sc
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
 from fp16_patch.frameworks.verl.keys import MISSING, Rule
+from fp16_patch.frameworks.verl.megatron.installation import has_transformer_engine
 from fp16_patch.frameworks.vllm.model_types import describe
 from fp16_patch.precision import Precision, long_name
 
@@ -59,11 +59,6 @@ def _optimizer(config: DictConfig, path: str, precision: Precision) -> Iterator[
     key = f"{path}.use_precision_aware_optimizer"
     if OmegaConf.select(config, key) is None:
         yield Rule(key, has_transformer_engine(), (MISSING, None))
-
-
-def has_transformer_engine() -> bool:
-    """Whether NVIDIA's TransformerEngine is installed here, the home of the precision-aware FusedAdam."""
-    return importlib.util.find_spec("transformer_engine") is not None
 
 
 def _has_experts(config: DictConfig) -> bool:
