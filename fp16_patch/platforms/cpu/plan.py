@@ -9,6 +9,7 @@ from fp16_patch.platforms.cpu import (
     autocast,
     deepspeed,
     gloo,
+    megatron_adam,
     megatron_bridge,
     megatron_core,
     megatron_verl,
@@ -43,6 +44,7 @@ OPENRLHF_PATCHES: tuple[Patch, ...] = (
 
 MEGATRON_PATCHES: tuple[Patch, ...] = (
     *megatron_core.PATCHES,
+    *megatron_adam.PATCHES,
     *megatron_bridge.PATCHES,
     *megatron_verl.PATCHES,
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,11 @@ def new_engine(
     return built
 
 
-def new_batch(seed: int) -> Any:
-    """Four sequences of different length in two micro-batches, nested as verl's trainer sends them."""
+def new_batch(seed: int, lengths: Sequence[int] = RESPONSES, rows: slice = slice(None)) -> Any:
+    """Sequences of different length in micro-batches of two, nested as verl's trainer sends them; ``rows`` of them."""
     generator = torch.Generator().manual_seed(seed)
-    responses = [torch.randint(3, 100, (length,), generator=generator) for length in RESPONSES]
-    prompts = [torch.randint(3, 100, (PROMPT,), generator=generator) for _ in RESPONSES]
+    responses = [torch.randint(3, 100, (length,), generator=generator) for length in lengths][rows]
+    prompts = [torch.randint(3, 100, (PROMPT,), generator=generator) for _ in lengths][rows]
     whole = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
     tensors = {
         "input_ids": whole,

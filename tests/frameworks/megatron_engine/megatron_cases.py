@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases on the real MegatronEngine of verl. Run as ``python megatron_cases.py FOLDER [CASE ...]``: results go to FOLDER.
+
+Torch, Megatron and verl are imported once; each case then gets ranks of its own (engine_ranks.py). Nothing of that is
+imported at the top of this file: to save a checkpoint Megatron starts Python once more, which imports its main file.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+
+def main(folder: Path, chosen: list[str]) -> None:
+    import platform_cases  # noqa: F401  registers its cases
+    from engine_ranks import run_case
+    from megatron_building import tiny_qwen3
+    from megatron_registry import CASES, use_folder
+
+    use_folder(folder)
+    tiny_qwen3(folder / "dense")
+    tiny_qwen3(folder / "experts", experts=True)
+    for name, one in CASES.items():
+        if not chosen or name in chosen:
+            start = time.monotonic()
+            run_case(name, one, folder)
+            print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

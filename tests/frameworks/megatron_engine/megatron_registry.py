@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the case files put their cases, and what most cases do with an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine_building import new_batch
+from engine_ranks import Case, Result
+from verl.workers.utils.losses import sft_loss
+
+from fp16_patch.precision import Precision
+
+CASES: dict[str, Case] = {}
+
+LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+    "1": (1, {}),
+    "tp2": (2, {"tp": 2}),
+    "pp2": (2, {"pp": 2}),
+    "dp2": (2, {}),
+    "moe-1": (1, {}),
+    "moe-ep2": (2, {"ep": 2}),
+}
+"""Name -> ranks, and how the model is spread over them."""
+
+_FOLDER: list[Path] = []
+
+
+def case(name: str, run: Callable[[int], Result], ranks: int, precision: Precision | None = None) -> None:
+    CASES[name] = Case(run, ranks, precision)
+
+
+def use_folder(folder: Path) -> None:
+    """Where the cases of this process write, and find their models."""
+    _FOLDER[:] = [folder]
+
+
+def folder() -> Path:
+    return _FOLDER[0]
+
+
+def model(layout: str) -> Path:
+    return folder() / ("experts" if layout.startswith("moe") else "dense")
+
+
+LENGTHS = (4, 9, 6, 2, 7, 3, 5, 8)
+"""Tokens in each response of the batch of all ranks."""
+
+
+def batch(engine: Any, seed: int = 0) -> Any:
+    """This rank's share of eight sequences, the same eight however the ranks are laid out."""
+    share = len(LENGTHS) // engine.get_data_parallel_size()
+    first = engine.get_data_parallel_rank() * share
+    return new_batch(seed, LENGTHS, slice(first, first + share))
+
+
+def train(engine: Any, seed: int = 0, loss: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """One update; what verl's engine returns on the ranks that have the loss, and {} on the others."""
+    with engine.train_mode():
+        outputs = engine.train_batch(batch(engine, seed), loss or partial(sft_loss, None))
+    engine.lr_scheduler_step()
+    return outputs
