@@ -96,8 +96,8 @@ PATCHES = (
         distribution=DISTRIBUTION,
         versions=RELEASES,
         process="trainer rank",
-        reason="Experts that are not grouped, which is what there is without TransformerEngine, keep their local number: "
-        "with expert parallelism every rank loads the experts of the first, without an error.",
+        reason="Experts that are not grouped, which is what there is without TransformerEngine, keep their local "
+        "number: with expert parallelism every rank loads the experts of the first, without an error.",
         upstream="not reported",
         remove_when="_megatron_local_name_to_global knows local_experts",
         make=_numbered_globally,

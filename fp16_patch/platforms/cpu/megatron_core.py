@@ -77,9 +77,9 @@ PATCHES = (
         "causal-mask",
         "transformer.dot_product_attention:DotProductAttention.forward",
         kind="wrap",
-        reason="verl passes the mask of padding, one row a sequence. TransformerEngine's causal attention does not look "
-        "at it; this one takes it for a mask of every pair. Padding is on the right, so causal attention keeps "
-        "it from every token that counts.",
+        reason="verl passes the mask of padding, one row a sequence. TransformerEngine's causal attention does not "
+        "look at it; this one takes it for a mask of every pair. Padding is on the right, so causal attention keeps it "
+        "from every token that counts.",
         upstream="verl/models/mcore/model_forward.py is written for TransformerEngine; not reported",
         remove_when="verl passes no mask to causal attention",
         make=_causal_alone,

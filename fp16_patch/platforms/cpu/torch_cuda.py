@@ -65,8 +65,8 @@ def _patch(function: str, fingerprint: str, make: Callable[..., Any], **more: An
         distribution="torch",
         versions=">=2.13,<2.14",
         process="every process of OpenRLHF; of verl, those with Megatron",
-        reason="Called whatever the machine has, and it raises without a GPU. Only calls that would end the process, or "
-        "do nothing, get another answer.",
+        reason="Called whatever the machine has, and it raises without a GPU. Only calls that would end the process, "
+        "or do nothing, get another answer.",
         upstream="OpenRLHF and Megatron have no device interface; not reported",
         remove_when="OpenRLHF asks deepspeed.accelerator for the device, and Megatron something of the kind",
         make=make,

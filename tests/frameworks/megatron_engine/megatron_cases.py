@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases on the real MegatronEngine of verl. Run as ``python megatron_cases.py FOLDER [CASE ...]``: results go to FOLDER.
+"""Cases on verl's real MegatronEngine. Run as ``python megatron_cases.py FOLDER [CASE ...]``: results go to FOLDER.
 
 Torch, Megatron and verl are imported once; each case then gets ranks of its own (engine_ranks.py). Nothing of that is
 imported at the top of this file: to save a checkpoint Megatron starts Python once more, which imports its main file.
@@ -14,6 +14,8 @@ from pathlib import Path
 
 def main(folder: Path, chosen: list[str]) -> None:
     import platform_cases  # noqa: F401  registers its cases
+    import stock_cases  # noqa: F401  registers its cases
+    import verl.models.mcore.bridge  # noqa: F401  seconds, in every rank otherwise
     from engine_ranks import run_case
     from megatron_building import tiny_qwen3
     from megatron_registry import CASES, use_folder

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from engine_building import new_batch
 from engine_ranks import Case, Result
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from verl.workers.utils.losses import sft_loss
 
 from fp16_patch.precision import Precision
@@ -27,15 +29,25 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
 """Name -> ranks, and how the model is spread over them."""
 
 _FOLDER: list[Path] = []
+_WRITER: list[Any] = []
 
 
 def case(name: str, run: Callable[[int], Result], ranks: int, precision: Precision | None = None) -> None:
-    CASES[name] = Case(run, ranks, precision)
+    CASES[name] = Case(partial(_with_writer, run), ranks, precision)
+
+
+def _with_writer(run: Callable[[int], Result], rank: int) -> Result:
+    filesystem_async._results_queue = _WRITER[0].Queue()
+    return run(rank)
 
 
 def use_folder(folder: Path) -> None:
-    """Where the cases of this process write, and find their models."""
+    """Where the cases of this process write, and find their models.
+
+    For its checkpoints Megatron starts a process, with torch imported, in each rank. One does for all cases here.
+    """
     _FOLDER[:] = [folder]
+    _WRITER[:] = [multiprocessing.get_context("spawn").Manager()]
 
 
 def folder() -> Path:
@@ -63,3 +75,19 @@ def train(engine: Any, seed: int = 0, loss: Callable[..., Any] | None = None) ->
         outputs = engine.train_batch(batch(engine, seed), loss or partial(sft_loss, None))
     engine.lr_scheduler_step()
     return outputs
+
+
+def at_the_next_step(
+    engine: Any, before: Callable[[], Any] = lambda: None, after: Callable[[], Any] = lambda: None
+) -> None:
+    """Do something right before the engine's next optimizer step, such as spoiling gradients, and right after it."""
+    original = engine.optimizer_step
+
+    def optimizer_step() -> Any:
+        del engine.optimizer_step
+        before()
+        norm = original()
+        after()
+        return norm
+
+    engine.optimizer_step = optimizer_step

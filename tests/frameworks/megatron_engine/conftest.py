@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fp16_patch
+from fp16_patch.precision import ENVIRONMENT_VARIABLE
+
+HERE = Path(__file__).parent
+FORKING = HERE.parent / "verl"
+"""Where engine_ranks.py and engine_building.py are."""
+PLATFORM = "fp16_patch.platforms.cpu.verl,fp16_patch.platforms.cpu.megatron"
+SECONDS = 280
+Ranks = list[dict[str, Any]]
+Results = Callable[[str], Ranks]
+
+
+@pytest.fixture(scope="session")
+def megatron_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All cases, run once; the folder of their results."""
+    if not (find_spec("verl") and find_spec("megatron.bridge")):
+        pytest.skip("needs verl, megatron-core and megatron-bridge")
+    folder = tmp_path_factory.mktemp("megatron")
+    paths = [str(Path(fp16_patch.__file__).parents[1]), str(FORKING), os.environ.get("PYTHONPATH", "")]
+    environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE} | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "VERL_PLATFORM": "cpu",
+        "VERL_USE_EXTERNAL_MODULES": PLATFORM,
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "megatron_cases.py"), str(folder)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        process.wait(timeout=SECONDS)
+        yield folder
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its ranks too, should any be left
+        process.wait()
+
+
+@pytest.fixture
+def results(megatron_runs: Path) -> Results:
+    """``results(case)``: what each rank's run of the case returned."""
+
+    def read(case: str) -> Ranks:
+        found = [json.loads(path.read_text()) for path in sorted(megatron_runs.glob(f"{case}.?.json"))]
+        assert found, f"the case {case} did not run:\n{(megatron_runs / 'log').read_text(errors='replace')[-3000:]}"
+        for rank, outcome in enumerate(found):
+            assert "error" not in outcome, f"rank {rank} of the case {case} failed:\n{outcome['error']}"
+        return [outcome["result"] for outcome in found]
+
+    return read

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What FP16 on verl's MegatronEngine comes to without the flag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+
+Results = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.mark.parametrize("layout", ["1", "dp2"])
+def test_the_first_overflow_ends_the_run(results: Results, layout: str) -> None:
+    for rank in results(f"stock-overflow-{layout}"):
+        assert rank["error"] == "Megatron optimizer step failed. This should not happen"
+        assert not rank["changed"], "the update was skipped all the same"
+        assert rank["scales"] == [16384.0], "and the scale halved"
+        assert rank["norm after"] == pytest.approx(3.7, rel=0.01), "the next update would have been fine"
+
+
+def test_overflows_of_the_experts_alone_multiply_their_gradients(results: Results) -> None:
+    """The scales of the two optimizers part, and the loss is scaled by the first."""
+    for rank in results("stock-drift"):
+        before, after = rank["0"], rank["3"]
+        assert before["scales"] == [32768.0, 32768.0]
+        assert after["scales"] == [32768.0, 4096.0]
+        (dense, experts), (dense_after, experts_after) = before["norms"], after["norms"]
+        assert dense_after == dense
+        assert experts_after / experts == pytest.approx(8, rel=1e-4)
