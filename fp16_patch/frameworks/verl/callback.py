@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.frameworks.verl import config_rules, launch, refusals
+from fp16_patch.frameworks.verl import command_line, config_rules, launch, refusals
 from fp16_patch.precision import Precision
 
 
@@ -87,8 +87,8 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
 
 
 def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
-    for override in OmegaConf.select(config, "hydra.overrides.task") or []:
-        group, _, chosen = str(override).lstrip("+").partition("=")
+    for override in command_line.overrides(config):
+        group, _, chosen = override.lstrip("+").partition("=")
         if group.partition("@")[0] == "precision" and chosen.startswith("["):
             raise Fp16PatchError(
                 f"{override}: more than one precision",

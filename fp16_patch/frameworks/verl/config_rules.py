@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import command_line, rollout_correction
 from fp16_patch.frameworks.verl.keys import MISSING, Rule
 from fp16_patch.frameworks.verl.megatron import rules as megatron_rules
 from fp16_patch.precision import Precision, long_name, short_name
@@ -59,6 +60,7 @@ def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
     yield from megatron_rules.rules(config, precision)
     yield Rule("actor_rollout_ref.rollout.dtype", rollout, ("bfloat16",))
     yield from _generators(config, rollout)
+    yield from rollout_correction.rules(config)
 
 
 def _generators(config: DictConfig, dtype: str) -> Iterator[Rule]:
@@ -90,7 +92,7 @@ def plan(
         if rule.key in explicit or before not in rule.stock:
             problems.append(
                 Fp16PatchError(
-                    f"{rule.key}={before} contradicts the flag ({precision.name})",
+                    f"{rule.key}={before} contradicts {rule.asked_by or f'the flag ({precision.name})'}",
                     allowed=f"{rule.key}={rule.value}",
                     next_step=f"remove {rule.key} from your command or file ({rule.why})",
                 )
@@ -111,8 +113,8 @@ def explicit_overrides(config: DictConfig) -> frozenset[str]:
     """The keys set on the command line; ``a={b:1}`` sets ``a.b``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    overrides = OverridesParser.create().parse_overrides([*(OmegaConf.select(config, "hydra.overrides.task") or [])])
-    return frozenset(key for override in overrides for key in _leaves(override.key_or_group, override.value()))
+    parsed = OverridesParser.create().parse_overrides(command_line.overrides(config))
+    return frozenset(key for override in parsed for key in _leaves(override.key_or_group, override.value()))
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:
@@ -134,7 +136,7 @@ def _select(config: DictConfig, key: str) -> Any:
 
 
 def _same(value: Any, wanted: Any) -> bool:
-    if not isinstance(wanted, str):
+    if value == wanted or not isinstance(wanted, str):
         return bool(value == wanted)
     try:
         return short_name("", value) == short_name("", wanted)

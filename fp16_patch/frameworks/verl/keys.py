@@ -16,12 +16,14 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Rule:
-    """One key, the value the flag needs there, what verl ships for it (may be replaced), and why."""
+    """One key, the value needed there, what verl ships for it (may be replaced), why, and what asks for it."""
 
     key: str
     value: Any
     stock: tuple[Any, ...]
     why: str = "the flag sets it"
+    asked_by: str | None = None
+    """None: the flag."""
 
 
 def value_of(config: DictConfig, key: str) -> Any:

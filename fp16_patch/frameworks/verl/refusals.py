@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl import rollout_correction
 from fp16_patch.frameworks.verl.fsdp.fp32_modules import for_critics_only
 from fp16_patch.frameworks.verl.keys import refusal, value_of
 from fp16_patch.frameworks.verl.megatron import refusals as megatron_refusals
@@ -44,6 +45,7 @@ def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError
         *_weight_transport(config),
         *_model(config, precision),
         *_fp32_modules(config, precision),
+        *rollout_correction.unsupported(config),
     ]
 
 
