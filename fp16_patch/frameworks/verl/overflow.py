@@ -21,9 +21,20 @@ def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) 
     update = Precision.in_force().trace_update
     if update is None or update != scaler.counts.updates + 1:
         return
-    reason = f"update {update} was to be traced"
-    _, path = _examine(engine, scaler, (data, loss_function), scaler.get_scale(), reason, f"trace_of_update_{update}")
-    if _rank() == 0:
+    with _another_pass(engine):
+        if isinstance(engine.module, list):
+            from fp16_patch.frameworks.megatron import overflow
+
+            overflow.run_pass(
+                engine.optimizer,
+                lambda: engine.forward_backward_batch(data, loss_function),
+                trace_update=update,
+                role=_role(engine),
+            )
+            return
+        reason, stem = f"update {update} was to be traced", f"trace_of_update_{update}"
+        _, path = _examine(engine, scaler, (data, loss_function), scaler.get_scale(), reason, stem)
+    if engine.rank == 0:
         print(f"fp16_patch: gradients of update {update} traced: {path}", flush=True)
 
 
@@ -31,68 +42,56 @@ def stop_after_too_many(engine: Engine, scaler: Any, update: Any, data: Any, los
     """Raise :class:`Fp16PatchError`, on every rank, once ``max_consecutive_skips`` updates in a row were skipped."""
     from fp16_patch.loss_scaling.stop import reason_to_stop, stop
 
-    if (reason := reason_to_stop(scaler, update.skipped)) is not None:
+    if (reason := reason_to_stop(scaler, update.skipped)) is None:
+        return
+    with _another_pass(engine):
+        if isinstance(engine.module, list):
+            from fp16_patch.frameworks.megatron import overflow
+
+            overflow.stop_after_too_many(
+                engine.optimizer,
+                update,
+                lambda: engine.forward_backward_batch(data, loss_function),
+                role=_role(engine),
+                in_bf16=IN_BF16,
+            )
         seen, path = _examine(engine, scaler, (data, loss_function), update.loss_scale, reason, "overflow_report")
-        raise stop(_role(engine), scaler, seen, path)
+    raise stop(_role(engine), scaler, seen, path)
+
+
+@contextmanager
+def _another_pass(engine: Engine) -> Iterator[None]:
+    """One more forward and backward, that leaves no gradient and no random number behind."""
+    import torch
+
+    engine.optimizer_zero_grad()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        engine.optimizer_zero_grad()
 
 
 def _examine(
     engine: Engine, scaler: Any, batch: tuple[Any, Loss], scale: float, reason: str, stem: str
 ) -> tuple[Any, Path]:
-    """One more forward and backward of this batch at ``scale``, traced; collective. Leaves the engine as it was."""
-    import torch
-
+    """A pass of this batch on an FSDP engine at ``scale``, traced; collective."""
+    from fp16_patch.loss_scaling.diagnosis import diagnose
+    from fp16_patch.loss_scaling.finding import Remedies
     from fp16_patch.loss_scaling.stop import publish
 
     def run() -> object:
         return engine.forward_backward_batch(*batch)
 
-    engine.optimizer_zero_grad()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices), _at(scaler, scale):
-            diagnosis = _diagnose(engine, scaler, run, reason)
-    finally:
-        engine.optimizer_zero_grad()
-    return diagnosis, publish(diagnosis, f"{stem}_{_role(engine)}", write=_rank() == 0)
-
-
-def _diagnose(engine: Engine, scaler: Any, run: Callable[[], object], reason: str) -> Any:
-    from fp16_patch.loss_scaling.finding import Remedies
-
-    if isinstance(engine.module, list):
-        from fp16_patch.frameworks.megatron import overflow
-
-        remedies = Remedies(IN_BF16, fp32_modules=False)  # Megatron keeps all weights in one buffer of one dtype
-        return overflow.diagnose(engine.optimizer, engine.module, run, reason, remedies=remedies)
-    from fp16_patch.loss_scaling.diagnosis import diagnose
-
-    return diagnose(engine.module, scaler, run, reason, remedies=Remedies(IN_BF16))
-
-
-@contextmanager
-def _at(scaler: Any, scale: float) -> Iterator[None]:
-    """The loss is multiplied by ``scale`` meanwhile."""
     now = scaler.get_scale()
-    _set(scaler, scale)
+    scaler.ensure_scale().fill_(scale)
     try:
-        yield
+        diagnosis = diagnose(engine.module, scaler, run, reason, remedies=Remedies(IN_BF16))
     finally:
-        _set(scaler, now)
-
-
-def _set(scaler: Any, scale: float) -> None:
-    if hasattr(scaler, "rule"):
-        scaler.rule.scale = scale
-    else:  # torch's scaler keeps it on the device
-        scaler.ensure_scale().fill_(scale)
+        scaler.ensure_scale().fill_(now)
+    return diagnosis, publish(diagnosis, f"{stem}_{_role(engine)}", write=engine.rank == 0)
 
 
 def _role(engine: Engine) -> str:
     return "critic" if engine.model_config.model_type == "value_model" else "actor"
-
-
-def _rank() -> int:
-    import torch
-
-    return int(torch.distributed.get_rank())

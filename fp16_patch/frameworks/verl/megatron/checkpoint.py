@@ -22,16 +22,17 @@ def tell_the_scale(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def load_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+        if scaler_of(self) is None or local_path is None:
+            return original(self, local_path, *args, **kwargs)
+        import torch
+
+        from fp16_patch.frameworks.megatron import checkpoint
+
+        checkpoint.refuse_other_trainers(local_path)
         result = original(self, local_path, *args, **kwargs)
-        scaler = scaler_of(self)
-        if scaler is not None and local_path is not None:
-            import torch
-
-            from fp16_patch.frameworks.megatron import checkpoint
-
-            said = checkpoint.resumption(scaler, local_path)
-            if torch.distributed.get_rank() == 0:
-                print(f"fp16_patch: {said}", flush=True)
+        said = checkpoint.resumption(self.optimizer, local_path)
+        if torch.distributed.get_rank() == 0:
+            print(f"fp16_patch: {said}", flush=True)
         return result
 
     return load_checkpoint
