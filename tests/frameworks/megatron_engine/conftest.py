@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import fp16_patch
-from fp16_patch.precision import ENVIRONMENT_VARIABLE
+from fp16_patch.precision import ENVIRONMENT_VARIABLE, REPORTS_VARIABLE, Precision
 
 HERE = Path(__file__).parent
 FORKING = HERE.parent / "verl"
@@ -28,15 +29,27 @@ Results = Callable[[str], Ranks]
 
 @pytest.fixture(scope="session")
 def megatron_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """All cases, run once; the folder of their results."""
+    """All cases without the flag, run once; the folder of their results."""
+    yield from run("stock", tmp_path_factory.mktemp("megatron"), PLATFORM, {})
+
+
+@pytest.fixture(scope="session")
+def flagged_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All cases with the flag, run once; the folder of their results."""
+    flag = {ENVIRONMENT_VARIABLE: Precision().to_environment()}
+    yield from run("flag", tmp_path_factory.mktemp("flagged"), f"{PLATFORM},fp16_patch.frameworks.verl.worker", flag)
+
+
+def run(kind: str, folder: Path, modules: str, flag: dict[str, str]) -> Iterator[Path]:
+    """Run the cases of ``kind``, with these modules for verl to import."""
     if not (find_spec("verl") and find_spec("megatron.bridge")):
         pytest.skip("needs verl, megatron-core and megatron-bridge")
-    folder = tmp_path_factory.mktemp("megatron")
     paths = [str(Path(fp16_patch.__file__).parents[1]), str(FORKING), os.environ.get("PYTHONPATH", "")]
     environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE} | {
         "PYTHONPATH": os.pathsep.join(paths),
         "VERL_PLATFORM": "cpu",
-        "VERL_USE_EXTERNAL_MODULES": PLATFORM,
+        "VERL_USE_EXTERNAL_MODULES": modules,
+        REPORTS_VARIABLE: str(folder / "reports"),
         "OMP_NUM_THREADS": "1",
         "TORCHDYNAMO_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -44,8 +57,8 @@ def megatron_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "megatron_cases.py"), str(folder)],
-            env=environment,
+            [sys.executable, str(HERE / "megatron_cases.py"), kind, str(folder)],
+            env=environment | flag,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -61,13 +74,19 @@ def megatron_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def results(megatron_runs: Path) -> Results:
-    """``results(case)``: what each rank's run of the case returned."""
+    """``results(case)``: what each rank's run of the case returned, without the flag."""
+    return partial(read, megatron_runs)
 
-    def read(case: str) -> Ranks:
-        found = [json.loads(path.read_text()) for path in sorted(megatron_runs.glob(f"{case}.?.json"))]
-        assert found, f"the case {case} did not run:\n{(megatron_runs / 'log').read_text(errors='replace')[-3000:]}"
-        for rank, outcome in enumerate(found):
-            assert "error" not in outcome, f"rank {rank} of the case {case} failed:\n{outcome['error']}"
-        return [outcome["result"] for outcome in found]
 
-    return read
+@pytest.fixture
+def flagged(flagged_runs: Path) -> Results:
+    """As ``results``, with the flag."""
+    return partial(read, flagged_runs)
+
+
+def read(folder: Path, case: str) -> Ranks:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{case}.?.json"))]
+    assert found, f"the case {case} did not run:\n{(folder / 'log').read_text(errors='replace')[-3000:]}"
+    for rank, outcome in enumerate(found):
+        assert "error" not in outcome, f"rank {rank} of the case {case} failed:\n{outcome['error']}"
+    return [outcome["result"] for outcome in found]

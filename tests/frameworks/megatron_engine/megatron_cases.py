@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases on verl's real MegatronEngine. Run as ``python megatron_cases.py FOLDER [CASE ...]``: results go to FOLDER.
+"""Cases on verl's real MegatronEngine: ``python megatron_cases.py KIND FOLDER [CASE ...]``; results go to FOLDER.
+
+KIND is ``stock`` or ``flag``; the flag's worker module has then been imported with verl.
 
 Torch, Megatron and verl are imported once; each case then gets ranks of its own (engine_ranks.py). Nothing of that is
 imported at the top of this file: to save a checkpoint Megatron starts Python once more, which imports its main file.
@@ -12,13 +14,18 @@ import time
 from pathlib import Path
 
 
-def main(folder: Path, chosen: list[str]) -> None:
-    import platform_cases  # noqa: F401  registers its cases
+def main(kind: str, folder: Path, chosen: list[str]) -> None:
     import stock_cases  # noqa: F401  registers its cases
     import verl.models.mcore.bridge  # noqa: F401  seconds, in every rank otherwise
     from engine_ranks import run_case
     from megatron_building import tiny_qwen3
     from megatron_registry import CASES, use_folder
+
+    if kind == "flag":
+        CASES.clear()
+        import flag_cases  # noqa: F401  registers its cases
+    else:
+        import platform_cases  # noqa: F401  registers its cases
 
     use_folder(folder)
     tiny_qwen3(folder / "dense")
@@ -31,4 +38,4 @@ def main(folder: Path, chosen: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
