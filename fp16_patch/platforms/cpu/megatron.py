@@ -13,12 +13,13 @@ from functools import partial
 from types import ModuleType
 
 from fp16_patch.patching import Patch, apply, when_imported
-from fp16_patch.platforms.cpu import matmul, torch_cuda, transformer_engine
+from fp16_patch.platforms.cpu import matmul, torch_cuda, transformer_engine, without_megatron
 from fp16_patch.platforms.cpu.plan import MEGATRON_PATCHES
 
 
 def activate() -> None:
     """Have each patch applied when its target is imported, those of torch with Megatron. Raises Fp16PatchError."""
+    without_megatron.show()
     matmul.enable()
     transformer_engine.stand_in()
     when_imported("megatron.core", partial(_apply, *torch_cuda.MEGATRON_PATCHES))

@@ -23,15 +23,17 @@ WEIGHT_BUCKET_MB = 64
 """verl's 2048 is a buffer in shared memory here. The largest tensor must fit, in FP32."""
 
 
-def environment(work_dir: Path) -> dict[str, str]:
+def environment(work_dir: Path, *, megatron: bool = False) -> dict[str, str]:
     """What to add to the environment of ``python -m verl.trainer.main_ppo``; Ray hands it to every process.
 
-    Runs with different ``work_dir`` share nothing and may go on at the same time.
+    ``megatron`` for ``model_engine=megatron``. Runs with different ``work_dir`` share nothing and may go on at the same time.
     """
+    modules = ["fp16_patch.platforms.cpu.verl", *(["fp16_patch.platforms.cpu.megatron"] if megatron else [])]
     return {
         **_of_any_run(work_dir),
+        **(_NOTHING_COMPILED if megatron else {}),
         "VERL_PLATFORM": "cpu",
-        "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl",
+        "VERL_USE_EXTERNAL_MODULES": ",".join(modules),
         # TransferQueue warns at every transfer that there are fewer cores than the 8 threads it would like.
         "TQ_NUM_THREADS": "1",
     }
@@ -53,7 +55,7 @@ def openrlhf_environment(work_dir: Path, ranks: int) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, the least there is; --vllm.gpu_memory_utilization would count otherwise
         "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",  # compute_entropy is compiled at its first call, and there may be no compiler
+        **_NOTHING_COMPILED,
     }
 
 
@@ -100,14 +102,17 @@ def _of_any_run(work_dir: Path) -> dict[str, str]:
     }
 
 
-def verl_overrides(ranks: int) -> list[str]:
-    """Hydra overrides for ``ranks`` trainer ranks, one process each, and as many vLLM servers."""
+def verl_overrides(ranks: int, *, megatron: bool = False) -> list[str]:
+    """Hydra overrides for ``ranks`` trainer ranks, one process each, and as many vLLM servers.
+
+    ``megatron`` for ``model_engine=megatron``, which is not among them.
+    """
     return [
+        *(_MEGATRON if megatron else _FSDP),
         # No accelerator: the device, eager attention kernels, nothing compiled, nothing to put to sleep.
         "trainer.device=cpu",
         *(f"{model}.use_remove_padding=False" for model in _MODELS),
         *(f"++{model}.override_config.attn_implementation=sdpa" for model in _MODELS),
-        *(f"{engine}.use_torch_compile=False" for engine in _ENGINES),
         "actor_rollout_ref.actor.use_torch_compile=False",
         "actor_rollout_ref.rollout.name=vllm",
         "actor_rollout_ref.rollout.enforce_eager=True",
@@ -134,4 +139,23 @@ def verl_overrides(ranks: int) -> list[str]:
 
 
 _MODELS = ("actor_rollout_ref.model", "critic.model")
-_ENGINES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
+_NOTHING_COMPILED = {
+    # Megatron's fused functions and OpenRLHF's compute_entropy are, at their first call, and there may be no compiler.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+_FSDP = [
+    f"{engine}.use_torch_compile=False"
+    for engine in ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
+]
+_MEGATRON = [
+    *(
+        f"{engine}.{setting}=False"
+        for engine in ("actor_rollout_ref.actor.megatron", "actor_rollout_ref.ref.megatron", "critic.megatron")
+        for setting in ("use_remove_padding", "sequence_parallel")
+    ),
+    *(  # the reference model takes the actor's
+        f"++{engine}.override_transformer_config.{key}={value}"
+        for engine in ("actor_rollout_ref.actor.megatron", "critic.megatron")
+        for key, value in MEGATRON_TRANSFORMER.items()
+    ),
+]

@@ -62,14 +62,14 @@ def build_command(job: Job, module: str = MODULE) -> Command:
     """Later sources win: platform, model and data, recipe, arm, the user's, and last the launcher's own keys."""
     recipe, files, platform = job.recipe, job.files, job.platform
     assert recipe.verl is not None
+    theirs = [assignments(recipe.verl.overrides), assignments(job.arm.overrides), job.overrides]
+    megatron = dict(map(key_value, merge(theirs))).get("model_engine") == "megatron"
     hardware = {"trainer.n_gpus_per_node": recipe.hardware.ranks, "trainer.nnodes": recipe.hardware.nodes}
     merged = merge(
         [
-            platform.verl_overrides(recipe.hardware.ranks) if platform else [],
+            platform.verl_overrides(recipe.hardware.ranks, megatron=megatron) if platform else [],
             assignments({**job.places(_PLACES), **hardware}),
-            assignments(recipe.verl.overrides),
-            assignments(job.arm.overrides),
-            job.overrides,
+            *theirs,
             [
                 f"trainer.experiment_name={render(f'{recipe.name}-{job.arm_name}')}",
                 "trainer.logger=[console,file]",
@@ -86,7 +86,7 @@ def build_command(job: Job, module: str = MODULE) -> Command:
         environment={
             "VERL_FILE_LOGGER_PATH": str(files.metrics),
             "HYDRA_FULL_ERROR": "1",
-            **(platform.environment(files.folder) if platform else {}),
+            **(platform.environment(files.folder, megatron=megatron) if platform else {}),
         },
         total_steps=int(steps) if steps.isdecimal() else None,
     )
