@@ -72,6 +72,31 @@ def test_critic_and_merged_lora_on_fsdp1(run_verl):
     assert run.metrics[0]["critic/loss_scale"] == run.metrics[0]["actor/loss_scale"] == 1024, "the user's setting"
 
 
+def test_megatron_survives_an_overflow(run_verl):
+    """Stock verl ends there: tests/frameworks/megatron_engine/test_stock_megatron.py."""
+    run = run_verl(
+        "model_engine=megatron",
+        "actor_rollout_ref.actor.strategy=megatron",
+        "actor_rollout_ref.actor.use_kl_loss=True",
+        "actor_rollout_ref.actor.entropy_coeff=0.01",  # an untrained policy is rewarded for nothing
+        "trainer.total_training_steps=3",
+        "fp16_patch.loss_scaling.init_scale=1073741824",
+        "fp16_patch.loss_scaling.backoff_factor=0.0000152587890625",  # 2**-16: back in one step
+    )
+    assert run.result.status == "completed", run.why()
+    actor, reference, rollout = (run.report["roles"][role] for role in ("actor", "reference", "rollout"))
+    assert actor["compute"] == reference["compute"] == rollout["compute"] == rollout["weights"] == "float16"
+    assert rollout["weights_on_the_wire"] == "float16"
+    assert actor["master_weights"] == actor["gradient_reduction"] == actor["gradients"] == "float32"
+    assert actor["optimizer"] == "AdamW of torch"
+    assert [step["actor/loss_scale"] for step in run.metrics] == [2**30, 2**14, 2**14]
+    assert [step["actor/update_skipped"] for step in run.metrics] == [1, 0, 0]
+    assert "actor/grad_norm" not in run.metrics[0]
+    for step in run.metrics[1:]:
+        assert step["actor/grad_norm"] > 0
+        assert 0 < step["mismatch/log_ratio_abs_mean"] < 1e-3
+
+
 def sabotage(monkeypatch: pytest.MonkeyPatch, what: str) -> str:
     """Environment and override that break ``what`` in the processes of the run."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "saboteur"))

@@ -26,7 +26,8 @@ WEIGHT_BUCKET_MB = 64
 def environment(work_dir: Path, *, megatron: bool = False) -> dict[str, str]:
     """What to add to the environment of ``python -m verl.trainer.main_ppo``; Ray hands it to every process.
 
-    ``megatron`` for ``model_engine=megatron``. Runs with different ``work_dir`` share nothing and may go on at the same time.
+    ``megatron`` for ``model_engine=megatron``. Runs with different ``work_dir`` share nothing and may go on at the
+    same time.
     """
     modules = ["fp16_patch.platforms.cpu.verl", *(["fp16_patch.platforms.cpu.megatron"] if megatron else [])]
     return {

@@ -143,6 +143,39 @@ def resumed(rank: int, *, layout: str) -> Result:
     return {"saved": saved, "loaded": loaded, "uninterrupted": on, "resumed": again}
 
 
+def saved_by_two(rank: int) -> Result:
+    """A checkpoint of two data-parallel ranks, for :func:`loaded_by_one`."""
+    engine = engine_of("dp2")
+    for seed in range(3):
+        if seed == 1:
+            spoil(engine, rank)
+        train(engine, seed)
+    engine.save_checkpoint(str(folder() / "of-two"), global_step=3)
+    on = [update(engine, seed) for seed in range(3, 6)]
+    return {"scaler": engine.scaler.rule.state_dict(), "updates": on}
+
+
+def loaded_by_one(rank: int) -> Result:
+    engine = engine_of("1")
+    engine.load_checkpoint(str(folder() / "of-two"), del_local_after_load=False)
+    on = [update(engine, seed) for seed in range(3, 6)]
+    return {"scaler": engine.scaler.rule.state_dict(), "updates": on}
+
+
+def critic(rank: int) -> Result:
+    """A value model: good, spoilt, good."""
+
+    def loss(model_output: Any, data: Any, dp_group: Any = None) -> Any:
+        values = model_output["values"]
+        return (values.values() if values.is_nested else values).square().mean() / 100, {}
+
+    engine = engine_of("1", model_type="value_model")
+    seen = [update(engine, loss=loss)]
+    spoil(engine, rank)
+    seen += [update(engine, loss=loss), update(engine, loss=loss)]
+    return {"updates": seen, "report": describe_engine(engine)}
+
+
 def too_many_skips(rank: int, *, layout: str) -> Result:
     engine = engine_of(layout)
     before, done = digest(engine), 0
@@ -176,6 +209,9 @@ for layout in ("1", "pp2", "dp2"):
     case(f"late-{layout}", partial(late_overflow, layout=layout), LAYOUTS[layout][0], Precision())
 case("skip-experts", partial(skip_then_step, layout="moe-ep2", experts=True), 2, Precision())
 case("drift", drift, 2, Precision())
+case("saved-by-two", saved_by_two, 2, Precision())
+case("loaded-by-one", loaded_by_one, 1, Precision())
+case("critic", critic, 1, Precision())
 case("masters", masters, 1, Precision())
 case("too-many-skips", partial(too_many_skips, layout="pp2"), 2, TOO_HIGH)
 case("traced", partial(traced, layout="pp2"), 2, Precision(trace_update=2))

@@ -21,7 +21,6 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
@@ -32,15 +31,16 @@ SHAPE = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
 
 
-def tiny_qwen3(out: Path, *, experts: bool = False, seed: int = 0) -> Path:
-    """Write a Qwen3 of two layers, or one with four experts, with random FP32 weights."""
+def tiny_qwen3(out: Path, *, experts: bool = False, layers: int = 2, seed: int = 0) -> Path:
+    """Write a Qwen3, or one with four experts, with random FP32 weights."""
     tokenizer = character_tokenizer()
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    settings = SHAPE | special | {"vocab_size": len(tokenizer), "num_hidden_layers": layers}
     torch.manual_seed(seed)
     if experts:
-        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **SHAPE, **EXPERTS, **special))
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings, **EXPERTS))
     else:
-        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **SHAPE, **special))
+        model = Qwen3ForCausalLM(Qwen3Config(**settings))
     save(model.float(), tokenizer, out)
     return out
 

@@ -86,7 +86,8 @@ def log_prob_error(engine: Any, layout: str) -> float | None:
     return worst
 
 
-for layout, (ranks, _) in LAYOUTS.items():
+for layout in ("1", "tp2", "pp2", "dp2", "moe-1", "moe-ep2"):
+    ranks = LAYOUTS[layout][0]
     for dtype in ("bf16", "fp16"):
         case(f"{dtype}-{layout}", partial(round_trip, layout=layout, dtype=dtype), ranks)
     case(f"resumed-{layout}", partial(resumed, layout=layout), ranks)

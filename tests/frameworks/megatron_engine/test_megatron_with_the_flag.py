@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 Ranks = list[dict[str, Any]]
 Results = Callable[[str], Ranks]
-LAYOUT = pytest.mark.parametrize("layout", ["1", "tp2", "pp2", "dp2", "moe-1", "moe-ep2"])
+LAYOUT = pytest.mark.parametrize("layout", ["1", "tp2", "pp2", "vpp2", "dp2", "moe-1", "moe-ep2"])
 FP16_STEP = 2.0**-10
 """Between neighbouring FP16 numbers, relative to the power of two below them."""
 
@@ -66,7 +66,9 @@ def test_the_scales_of_a_chain_stay_one_and_gradients_of_experts_right(flagged: 
         assert after["norms"] == pytest.approx(before["norms"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("layout", "alone"), [("tp2", "1"), ("pp2", "1"), ("dp2", "1"), ("moe-ep2", "moe-1")])
+@pytest.mark.parametrize(
+    ("layout", "alone"), [("tp2", "1"), ("pp2", "1"), ("dp2", "1"), ("vpp2", "deep-1"), ("moe-ep2", "moe-1")]
+)
 def test_weights_are_those_of_one_process_after_the_same_faults(
     flagged: Results, flagged_runs: Path, layout: str, alone: str
 ) -> None:
@@ -104,6 +106,24 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(flagged: Resul
             assert again == on
 
 
+def test_a_checkpoint_of_two_ranks_goes_on_with_one(flagged: Results) -> None:
+    (alone,), two = flagged("loaded-by-one"), flagged("saved-by-two")
+    assert alone["scaler"] == two[0]["scaler"], "scale, trackers, counts and history after the same updates"
+    for mine, theirs in zip(alone["updates"], two[0]["updates"], strict=True):
+        assert mine["scales"] == theirs["scales"]
+        assert mine["changed"] == theirs["changed"]
+        ours, others = (update["metrics"].get("grad_norm") for update in (mine, theirs))
+        assert ours == pytest.approx(others, rel=1e-3)
+
+
+def test_a_critic_skips_and_recovers(flagged: Results) -> None:
+    (rank,) = flagged("critic")
+    assert [update["changed"] == [] for update in rank["updates"]] == [False, True, False]
+    assert [update["scales"] for update in rank["updates"]] == [[65536.0], [32768.0], [32768.0]]
+    assert rank["report"]["values"] == "float32"
+    assert rank["report"]["compute"] == "float16"
+
+
 def test_too_many_skips_stop_every_rank_with_a_report(flagged: Results, flagged_runs: Path) -> None:
     """On two pipeline stages: what overflowed is named as in the whole model."""
     for rank in flagged("too-many-skips"):
@@ -133,5 +153,5 @@ def test_the_report_reads_live_objects(flagged: Results, layout: str) -> None:
         assert rows["loss_scale"] == "32768"
         assert rows["optimizer"] == "AdamW of torch"
         assert rows.get("router") == ("float32" if layout.startswith("moe") else None)
-        if layout != "pp2" or number == len(ranks) - 1:
+        if layout not in ("pp2", "vpp2") or number == len(ranks) - 1:
             assert rows["log_probs"] == "float32"
