@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -99,6 +99,12 @@ class Scaler(Protocol):
     def scale(self, outputs: Any) -> Any: ...
 
 
+class Traced(Protocol):
+    """What a trace must tell; :class:`~fp16_patch.loss_scaling.trace.ModuleTrace` is one."""
+
+    def rows(self) -> Sequence[ModuleRow]: ...
+
+
 Watched = Mapping[str, tuple[Extremes, int]]
 """Parameter -> what was seen of this rank's part of it, or of its gradient, and the elements of that part."""
 
@@ -109,6 +115,7 @@ def diagnose(
     run: Callable[[], object],
     reason: str,
     *,
+    trace: Callable[[], AbstractContextManager[Traced]] | None = None,
     gradients: Callable[[], Watched] | None = None,
     weights: Callable[[], Watched] | None = None,
     remedies: Remedies | None = None,
@@ -117,10 +124,11 @@ def diagnose(
 
     Collective over the scaler's process group. Adds to the gradients that ``module`` has; neither gradients nor
     random state are put back. ``gradients`` and ``weights`` are asked after the pass, where a framework keeps them
-    elsewhere than in ``module``'s parameters.
+    elsewhere than in ``module``'s parameters; ``trace`` watches in place of :func:`trace_modules`, where ``module`` is
+    one of several, or its modules have other names on other ranks.
     """
     scale = scaler.get_scale()  # ``run`` may end in an update that moves it
-    with trace_modules(module) as trace, _watched_losses(scaler) as losses:
+    with trace() if trace else trace_modules(module) as traced, _watched_losses(scaler) as losses:
         run()
     group = scaler.process_group
     everyone = gather([(extremes.peak, extremes.bad > 0) for extremes in losses], group)
@@ -131,7 +139,7 @@ def diagnose(
         settings=scaler.settings.as_dict(),
         history=list(scaler.history),
         counts=asdict(scaler.counts),
-        rows=merge_rows(trace.rows(), group),
+        rows=merge_rows(traced.rows(), group),
         losses=Losses(
             peak=max(peaks, default=None),
             nonfinite=any(before for (_, before), _ in everyone),

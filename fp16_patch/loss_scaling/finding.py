@@ -114,7 +114,9 @@ def _loss_gradient(seen: Diagnosis, overflowed: Sequence[ModuleRow]) -> Finding:
 
 def _backward(seen: Diagnosis, first: ModuleRow) -> Finding:
     until = first.first_overflow or 0
-    finite = [row for row in in_order(seen.rows, "backward_order", until) if not _contains(row.module, first.module)]
+    # The module itself may be among them: another of its outputs, another rank's.
+    before = [row for row in in_order(seen.rows, "backward_order", until) if row.module != first.module]
+    finite = [row for row in before if not _contains(row.module, first.module)]
     cause = (
         f"the backward pass overflows at loss scale {power(seen.loss_scale)}: {percent(first.gradient_nonfinite)} of "
         f"the gradient that arrives at the output of {called(first.module)} ({first.class_name}) is inf or NaN"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -41,6 +42,25 @@ class ScaleRule:
         self.counts = Counts()
         self.history: deque[tuple[int, float]] = deque([(0, settings.init_scale)], maxlen=HISTORY)
         """(updates so far, scale from then on), oldest first."""
+
+    @classmethod
+    def going_on(
+        cls,
+        settings: LossScaling,
+        scale: float,
+        growth_tracker: int,
+        hysteresis_left: int,
+        counts: Counts | None = None,
+    ) -> ScaleRule:
+        """From the numbers of a framework's own scaler, which may be out of bounds; ``settings`` hold."""
+        rule = cls(settings)
+        rule.scale = rule.bounded(2.0 ** math.floor(math.log2(scale)))
+        rule.growth_tracker = min(max(growth_tracker, 0), settings.growth_interval - 1)
+        rule.hysteresis_left = min(max(hysteresis_left, 1), settings.hysteresis)
+        rule.counts = counts or Counts()
+        if rule.scale != rule.history[-1][1]:
+            rule.history.append((rule.counts.updates, rule.scale))
+        return rule
 
     def update(self, *, skipped: bool) -> None:
         """Count one update and move the scale for the next."""

@@ -27,7 +27,7 @@ def save(state: State, folder: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{FILE}.{os.getpid()}")
     with partial.open("w") as file:
-        json.dump({"format": FORMAT, **state}, file, indent=2)
+        file.write(to_text(state))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, target)
@@ -45,19 +45,31 @@ def load(path: str | Path) -> State | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise _foreign(f"{type(error).__name__}: {error}", path) from error
+    return from_text(text, path)
+
+
+def to_text(state: State) -> str:
+    """For a place of its own: a file, or one entry of a framework's checkpoint."""
+    return json.dumps({"format": FORMAT, **state}, indent=2)
+
+
+def from_text(text: str, path: str | Path | None = None) -> State:
+    """The inverse of :func:`to_text`, checked; raises :class:`Fp16PatchError`."""
     try:
         state = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers and nestings that Python refuses to read
+    except (TypeError, ValueError, RecursionError) as error:  # also numbers and nestings that Python refuses to read
         raise _foreign(f"it is not JSON ({error})", path) from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise _foreign(f"its format is not {FORMAT!r}", path)
     return validate(state, path)
 
 
-def resumption(saved: State | None, scale: float, settings: LossScaling, folder: str | Path) -> str:
-    """For the log: where the scale goes on at ``scale`` after ``saved`` was loaded, or was not there."""
+def resumption(
+    saved: State | None, scale: float, settings: LossScaling, folder: str | Path, missing: str = FILE
+) -> str:
+    """For the log: where the scale goes on at ``scale`` after ``saved`` was loaded, or was ``missing``."""
     if saved is None:
-        return f"WARNING: no {FILE} in {folder}: the loss scale starts at {scale:g}"
+        return f"WARNING: no {missing} in {folder}: the loss scale starts at {scale:g}"
     said = f"the loss scale resumes at {scale:g}"
     if saved["settings"] != settings.as_dict():
         said += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"

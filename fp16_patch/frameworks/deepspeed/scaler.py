@@ -105,15 +105,9 @@ class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed i
 
     def continue_from(self, stock: DynamicLossScaler, skipped: int) -> None:
         """Go on from the scale and the trackers of DeepSpeed's own scaler; this one's settings hold."""
-        rule = ScaleRule(self.settings)
-        since_overflow = stock.cur_iter - stock.last_overflow_iter - 1
-        rule.growth_tracker = min(since_overflow % stock.scale_window, self.settings.growth_interval - 1)
-        rule.hysteresis_left = min(max(stock.cur_hysteresis, 1), self.settings.hysteresis)
-        rule.counts = Counts(updates=stock.cur_iter, skipped=skipped)
-        rule.scale = rule.bounded(2.0 ** math.floor(math.log2(stock.cur_scale)))
-        if rule.scale != rule.history[-1][1]:
-            rule.history.append((rule.counts.updates, rule.scale))
-        self.rule = rule
+        tracker = (stock.cur_iter - stock.last_overflow_iter - 1) % stock.scale_window
+        counts = Counts(updates=stock.cur_iter, skipped=skipped)
+        self.rule = ScaleRule.going_on(self.settings, stock.cur_scale, tracker, stock.cur_hysteresis, counts)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Into a checkpoint goes DeepSpeed's own class, which loads without this package."""
