@@ -88,12 +88,12 @@ def examine() -> dict[str, Any]:
 
 def _megatron() -> str:
     """Megatron is an engine of verl's that a run need not use: what speaks against it is no problem of verl's."""
-    from fp16_patch.frameworks.verl.megatron.installation import has_transformer_engine, unfit_installation
+    from fp16_patch.frameworks.megatron import optimizer_choice
+    from fp16_patch.frameworks.verl.megatron.installation import unfit_installation
 
     if problems := unfit_installation():
         return f"verl with strategy=megatron: no, {'; '.join(problem.what for problem in problems)}"
-    kind = "TransformerEngine's FusedAdam" if has_transformer_engine() else "torch's AdamW (no TransformerEngine)"
-    return f"verl with strategy=megatron: ready, FP16's optimizer would be {kind}"
+    return f"verl with strategy=megatron: ready, in FP16 with {optimizer_choice.choose(None).line}"
 
 
 def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ def describe_megatron(chunks: Sequence[Any], optimizer: Any | None) -> dict[str,
         "gradient_reduction": agree(reduced),
         "gradient_accumulation": agree(reduced),  # into the buffer that is reduced
         "optimizer_state": describe(state, none="created at the first update"),
-        "optimizer": ", ".join(sorted({_name(part) for part in parts})),
         "loss_scale": ", ".join(sorted(scales)) or "none",
     }
 
@@ -65,9 +64,3 @@ def _state(part: Any) -> Iterator[tuple[str, Any]]:
 
 def _precision_aware(part: Any) -> bool:
     return bool(getattr(part.config, "use_precision_aware_optimizer", False))
-
-
-def _name(part: Any) -> str:
-    kind = type(part.optimizer)
-    suffix = ", precision-aware" if _precision_aware(part) else ""
-    return f"{kind.__name__} of {kind.__module__.partition('.')[0]}{suffix}"

@@ -151,7 +151,7 @@ def test_the_report_reads_live_objects(flagged: Results, layout: str) -> None:
         for row in ("master_weights", "gradient_reduction", "gradient_accumulation", "optimizer_state", "gradients"):
             assert rows[row] == "float32", row
         assert rows["loss_scale"] == "32768"
-        assert rows["optimizer"] == "AdamW of torch"
+        assert rows["optimizer"] == "torch.AdamW in DistributedOptimizer"
         assert rows.get("router") == ("float32" if layout.startswith("moe") else None)
         if layout not in ("pp2", "vpp2") or number == len(ranks) - 1:
             assert rows["log_probs"] == "float32"

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.megatron import optimizer_choice
 from fp16_patch.frameworks.verl.callback import apply_flag
 from fp16_patch.frameworks.verl.megatron import rules
 
@@ -57,7 +58,7 @@ def test_verl_builds_megatrons_settings_from_it(compose):
 
 def test_the_optimizer_of_transformer_engine_where_it_is_installed(compose, monkeypatch):
     assert value(flagged(compose), f"{OPTIMIZER}.use_precision_aware_optimizer") is False
-    monkeypatch.setattr(rules, "has_transformer_engine", lambda: True)
+    monkeypatch.setattr(optimizer_choice, "_transformer_engine", lambda: "2.9")
     assert value(flagged(compose), f"{OPTIMIZER}.use_precision_aware_optimizer") is True
     config = flagged(compose, f"+{OPTIMIZER}.use_precision_aware_optimizer=False")
     assert value(config, f"{OPTIMIZER}.use_precision_aware_optimizer") is False, "the user's own choice stands"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.megatron import optimizer_choice
 from fp16_patch.frameworks.verl import releases, updates
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
@@ -86,6 +87,8 @@ def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
 def describe_engine(engine: Engine) -> dict[str, str]:
     """Precision rows of one live Megatron engine: what is in force, and what was seen passing."""
     rows = describe_megatron(engine.module, engine.optimizer)
+    if engine.optimizer is not None:
+        rows["optimizer"] = optimizer_choice.in_use(engine.optimizer)
     router = getattr(engine.tf_config, "moe_router_dtype", None)
     if getattr(engine.tf_config, "num_moe_experts", None):
         rows["router"] = {"fp32": "float32", "fp64": "float64"}.get(str(router), str(router))

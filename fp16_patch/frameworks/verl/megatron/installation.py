@@ -3,33 +3,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from packaging.specifiers import SpecifierSet
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.megatron.refusals import refused_release
 from fp16_patch.patching import installed_version
 
-RELEASES = {"megatron-core": ">=0.16.1,<0.17", "megatron-bridge": ">=0.3.1,<0.4"}
-"""The releases that were read and run with."""
+BRIDGE = "megatron-bridge"
+BRIDGE_RELEASES = "==0.3.1"
 
 
 def unfit_installation() -> list[Fp16PatchError]:
     """Packages of the Megatron engine that are missing, or of releases not known here."""
-    problems = []
-    for name, releases in RELEASES.items():
-        found = installed_version([name])
-        if found is None or not SpecifierSet(releases).contains(found, prereleases=True):
-            problems.append(
-                Fp16PatchError(
-                    f"{name} {found} is installed" if found else f"{name} is not installed",
-                    allowed=f"{name}{releases}",
-                    next_step=f"pip install '{name}{releases}' on every node, or train with strategy=fsdp2",
-                )
+    problems = refused_release()
+    found = installed_version([BRIDGE])
+    if found is None or not SpecifierSet(BRIDGE_RELEASES).contains(found, prereleases=True):
+        problems.append(
+            Fp16PatchError(
+                f"{BRIDGE} {found} is installed, and this was tested with another" if found else f"no {BRIDGE} here",
+                allowed=f"{BRIDGE}{BRIDGE_RELEASES}",
+                next_step=f"pip install '{BRIDGE}{BRIDGE_RELEASES}' on every node, or train with strategy=fsdp2",
             )
+        )
     return problems
-
-
-def has_transformer_engine() -> bool:
-    """Whether NVIDIA's TransformerEngine is installed here, the home of the precision-aware FusedAdam."""
-    return importlib.util.find_spec("transformer_engine") is not None

@@ -13,8 +13,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.megatron import optimizer_choice
 from fp16_patch.frameworks.verl.keys import refusal, value_of
-from fp16_patch.frameworks.verl.megatron.installation import has_transformer_engine, unfit_installation
+from fp16_patch.frameworks.verl.megatron.installation import unfit_installation
 from fp16_patch.frameworks.verl.megatron.rules import sections
 from fp16_patch.precision import Precision, short_name
 
@@ -82,7 +83,7 @@ def _optimizer(config: DictConfig, path: str) -> Iterator[Fp16PatchError]:
         if overrides.get(name) is not None and short_name(f"{path}.{name}", overrides[name]) != "fp32":
             why = "in half precision it loses small updates, or the gradients of micro-batches"
             yield refusal(f"{path}.{name}", overrides[name], why, "fp32", f"remove {path}.{name}")
-    if overrides.get("use_precision_aware_optimizer") and not has_transformer_engine():
+    if overrides.get("use_precision_aware_optimizer") and not optimizer_choice.choose(None).precision_aware:
         key = f"{path}.use_precision_aware_optimizer"
         why = "its FusedAdam is TransformerEngine's, which is not installed"
         yield refusal(key, True, why, "False", f"install transformer-engine on every node, or remove {key}")

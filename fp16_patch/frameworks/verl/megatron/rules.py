@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from fp16_patch.frameworks.megatron import optimizer_choice
 from fp16_patch.frameworks.verl.keys import MISSING, Rule
-from fp16_patch.frameworks.verl.megatron.installation import has_transformer_engine
 from fp16_patch.frameworks.vllm.model_types import describe
 from fp16_patch.precision import Precision, long_name
 
@@ -58,7 +58,7 @@ def _optimizer(config: DictConfig, path: str, precision: Precision) -> Iterator[
     # Both are right where TransformerEngine is installed; without it only the plain optimizer can be.
     key = f"{path}.use_precision_aware_optimizer"
     if OmegaConf.select(config, key) is None:
-        yield Rule(key, has_transformer_engine(), (MISSING, None))
+        yield Rule(key, optimizer_choice.choose(None).precision_aware, (MISSING, None))
 
 
 def _has_experts(config: DictConfig) -> bool:
