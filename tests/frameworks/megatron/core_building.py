@@ -38,6 +38,7 @@ class Training:
         dtype: str = "fp16",
         tp: int = 1,
         pp: int = 1,
+        chunks: int = 1,
         ep: int = 1,
         experts: int = 0,
         distributed: bool = True,
@@ -48,11 +49,16 @@ class Training:
         transformer: dict[str, Any] | None = None,
         ddp: dict[str, Any] | None = None,
     ) -> None:
-        parallel_state.initialize_model_parallel(tp, pp, expert_model_parallel_size=ep, expert_tensor_parallel_size=1)
+        virtual = chunks if chunks > 1 else None
+        parallel_state.initialize_model_parallel(
+            tp, pp, virtual, expert_model_parallel_size=ep, expert_tensor_parallel_size=1
+        )
         model_parallel_cuda_manual_seed(7)
         self.micro_batches = micro_batches
-        self.config = _transformer(dtype, tp, pp, ep, experts, transformer or {})
-        self.model = [_chunk(self.config, dtype, ddp={"use_distributed_optimizer": distributed, **(ddp or {})})]
+        interleaved = {"virtual_pipeline_model_parallel_size": virtual, "num_layers": 2 * chunks}
+        self.config = _transformer(dtype, tp, pp, ep, experts, interleaved | (transformer or {}))
+        reduced = {"use_distributed_optimizer": distributed, **(ddp or {})}
+        self.model = [_chunk(self.config, dtype, number if virtual else None, reduced) for number in range(chunks)]
         scaling = optimizer_config(settings) if settings else {}
         self.optimizer_config = OptimizerConfig(
             optimizer="adam",
@@ -78,11 +84,11 @@ class Training:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         factors = list(factor) if isinstance(factor, list | tuple) else [factor] * self.micro_batches
-        batches = iter([(tokens(seed, number), one) for number, one in enumerate(factors)])
+        batches = [(tokens(seed, number), one) for number, one in enumerate(factors)]
         return get_forward_backward_func()(
             forward_step_func=_forward,
-            data_iterator=batches,
-            model=self.model if len(self.model) > 1 else self.model[0],
+            data_iterator=[iter(batches) for _ in self.model] if len(self.model) > 1 else iter(batches),
+            model=self.model,
             num_microbatches=self.micro_batches,
             seq_length=LENGTH,
             micro_batch_size=BATCH,
@@ -178,15 +184,16 @@ def _transformer(dtype: str, tp: int, pp: int, ep: int, experts: int, more: dict
     return TransformerConfig(**(given | routing | more))
 
 
-def _chunk(config: TransformerConfig, dtype: str, ddp: dict[str, Any]) -> DistributedDataParallel:
+def _chunk(config: TransformerConfig, dtype: str, number: int | None, ddp: dict[str, Any]) -> DistributedDataParallel:
     torch.manual_seed(0)  # the same parameters on every data-parallel rank
     model = GPTModel(
         config,
-        get_gpt_decoder_block_spec(config, use_transformer_engine=False),
+        get_gpt_decoder_block_spec(config, use_transformer_engine=False, vp_stage=number),
         vocab_size=VOCABULARY,
         max_sequence_length=LENGTH,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=number),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=number),
+        vp_stage=number,
         share_embeddings_and_output_weights=False,
     )
     wrapped = model if dtype == "fp32" else Float16Module(config, model)

@@ -16,6 +16,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1-replicated": (1, {"distributed": False}),
     "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2, "micro_batches": 2}),
+    "vpp2": (2, {"pp": 2, "chunks": 2, "micro_batches": 2}),
     "dp2": (2, {}),
     "ep2": (2, {"ep": 2, "experts": 4}),
     "ep2-replicated": (2, {"ep": 2, "experts": 4, "distributed": False}),

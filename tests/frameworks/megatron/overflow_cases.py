@@ -24,7 +24,7 @@ STOPPING = LossScaling(init_scale=2.0**10, max_consecutive_skips=3)
 
 def overflowing(training: Training, name: str) -> None:
     """The gradient that arrives at the output of this rank's module ``name`` is inf."""
-    inner = training.model[0].module.module
+    inner = training.model[-1].module.module
     module = inner.get_submodule(name)
 
     def spoil(_: Any, inputs: Any, outputs: Any) -> None:
@@ -65,6 +65,7 @@ stop("layer", "1", where="decoder.layers.1.self_attention.linear_qkv", bad=0)
 stop("layer", "tp2", where="decoder.layers.1.mlp.linear_fc1", bad=1)
 stop("first-stage", "pp2", where="decoder.layers.0.mlp.linear_fc2", bad=0)
 stop("last-stage", "pp2", where="decoder.layers.0.mlp.linear_fc2", bad=1)
+stop("last-chunk", "vpp2", where="decoder.layers.0.mlp.linear_fc2", bad=0)
 stop("expert", "ep2", where="decoder.layers.1.mlp.experts.local_experts.0.linear_fc1", bad=1)
 stop("loss", "pp2", bad=0, factor=float("nan"))
 stop("last-micro-batch", "pp2", bad=0, factor=[1.0, float("inf")])

@@ -21,6 +21,7 @@ NAMED = {
     "layer-tp2": "decoder.layers.1.mlp.linear_fc1",
     "first-stage-pp2": "decoder.layers.0.mlp.linear_fc2",
     "last-stage-pp2": "decoder.layers.1.mlp.linear_fc2",
+    "last-chunk-vpp2": "decoder.layers.2.mlp.linear_fc2",
     "expert-ep2": "decoder.layers.1.mlp.experts.local_experts.2.linear_fc1",
 }
 """Both pipeline stages call their only layer 0, both ranks of experts their first one 0."""

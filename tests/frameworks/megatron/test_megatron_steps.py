@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 Outcomes = Callable[[str], list[dict[str, Any]]]
-LAYOUTS = ("1", "1-replicated", "tp2", "pp2", "dp2", "ep2", "ep2-replicated")
+LAYOUTS = ("1", "1-replicated", "tp2", "pp2", "vpp2", "dp2", "ep2", "ep2-replicated")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
