@@ -41,17 +41,21 @@ def parts() -> dict[str, list[Row]]:
     """Part of this package -> its patches, a row each."""
     from fp16_patch.frameworks.openrlhf import plan as openrlhf_plan
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-    from fp16_patch.platforms.cpu.plan import OPENRLHF_PATCHES, PATCHES
+    from fp16_patch.platforms.cpu.plan import MEGATRON_PATCHES, OPENRLHF_PATCHES, PATCHES
+    from fp16_patch.platforms.cpu.torch_cuda import MEGATRON_PATCHES as TORCH_CUDA
 
     flag = [_row(patch) for patch in ALL_PATCHES]
     verl = [row for patch in PATCHES if (row := _row(patch)) not in flag]
     openrlhf = [_row(patch) for patch in OPENRLHF_PATCHES]
+    megatron = [_row(patch) for patch in (*TORCH_CUDA, *MEGATRON_PATCHES)]
+    both = [row for row in openrlhf if row in verl or row in megatron]
     return {
         "The flag, on verl": flag,
         "The flag, on OpenRLHF and DeepSpeed": [_row(patch) for patch in openrlhf_plan.ALL_PATCHES],
-        "The CPU platform on verl, where it is asked for": [row for row in verl if row not in openrlhf],
-        "The CPU platform on OpenRLHF, where it is asked for": [row for row in openrlhf if row not in verl],
-        "The CPU platform on either": [row for row in verl if row in openrlhf],
+        "The CPU platform on verl, where it is asked for": [row for row in verl if row not in both],
+        "The CPU platform on verl with Megatron": [row for row in megatron if row not in both],
+        "The CPU platform on OpenRLHF, where it is asked for": [row for row in openrlhf if row not in both],
+        "The CPU platform on either": both,
     }
 
 

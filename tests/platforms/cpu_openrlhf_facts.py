@@ -44,7 +44,7 @@ def torch_cuda() -> dict[str, Any]:
         "available": torch.cuda.is_available(),
         "device of a tensor": str(torch.zeros(1).to(device).device),
         "device with index": str(torch.device(f"cuda:{device}")),
-        "stream": type(torch.cuda.current_stream()).__name__,
+        "stream is done": torch.cuda.current_stream().query(),
     }
 
 

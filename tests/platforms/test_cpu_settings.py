@@ -33,6 +33,19 @@ def test_nothing_is_left_to_compile(config: Any) -> None:
     assert not config.critic.fsdp.use_torch_compile
 
 
+def test_verl_knows_every_key_of_megatron() -> None:
+    pytest.importorskip("verl")
+    from hydra import compose, initialize_config_module
+
+    overrides = ["model_engine=megatron", *settings.verl_overrides(ranks=2, megatron=True)]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=overrides)
+    for engine in (config.actor_rollout_ref.actor, config.actor_rollout_ref.ref, config.critic):
+        assert engine.strategy == "megatron"
+        assert not engine.megatron.use_remove_padding
+        assert engine.megatron.override_transformer_config.attention_backend == "local"
+
+
 def test_ray_can_place_every_actor(config: Any) -> None:
     in_placement_group = 3 * 2  # verl reserves three CPUs a rank
     of_their_own = 8  # task runner, transfer queue, reward, agent loop, load balancer, servers
@@ -65,7 +78,10 @@ def test_ray_has_a_device_for_every_model_of_openrlhf() -> None:
 
 
 def test_the_environment_says_nothing_about_precision() -> None:
-    for_verl = {**settings.environment(Path("run")), "overrides": settings.verl_overrides(1)}
+    for_verl = [
+        (settings.environment(Path("run"), megatron=megatron), settings.verl_overrides(1, megatron=megatron))
+        for megatron in (False, True)
+    ]
     for_openrlhf = {**settings.openrlhf_environment(Path("run"), 1), "arguments": settings.openrlhf_arguments(1)}
     text = f"{for_verl} {for_openrlhf}".lower()
     assert not [word for word in ("dtype", "bf16", "float16", "precision") if word in text]

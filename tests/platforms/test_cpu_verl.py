@@ -94,9 +94,9 @@ def test_without_the_platform_asked_for_it_is_an_error(python: Python, asked_for
 
 
 def test_reading_the_declarations_imports_no_framework(python: Python) -> None:
-    heavy = ("torch", "verl", "vllm", "ray", "transformers", "zmq")
+    heavy = ("torch", "verl", "vllm", "ray", "transformers", "zmq", "megatron")
     code = "import sys, fp16_patch.platforms.cpu.plan as p, fp16_patch.platforms.cpu.settings"
-    run = python("-c", f"{code}\nprint(len(p.PATCHES), [m for m in {heavy} if m in sys.modules])")
+    run = python("-c", f"{code}\nprint(len(p.PATCHES + p.MEGATRON_PATCHES), [m for m in {heavy} if m in sys.modules])")
     assert run.stdout.split(maxsplit=1)[1].strip() == "[]", run.stderr
 
 

@@ -18,6 +18,25 @@ from fp16_patch.toy import World
 Write = Callable[..., Path]
 
 
+@pytest.mark.parametrize("where", ["recipe", "arm", "user"])
+def test_megatron_gets_the_platform_it_needs_whoever_asks_for_it(
+    write_recipe: Write, tmp_path: Path, where: str
+) -> None:
+    asked = "model_engine: megatron"
+    edits = [("hardware:", "platform: cpu\nhardware:")]
+    if where == "recipe":
+        edits.append(("total_training_steps: 4", f"total_training_steps: 4\n    {asked}"))
+    if where == "arm":
+        edits.append(("{precision: fp16}", f"{{precision: fp16, overrides: {{{asked}}}}}"))
+    overrides = ("model_engine=megatron",) if where == "user" else ()
+    job = Job(load(write_recipe(*edits)), "fp16", ArmFiles(tmp_path / "fp16"), overrides=overrides)
+    command = verl.build_command(job)
+    assert "fp16_patch.platforms.cpu.megatron" in command.environment["VERL_USE_EXTERNAL_MODULES"].split(",")
+    text = " ".join(command.arguments)
+    assert "actor.megatron.use_remove_padding=False" in text
+    assert "fsdp_config" not in text
+
+
 @pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_and_named_as_its_file(path: Path) -> None:
     assert load(path).name == path.stem

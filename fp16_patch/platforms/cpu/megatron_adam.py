@@ -41,6 +41,15 @@ def _each_its_own_count(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_state_dict
 
 
+def _its_count_too(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _set_main_param_and_optimizer_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        original(self, model_param, {key: state[key] for key in ("step",) if key in state} | tensors)
+
+    return _set_main_param_and_optimizer_states
+
+
 def _patch(name: str, method: str, **more: Any) -> Patch:
     return Patch(
         name=f"cpu-megatron-{name}",
@@ -73,5 +82,14 @@ PATCHES = (
         remove_when="DistributedOptimizer.load_state_dict gives every parameter a step of its own, the one saved",
         make=_each_its_own_count,
         parameters=("self", "state_dict"),
+    ),
+    _patch(
+        "adam-resharded",
+        "_set_main_param_and_optimizer_states",
+        reason="Copies every state that torch's Adam has, the count too, but the format that is independent of the "
+        "layout holds no count for a parameter: loading it ends in a KeyError. The group's count is set afterwards.",
+        remove_when="DistributedOptimizer loads fully_reshardable checkpoints into torch's Adam",
+        make=_its_count_too,
+        parameters=("self", "model_param", "tensors"),
     ),
 )

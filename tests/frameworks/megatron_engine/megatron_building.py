@@ -21,6 +21,7 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
@@ -31,16 +32,15 @@ SHAPE = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
 
 
-def tiny_qwen3(out: Path, *, experts: bool = False, layers: int = 2, seed: int = 0) -> Path:
-    """Write a Qwen3, or one with four experts, with random FP32 weights."""
+def tiny_qwen3(out: Path, *, experts: bool = False, seed: int = 0) -> Path:
+    """Write a Qwen3 of four layers, or one with four experts, with random FP32 weights."""
     tokenizer = character_tokenizer()
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    settings = SHAPE | special | {"vocab_size": len(tokenizer), "num_hidden_layers": layers}
     torch.manual_seed(seed)
     if experts:
-        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings, **EXPERTS))
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **SHAPE, **EXPERTS, **special))
     else:
-        model = Qwen3ForCausalLM(Qwen3Config(**settings))
+        model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **SHAPE, **special))
     save(model.float(), tokenizer, out)
     return out
 
@@ -56,12 +56,13 @@ def new_engine(
     optimizer: dict[str, Any] | None = None,
     megatron_optimizer: dict[str, Any] | None = None,
     transformer: dict[str, Any] | None = None,
+    checkpoint: dict[str, Any] | None = None,
     **engine: Any,
 ) -> Any:
     """An initialised engine. ``dtype`` is fp16 or bf16; ranks that are none of tp and pp are data-parallel.
 
     ``optimizer`` is verl's ``optim``, ``megatron_optimizer`` its ``override_optimizer_config``, ``transformer`` the
-    ``override_transformer_config``; what else there is goes into verl's ``megatron`` section.
+    ``override_transformer_config``, ``checkpoint`` verl's own. The rest goes into verl's ``megatron`` section.
     """
     configuration = {
         "dtype": DTYPES[dtype],
@@ -84,7 +85,7 @@ def new_engine(
             | {"lr_decay_style": "constant", "override_optimizer_config": overrides}
             | (optimizer or {})
         ),
-        checkpoint_config=CheckpointConfig(),
+        checkpoint_config=CheckpointConfig(**(checkpoint or {})),
     )
     built.initialize()
     return built

@@ -30,7 +30,6 @@ def main(kind: str, folder: Path, chosen: list[str]) -> None:
     use_folder(folder)
     tiny_qwen3(folder / "dense")
     tiny_qwen3(folder / "experts", experts=True)
-    tiny_qwen3(folder / "deep", layers=4)
     for name, one in CASES.items():
         if not chosen or name in chosen:
             start = time.monotonic()

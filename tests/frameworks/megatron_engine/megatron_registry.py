@@ -23,8 +23,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2}),
     "dp2": (2, {}),
-    "deep-1": (1, {}),
     "vpp2": (2, {"pp": 2, "virtual_pipeline_model_parallel_size": 2}),
+    "tp2pp2": (4, {"tp": 2, "pp": 2}),
     "moe-1": (1, {}),
     "moe-ep2": (2, {"ep": 2}),
 }
@@ -57,8 +57,7 @@ def folder() -> Path:
 
 
 def model(layout: str) -> Path:
-    kind = "experts" if layout.startswith("moe") else "deep" if layout.startswith(("vpp", "deep")) else "dense"
-    return folder() / kind
+    return folder() / ("experts" if layout.startswith("moe") else "dense")
 
 
 LENGTHS = (4, 9, 6, 2, 7, 3, 5, 8)

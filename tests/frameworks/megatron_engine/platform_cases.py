@@ -10,17 +10,20 @@ import torch
 from engine_ranks import Result
 from megatron_building import adam_steps, digest, exported, hugging_face, new_engine, scales
 from megatron_registry import LAYOUTS, batch, case, folder, model, train
+from verl.workers.config import CriticConfig
+from verl.workers.utils.losses import value_loss
 
 STEPS = 3
+IN_BF16_TOO = ("1", "tp2", "pp2", "dp2", "moe-1", "moe-ep2")
 
 
 def round_trip(rank: int, *, layout: str, dtype: str) -> Result:
     """Weights in, log-probs, weights out, and some updates."""
     engine = new_engine(model(layout), dtype, **LAYOUTS[layout][1])
     sent = against_hugging_face(exported(engine), layout)
-    error = log_prob_error(engine, layout)
+    errors = log_prob_errors(engine, layout)
     updates = [facts(engine, train(engine, seed)) for seed in range(STEPS)]
-    return {"sent": sent, "log prob error": error, "updates": updates}
+    return {"sent": sent, "log prob errors": errors, "updates": updates}
 
 
 def resumed(rank: int, *, layout: str) -> Result:
@@ -37,6 +40,36 @@ def resumed(rank: int, *, layout: str) -> Result:
     loaded = digest(other)
     again = [facts(other, train(other, seed)) for seed in range(STEPS, 2 * STEPS)]
     return {"saved": saved, "loaded": loaded, "uninterrupted": on, "resumed": again}
+
+
+def saved_to_be_resharded(rank: int) -> Result:
+    """Two ranks with tensor parallelism write a checkpoint for any layout, and train on."""
+    engine = new_engine(model("tp2"), "fp16", tp=2, dist_ckpt_optim_fully_reshardable=True)
+    for seed in range(STEPS):
+        train(engine, seed)
+    engine.save_checkpoint(str(folder() / "checkpoint-any"), global_step=STEPS)
+    return {"updates": [facts(engine, train(engine, seed)) for seed in range(STEPS, 2 * STEPS)]}
+
+
+def resharded(rank: int, *, layout: str) -> Result:
+    """Without "extra", the random states: verl saves one for each place in the layout, and finds no other's."""
+    engine = new_engine(
+        model(layout),
+        "fp16",
+        **LAYOUTS[layout][1],
+        dist_ckpt_optim_fully_reshardable=True,
+        checkpoint={"load_contents": ["model", "optimizer"]},
+    )
+    engine.load_checkpoint(str(folder() / "checkpoint-any"), del_local_after_load=False)
+    return {"updates": [facts(engine, train(engine, seed)) for seed in range(STEPS, 2 * STEPS)]}
+
+
+def critic(rank: int) -> Result:
+    """The value head's update, with verl's own loss."""
+    engine = new_engine(model("1"), "fp16", model_type="value_model")
+    loss = partial(value_loss, CriticConfig(strategy="megatron", ppo_micro_batch_size_per_gpu=2))
+    updates = [facts(engine, train(engine, seed, loss)) for seed in range(STEPS)]
+    return {"updates": updates}
 
 
 def facts(engine: Any, outputs: dict[str, Any]) -> dict[str, Any]:
@@ -70,24 +103,29 @@ def against_hugging_face(sent: dict[str, torch.Tensor], layout: str) -> dict[str
     }
 
 
-def log_prob_error(engine: Any, layout: str) -> float | None:
-    """The largest difference of this rank's log-probs to transformers' in FP32; None where there are none."""
+def log_prob_errors(engine: Any, layout: str) -> list[float]:
+    """How far this rank's log-probs are from transformers' in FP32, in order of size; [] where there are none."""
     data = batch(engine)
     with engine.eval_mode():
         outputs = engine.infer_batch(data)
     if not engine.is_mp_src_rank_with_outputs():
-        return None
-    theirs, worst = hugging_face(model(layout)), 0.0
+        return []
+    theirs, errors = hugging_face(model(layout)), []
     for tokens, ours in zip(data["input_ids"].unbind(), outputs["model_output"]["log_probs"].unbind(), strict=True):
         with torch.no_grad():
             logits = theirs(tokens[None]).logits[0, :-1]
         exact = torch.log_softmax(logits, -1).gather(-1, tokens[1:, None])[:, 0]
-        worst = max(worst, float((ours[:-1].float() - exact).abs().max()))
-    return worst
+        errors += (ours[:-1].float() - exact).abs().tolist()
+    return sorted(errors)
 
 
-for layout in ("1", "tp2", "pp2", "dp2", "moe-1", "moe-ep2"):
-    ranks = LAYOUTS[layout][0]
-    for dtype in ("bf16", "fp16"):
-        case(f"{dtype}-{layout}", partial(round_trip, layout=layout, dtype=dtype), ranks)
-    case(f"resumed-{layout}", partial(resumed, layout=layout), ranks)
+for layout, (ranks, _) in LAYOUTS.items():
+    case(f"fp16-{layout}", partial(round_trip, layout=layout, dtype="fp16"), ranks)
+for layout in IN_BF16_TOO:
+    case(f"bf16-{layout}", partial(round_trip, layout=layout, dtype="bf16"), LAYOUTS[layout][0])
+for layout in ("1", "tp2", "pp2", "dp2", "moe-ep2"):
+    case(f"resumed-{layout}", partial(resumed, layout=layout), LAYOUTS[layout][0])
+case("to-be-resharded", saved_to_be_resharded, 2)
+for layout in ("1", "tp2", "pp2", "dp2"):
+    case(f"resharded-{layout}", partial(resharded, layout=layout), LAYOUTS[layout][0])
+case("critic", critic, 1)

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 Ranks = list[dict[str, Any]]
 Results = Callable[[str], Ranks]
-LAYOUT = pytest.mark.parametrize("layout", ["1", "tp2", "pp2", "vpp2", "dp2", "moe-1", "moe-ep2"])
+LAYOUT = pytest.mark.parametrize("layout", ["1", "tp2", "pp2", "vpp2", "tp2pp2", "dp2", "moe-1", "moe-ep2"])
 FP16_STEP = 2.0**-10
 """Between neighbouring FP16 numbers, relative to the power of two below them."""
 
@@ -67,7 +67,8 @@ def test_the_scales_of_a_chain_stay_one_and_gradients_of_experts_right(flagged: 
 
 
 @pytest.mark.parametrize(
-    ("layout", "alone"), [("tp2", "1"), ("pp2", "1"), ("dp2", "1"), ("vpp2", "deep-1"), ("moe-ep2", "moe-1")]
+    ("layout", "alone"),
+    [("tp2", "1"), ("pp2", "1"), ("dp2", "1"), ("vpp2", "1"), ("tp2pp2", "1"), ("moe-ep2", "moe-1")],
 )
 def test_weights_are_those_of_one_process_after_the_same_faults(
     flagged: Results, flagged_runs: Path, layout: str, alone: str
@@ -153,5 +154,5 @@ def test_the_report_reads_live_objects(flagged: Results, layout: str) -> None:
         assert rows["loss_scale"] == "32768"
         assert rows["optimizer"] == "torch.AdamW in DistributedOptimizer"
         assert rows.get("router") == ("float32" if layout.startswith("moe") else None)
-        if layout not in ("pp2", "vpp2") or number == len(ranks) - 1:
+        if "pp2" not in layout or number == len(ranks) - 1:
             assert rows["log_probs"] == "float32"
