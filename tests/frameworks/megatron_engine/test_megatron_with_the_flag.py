@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,13 @@ def test_the_scales_of_a_chain_stay_one_and_gradients_of_experts_right(flagged: 
         assert after["norms"] == pytest.approx(before["norms"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("layout", "alone"),
-    [("tp2", "1"), ("pp2", "1"), ("dp2", "1"), ("vpp2", "1"), ("tp2pp2", "1"), ("moe-ep2", "moe-1")],
-)
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2", "vpp2", "tp2pp2", "moe-ep2"])
 def test_weights_are_those_of_one_process_after_the_same_faults(
-    flagged: Results, flagged_runs: Path, layout: str, alone: str
+    flagged: Results, flagged_runs: Path, layout: str
 ) -> None:
     """Three updates made, one skipped. Sums over ranks are rounded in another order, and Adam with an epsilon of 1
     moves weights only as far as gradients differ: two steps of FP16 at most, and few weights by any."""
+    alone = "moe-1" if layout.startswith("moe") else "1"
     assert {tuple(rank["steps"]) for rank in flagged(f"faults-{layout}") + flagged(f"faults-{alone}")} == {(3.0,)}
     one, many = (torch.load(flagged_runs / f"weights-{name}.pt") for name in (alone, layout))
     assert one.keys() == many.keys()
@@ -99,7 +98,7 @@ def test_what_leaves_is_the_fp32_weights_rounded_once(flagged: Results) -> None:
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(flagged: Results, layout: str) -> None:
     for rank in flagged(f"flag-resumed-{layout}"):
         assert rank["loaded"] == rank["saved"]
-        assert rank["saved"]["counts"]["skipped"] == 1
+        assert rank["saved"]["counts"]["skipped"] >= 1
         for on, again in zip(rank["uninterrupted"], rank["resumed"], strict=True):
             for update in (on, again):  # of the last sixteen updates, which are not saved
                 for name in ("grad_underflow_share", "grad_headroom_bits/min"):
@@ -133,10 +132,10 @@ def test_too_many_skips_stop_every_rank_with_a_report(flagged: Results, flagged_
         assert "actor: 3 updates in a row were skipped" in rank["error"]
         assert "fp16_patch.loss_scaling.max_consecutive_skips=3" in rank["error"]
         assert not rank["changed"]
-    report = (flagged_runs / "reports" / "overflow_report_actor.txt").read_text()
-    assert "decoder.layers.0." in report
-    assert "decoder.layers.1." in report
-    assert "overflow" in report
+    report = json.loads((flagged_runs / "reports" / "overflow_report_actor.json").read_text())
+    names = [row["module"] for row in report["modules"]]
+    layers = {name.rpartition("layers.")[2].partition(".")[0] for name in names if "layers." in name}
+    assert layers == {"0", "1", "2", "3"}, "those of both stages, by their numbers in the whole model"
 
 
 def test_a_traced_update_is_the_update_it_would_have_been(flagged: Results, flagged_runs: Path) -> None:
