@@ -9,9 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fp16_patch.loss_scaling.settings import LossScaling
-from fp16_patch.loss_scaling.state import validate
-
-HISTORY = 200
+from fp16_patch.loss_scaling.state import HISTORY, validate
 
 
 @dataclass

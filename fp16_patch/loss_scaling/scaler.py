@@ -20,8 +20,9 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.gradients import Layout
 from fp16_patch.loss_scaling.health import Health
-from fp16_patch.loss_scaling.rule import HISTORY, Counts, ScaleRule
+from fp16_patch.loss_scaling.rule import Counts, ScaleRule
 from fp16_patch.loss_scaling.settings import LossScaling
+from fp16_patch.loss_scaling.state import HISTORY
 
 __all__ = ["HISTORY", "Counts", "LossScaler"]
 

@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.loss_scaling.settings import LossScaling
+from fp16_patch.loss_scaling.settings import LIMITS, LossScaling
 
 FILE = "loss_scaler.json"
 FORMAT = "fp16_patch.loss_scaler/1"
 COUNTS = ("updates", "skipped", "consecutive", "growths", "backoffs")
 KEYS = {"scale", "growth_tracker", "hysteresis_left", "counts", "history", "settings"}
+
+HISTORY = 200
+"""The scales remembered; the last ones."""
 
 State = dict[str, Any]
 
@@ -71,6 +75,10 @@ def resumption(
     if saved is None:
         return f"WARNING: no {missing} in {folder}: the loss scale starts at {scale:g}"
     said = f"the loss scale resumes at {scale:g}"
+    same_start = saved["settings"]["init_scale"] == settings.init_scale
+    if same_start and not settings.min_scale <= saved["scale"] <= settings.max_scale:
+        bounds = f"min_scale={settings.min_scale:g} and max_scale={settings.max_scale:g}"
+        return f"WARNING: {said}: the saved {saved['scale']:g} is not within your {bounds}"
     if saved["settings"] != settings.as_dict():
         said += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
     return said
@@ -97,7 +105,33 @@ def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
         raise _foreign(f"its settings are not loss-scaling settings: {getattr(error, 'what', error)}", path) from error
     if missing := settings.as_dict().keys() - state["settings"].keys():
         raise _foreign(f"its settings lack {', '.join(sorted(missing))}", path)
+    for why in _impossible(state, settings):
+        raise _foreign(why, path)
     return {**state, "settings": settings.as_dict()}
+
+
+def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str]:
+    """What no series of updates leads to. A scale in bounds that is no power of two can have been set by a program."""
+    counts, history = state["counts"], state["history"]
+    if not settings.min_scale <= state["scale"] <= settings.max_scale:
+        yield f"scale={state['scale']:g} is not within its min_scale and max_scale"
+    if state["growth_tracker"] >= settings.growth_interval:
+        yield f"growth_tracker={state['growth_tracker']} reaches its growth_interval={settings.growth_interval}"
+    if not 1 <= state["hysteresis_left"] <= settings.hysteresis:
+        yield f"hysteresis_left={state['hysteresis_left']} is not 1 to its hysteresis={settings.hysteresis}"
+    if not counts["consecutive"] <= counts["skipped"] <= counts["updates"]:
+        yield f"counts={counts!r} contradict each other"
+    updates = [0, *(entry[0] for entry in history), counts["updates"]]
+    if updates != sorted(updates) or len(history) > HISTORY:
+        yield f"history is not up to {HISTORY} entries in the order of {counts['updates']} updates"
+    if not all(LIMITS[0] <= scale <= LIMITS[1] for _, scale in history):
+        yield "history holds a scale that no settings allow"
+    if len(history) < HISTORY:  # all of it is there
+        (first, start), moves = history[0], counts["growths"] + counts["backoffs"]
+        if first != 0 or math.frexp(start)[0] != 0.5:
+            yield f"history starts at {history[0]!r}, and not at update 0 with an init_scale"
+        if moves >= len(history):
+            yield f"counts={counts!r} and a history of {len(history)} scales contradict each other"
 
 
 def _scale(value: object) -> bool:

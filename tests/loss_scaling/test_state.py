@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scaler import LossScaler
-from fp16_patch.loss_scaling.state import COUNTS, FILE, KEYS, load, save
+from fp16_patch.loss_scaling.state import COUNTS, FILE, KEYS, load, resumption, save
 
 UNTIMED = settings(deadline=None)
 OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
@@ -261,9 +261,60 @@ def test_nesting_without_end_is_refused(written: Path) -> None:
     refused(written)
 
 
-def test_a_scale_out_of_this_run_s_bounds_becomes_the_nearest(written: Path) -> None:
-    for scale, bounded in ((2.0**-100, 1.0), (2.0**100, 2.0**31)):
-        scaler = LossScaler(LossScaling(), "cpu")
-        scaler.load_state_dict(load(rewritten(written, scale=scale)) or {})
-        assert scaler.get_scale() == bounded
-        assert scaler.history[-1][1] == bounded
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"scale": 1e300},
+        {"scale": 1e-30},
+        {"scale": 0.5},
+        {"growth_tracker": 3},
+        {"growth_tracker": 10**9},
+        {"hysteresis_left": 0},
+        {"hysteresis_left": 99},
+        {"counts": STATE["counts"] | {"updates": 2}},
+        {"counts": STATE["counts"] | {"skipped": 8}},
+        {"counts": STATE["counts"] | {"consecutive": 4}},
+        {"counts": STATE["counts"] | {"backoffs": 3}},
+        {"history": [[0, 3.3]]},
+        {"history": [[1, 2.0**16], *STATE["history"][1:]]},
+        {"history": [*STATE["history"][:3], [8, 2.0**15]]},
+        {"history": [*STATE["history"][::-1]]},
+        {"history": [*STATE["history"][:3], [6, 1e300]]},
+        {"history": [[0, 2.0**16]] * 201},
+    ],
+    ids=str,
+)
+def test_what_no_updates_lead_to_is_refused(written: Path, changed: dict[str, Any]) -> None:
+    """Each value alone could be one; with the settings and counts in the same file it cannot."""
+    (key,) = changed
+    assert key in refused(rewritten(written, **changed)).what
+
+
+def test_a_scale_that_a_program_has_set_is_restored(tmp_path: Path) -> None:
+    """torch's ``update(new_scale)`` takes any number; the bounds are ours."""
+    scaler = lived_scaler()
+    for scale in (1000.0, 3.3):
+        scaler.ensure_scale()
+        scaler.update(scale)
+    resumed = LossScaler(scaler.settings, "cpu")
+    resumed.load_state_dict(load(save(scaler.state_dict(), tmp_path)) or {})
+    assert resumed.get_scale() == pytest.approx(3.3)
+
+
+@pytest.mark.parametrize(("saved", "bounded"), [(2.0**-20, 1.0), (2.0**31, 2.0**20)])
+def test_a_scale_out_of_this_run_s_bounds_becomes_the_nearest_and_says_so(
+    tmp_path: Path, saved: float, bounded: float
+) -> None:
+    first = LossScaler(LossScaling(min_scale=2.0**-24), "cpu")
+    first.ensure_scale()
+    first.update(saved)
+    state = load(save(first.state_dict(), tmp_path)) or {}
+    scaler = LossScaler(LossScaling(max_scale=2.0**20), "cpu")
+    scaler.load_state_dict(state)
+    assert scaler.get_scale() == bounded
+    assert scaler.history[-1][1] == bounded
+    said = resumption(state, scaler.get_scale(), scaler.settings, tmp_path)
+    assert said == (
+        f"WARNING: the loss scale resumes at {bounded:g}: the saved {saved:g} is not within your "
+        f"min_scale=1 and max_scale={2**20:g}"
+    )

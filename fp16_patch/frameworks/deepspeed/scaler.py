@@ -106,7 +106,7 @@ class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed i
     def continue_from(self, stock: DynamicLossScaler, skipped: int) -> None:
         """Go on from the scale and the trackers of DeepSpeed's own scaler; this one's settings hold."""
         tracker = (stock.cur_iter - stock.last_overflow_iter - 1) % stock.scale_window
-        counts = Counts(updates=stock.cur_iter, skipped=skipped)
+        counts = Counts(updates=stock.cur_iter, skipped=min(skipped, stock.cur_iter))
         self.rule = ScaleRule.going_on(self.settings, stock.cur_scale, tracker, stock.cur_hysteresis, counts)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
