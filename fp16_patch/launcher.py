@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fp16_patch import setting_names
 from fp16_patch.errors import Fp16PatchError
 
 VERL = ("verl.trainer.main_ppo",)
@@ -41,6 +42,7 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
             next_step="give the trainer's own command after the --; with `ray job submit`, fp16-patch run goes inside",
         )
     head, arguments = words[:module_at], words[module_at + 1 :]
+    setting_names.check([*settings, *(arguments if module in VERL else [])])
     if module in VERL:
         flag = [] if any(word.startswith(FLAG) for word in arguments) else [f"{FLAG}=fp16"]
         return [*head, module, *arguments, *flag, *settings]

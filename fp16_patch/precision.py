@@ -15,6 +15,9 @@ from fp16_patch.loss_scaling.settings import LossScaling
 ENVIRONMENT_VARIABLE = "FP16_PATCH"
 """Carries the Precision, as JSON, into every process the framework starts."""
 
+KEYS = ("train_dtype", "rollout_dtype", "loss_scaling", "fp32_modules", "trace_update")
+"""A Precision as a configuration node."""
+
 _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _SHORT = {long: short for short, long in _LONG.items()} | {name: name for name in _LONG} | {"half": "fp16"}
 
@@ -84,15 +87,14 @@ class Precision:
 
         Raises :class:`Fp16PatchError` on a key that is missing or unknown.
         """
-        known = ("train_dtype", "rollout_dtype", "loss_scaling", "fp32_modules", "trace_update")
         for key in node:
-            if key not in known:
+            if key not in KEYS:
                 raise Fp16PatchError(
                     f"unknown setting fp16_patch.{key}={node[key]!r}",
-                    allowed=", ".join(known),
+                    allowed=", ".join(KEYS),
                     next_step="correct the spelling or remove the override",
                 )
-        for key in known[:2]:
+        for key in KEYS[:2]:
             if node.get(key) is None:
                 raise Fp16PatchError(
                     f"fp16_patch.{key} is not set",

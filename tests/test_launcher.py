@@ -44,6 +44,9 @@ def test_an_interpreter_without_the_package_is_named(tmp_path: Path, capsys: pyt
     [
         (["init_scale=4"], VERL, "init_scale=4"),
         (["fp16_patch.x"], VERL, "fp16_patch.x"),
+        (["fp16_patch.x=1"], VERL, "correct the spelling"),
+        (["fp16_patch.init_scale=1"], OPENRLHF, "did you mean fp16_patch.loss_scaling.init_scale?"),
+        ([], [*VERL, "+fp16_patch.rolout_dtype=bf16"], "did you mean fp16_patch.rollout_dtype?"),
         ([], [], "an empty command"),
         ([], ["torchrun", "-m", "verl.trainer.main_ppo"], "torchrun"),
         ([], ["python", "train.py"], "python train.py"),

@@ -4,12 +4,30 @@
 Hydra discovers plugins in the namespace package ``hydra_plugins``; this is the whole plugin.
 """
 
+import sys
+
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class PrecisionSearchPath(SearchPathPlugin):
-    """Adds ``fp16_patch.frameworks.verl.conf`` to the search path; nothing else changes."""
+    """Adds ``fp16_patch.frameworks.verl.conf`` to the search path; nothing else changes.
+
+    It is the only place before Hydra reads the command line, where a misspelt setting beside the flag is Hydra's error.
+    """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if any(word.startswith("+precision@_global_") for word in sys.argv[1:]):
+            _check_settings(sys.argv[1:])
         search_path.append(provider="fp16_patch", path="pkg://fp16_patch.frameworks.verl.conf")
+
+
+def _check_settings(words: list[str]) -> None:
+    from fp16_patch import setting_names
+    from fp16_patch.errors import Fp16PatchError
+
+    try:
+        setting_names.check(words)
+    except Fp16PatchError as error:
+        print(f"\n{error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

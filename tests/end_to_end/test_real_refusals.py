@@ -65,6 +65,13 @@ def test_a_contradiction(tmp_path):
     assert_refused(launch(key, cwd=tmp_path), f"{key} contradicts the flag")
 
 
+def test_a_misspelt_setting(tmp_path):
+    """Hydra would advise to put a + before it."""
+    done = launch("fp16_patch.loss_scaling.init_scal=4", cwd=tmp_path)
+    assert_refused(done, "'fp16_patch.loss_scaling.init_scal=4'", "did you mean fp16_patch.loss_scaling.init_scale")
+    assert "Could not override" not in done.stderr
+
+
 def test_an_unsupported_verl(tmp_path, other_verl):
     done = launch(path=other_verl(version="0.8.0"), cwd=tmp_path)
     assert_refused(done, "verl 0.8.0", "==0.9.1")

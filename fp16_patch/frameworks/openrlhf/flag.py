@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fp16_patch import setting_names
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision import Precision, long_name, short_name
-
-SETTINGS = ("rollout_dtype", "train_dtype", "loss_scaling", "fp32_modules", "trace_update", "report_path")
 
 
 def settings(overrides: Sequence[str]) -> dict[str, Any]:
@@ -22,14 +21,14 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
     from yaml import YAMLError
 
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        name = key.partition(".")[2].partition(".")[0]
-        if not equals or not key.startswith("fp16_patch.") or name not in SETTINGS:
+        if "=" not in override or not override.startswith(setting_names.PREFIX):
             raise Fp16PatchError(
                 f"{override!r} is not a setting of this package",
-                allowed=", ".join(f"fp16_patch.{name}" for name in SETTINGS) + ", each with =VALUE",
+                allowed=", ".join(setting_names.NAMES) + ", each with =VALUE",
                 next_step="put the arguments of OpenRLHF after the --",
             )
+    setting_names.check(overrides)
+    for override in overrides:
         try:
             OmegaConf.from_dotlist([override])
         except YAMLError as error:
