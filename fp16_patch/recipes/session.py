@@ -31,13 +31,14 @@ class Session:
         """Start ``arguments`` with ``environment`` added to ours; stdout and stderr go to ``log``.
 
         Ray gets a temporary directory of its own with a short path: its sockets live there, and the path of a
-        socket has at most 107 characters.
+        socket has at most 107 characters. It is that of ``environment`` where there is one.
         """
         mark = uuid.uuid4().hex
         self._mark = f"{_MARK}={mark}".encode()
         self._shared_memory: set[Path] = set()
         self._started = time.time()
-        self.ray_directory = Path(tempfile.mkdtemp(prefix="fp16p"))
+        self.ray_directory = Path(environment.get("RAY_TMPDIR") or tempfile.mkdtemp(prefix="fp16p"))
+        self.ray_directory.mkdir(exist_ok=True)
         own = {"PYTHONUNBUFFERED": "1", _MARK: mark}
         # TMPDIR too: vLLM's sockets and whatever else goes to /tmp are then removed with Ray's.
         own |= dict.fromkeys(("RAY_TMPDIR", "TMPDIR"), str(self.ray_directory))

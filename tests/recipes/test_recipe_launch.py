@@ -86,6 +86,17 @@ def test_the_saved_command_runs_by_itself(write_recipe: Write, stand_in: str, tm
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+def test_the_saved_command_names_the_directory_that_ray_got(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+    recipe = write_recipe(("model:", "platform: cpu\nmodel:"))
+    hang = ["+stand_in.mode=hang", f"+stand_in.traces={tmp_path}"]
+    run_recipe(
+        recipe, tmp_path / "run", arms=["fp16"], overrides=hang, timeout_s=3, module=stand_in, say=lambda _: None
+    )
+    used = json.loads((tmp_path / "traces.json").read_text())["ray"]
+    assert f"export RAY_TMPDIR={used}\n" in (tmp_path / "run" / "fp16" / "command.sh").read_text()
+    assert not Path(used).exists()
+
+
 def test_a_crashing_arm_is_explained_and_the_next_one_still_runs(
     write_recipe: Write, stand_in: str, tmp_path: Path
 ) -> None:
