@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.frameworks.verl import command_line, config_rules, launch, refusals
+from fp16_patch.frameworks.verl import command_line, config_rules, launch, refusals, resume
 from fp16_patch.precision import Precision
 
 
@@ -66,7 +66,7 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
 
     explicit = config_rules.explicit_overrides(config)
     changes, contradictions = config_rules.plan(config, precision, explicit)
-    problems = [*refusals.unsupported(config, precision), *contradictions]
+    problems = [*refusals.unsupported(config, precision), *contradictions, *resume.unreadable(config, precision)]
     if problems:
         raise several(problems)
 

@@ -91,6 +91,29 @@ def test_fsdp2_may_defer_its_gradient_sync(compose):
     assert config.actor_rollout_ref.actor.fsdp_config[NO_SYNC] is True
 
 
+@pytest.mark.parametrize("role", ["actor", "critic"])
+@pytest.mark.parametrize("named", [True, False], ids=["resume_path", "auto"])
+def test_a_damaged_file_of_the_scaler_to_resume_from(compose, tmp_path, role, named):
+    """The ranks would find it when vLLM is up."""
+    checkpoints = tmp_path / "checkpoints"
+    for step, text in ((1, "{"), (2, json.dumps({"format": "another"}))):
+        (checkpoints / f"global_step_{step}" / role).mkdir(parents=True)
+        (checkpoints / f"global_step_{step}" / role / "loss_scaler.json").write_text(text)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    step = checkpoints / f"global_step_{1 if named else 2}"
+    how = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={step}"] if named else []
+    overrides = [FP16, f"trainer.default_local_dir={checkpoints}", *how]
+    with pytest.raises(Fp16PatchError) as refused:
+        apply_flag(compose(*overrides))
+    why = "it is not JSON" if named else "its format is not"
+    assert f"the loss scaler's state in {step / role / 'loss_scaler.json'} cannot be used: {why}" in refused.value.what
+    section = "critic" if role == "critic" else ACTOR
+    apply_flag(compose(*overrides, f"{section}.checkpoint.load_contents=[model]"))
+    apply_flag(compose(*overrides, "trainer.resume_mode=disable"))
+    (step / role / "loss_scaler.json").unlink()
+    apply_flag(compose(*overrides))
+
+
 def test_several_problems_are_told_at_once(compose):
     config = compose(FP16, f"{ROLLOUT}.dtype=bfloat16", f"{ROLLOUT}.quantization=fp8")
     with pytest.raises(Fp16PatchError, match="2 problems") as refused:
