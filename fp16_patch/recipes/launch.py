@@ -26,7 +26,6 @@ from fp16_patch.recipes.signals import terminable, uninterrupted
 from fp16_patch.recipes.trainers import TRAINERS
 
 _POLL_S = 0.25
-_NOTE_SHARED_MEMORY_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -142,15 +141,12 @@ def _run_arm(
 def _watch(command: Command, log: Path, progress: Progress, timeout_s: float) -> tuple[str, int]:
     """Start, show progress, end; whatever happens, nothing of it is left running."""
     deadline = time.monotonic() + timeout_s
-    next_note = 0.0
     with terminable():
         session = Session(command.arguments, command.environment, log)
         try:
             while (running := session.running()) and time.monotonic() < deadline:
                 progress.update()
-                if time.monotonic() >= next_note:
-                    session.note_shared_memory()
-                    next_note = time.monotonic() + _NOTE_SHARED_MEMORY_EVERY_S
+                session.note_new_shared_memory()
                 time.sleep(_POLL_S)
         finally:
             with uninterrupted():

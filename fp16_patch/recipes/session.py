@@ -21,7 +21,7 @@ from pathlib import Path
 
 _MARK = "FP16_PATCH_RUN"
 _PROC = Path("/proc")
-_SHARED_MEMORY = "/dev/shm/"
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Session:
@@ -36,6 +36,8 @@ class Session:
         mark = uuid.uuid4().hex
         self._mark = f"{_MARK}={mark}".encode()
         self._shared_memory: set[Path] = set()
+        self._names_before: set[str] = set()
+        self._mapping_may_follow = False
         self._started = time.time()
         self.ray_directory = Path(environment.get("RAY_TMPDIR") or tempfile.mkdtemp(prefix="fp16p"))
         self.ray_directory.mkdir(exist_ok=True)
@@ -64,14 +66,26 @@ class Session:
         """The ids of our living processes."""
         return [pid for pid in map(int, filter(str.isdecimal, os.listdir(_PROC))) if self._is_ours(pid)]
 
+    def note_new_shared_memory(self) -> None:
+        """As :meth:`note_shared_memory`, and cheap, where a name has come since the call before. Call it often."""
+        names = set(os.listdir(_SHARED_MEMORY))
+        new, self._names_before = names - self._names_before, names
+        if new or self._mapping_may_follow:
+            self.note_shared_memory()
+        self._mapping_may_follow = bool(new)
+
     def note_shared_memory(self) -> None:
         """Remember what our processes have mapped: once they are dead nothing tells whose it was."""
+        inodes: set[int] = set()
         for pid in self.members():
             with contextlib.suppress(OSError):
                 for line in (_PROC / str(pid) / "maps").read_text().splitlines():
-                    start = line.find(_SHARED_MEMORY)
-                    if start >= 0 and not line.endswith("(deleted)"):
-                        self._shared_memory.add(Path(line[start:]))
+                    if f" {_SHARED_MEMORY}/" in line:
+                        inodes.add(int(line.split()[4]))
+        # By inode: a semaphore is mapped under a name of which nothing is left, and renamed then.
+        for entry in os.scandir(_SHARED_MEMORY):
+            if entry.inode() in inodes:
+                self._shared_memory.add(Path(entry.path))
 
     def close(self, grace_s: float = 5.0) -> int:
         """End every member, by force after ``grace_s`` seconds, remove what they left, return the exit code."""

@@ -7,9 +7,11 @@ for OpenRLHF; ``stand_in.mode`` says how to behave.
 
 from __future__ import annotations
 
+import _multiprocessing
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 
 VERL = ("VERL_FILE_LOGGER_PATH", "critic/score/mean", "timing_s/step")
 OPENRLHF = ("FP16_PATCH_METRICS", "rollout/reward_mean", "timing/step_total")
+KEPT: list[object] = []  # mapped until the process ends
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(120)"]
 
 
@@ -37,6 +40,10 @@ def main() -> None:
     Path(options["fp16_patch.report_path"].strip("'")).write_text(json.dumps({"precision": precision}))
     if mode == "crash":
         raise ValueError("a tensor went wrong")
+    if mode == "die":
+        leave_shared_memory(Path(options["stand_in.traces"]))
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
     if mode == "hang":
         leave_traces(Path(options["stand_in.traces"]))
         time.sleep(120)
@@ -64,20 +71,25 @@ def leave_traces(folder: Path) -> None:
     """A child in a group of its own as Ray's workers are, one in another session, and shared memory."""
     own_group = subprocess.Popen(SLEEPER, process_group=0) if sys.version_info >= (3, 11) else subprocess.Popen(SLEEPER)
     own_session = subprocess.Popen(SLEEPER, start_new_session=True)
-    # Not multiprocessing's SharedMemory: its resource tracker would clean up by itself.
+    leave_shared_memory(folder, own_group.pid, own_session.pid)
+    time.sleep(120)
+
+
+def leave_shared_memory(folder: Path, *pids: int) -> None:
+    """A block and a semaphore, as after multiprocessing's resource tracker was killed, which would clean up."""
     block = Path(f"/dev/shm/fp16_patch_test_{os.getpid()}")
     block.write_bytes(bytes(4096))
+    semaphore = _multiprocessing.SemLock(1, 1, 1, f"/{block.name}", False)
     with block.open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), 4096)
+    KEPT.extend([mapped, semaphore])
     traces = {
-        "pids": [os.getpid(), own_group.pid, own_session.pid],
-        "shared_memory": str(block),
+        "pids": [os.getpid(), *pids],
+        "shared_memory": [str(block), str(block.with_name(f"sem.{block.name}"))],
         "ray": os.environ["RAY_TMPDIR"],
     }
     (folder / "unfinished.json").write_text(json.dumps(traces))
     (folder / "unfinished.json").rename(folder / "traces.json")
-    time.sleep(120)
-    mapped.close()
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def assert_no_trace(traces: dict[str, object]) -> None:
     pids = traces["pids"]
     assert isinstance(pids, list)
     assert not [pid for pid in pids if is_alive(pid)], "processes of the run were left running"
-    assert not Path(str(traces["shared_memory"])).exists()
+    shared_memory = traces["shared_memory"]
+    assert isinstance(shared_memory, list)
+    assert not [path for path in shared_memory if Path(path).exists()], "shared memory was left behind"
     assert not Path(str(traces["ray"])).exists()
 
 
@@ -108,6 +110,22 @@ def test_a_crashing_arm_is_explained_and_the_next_one_still_runs(
     assert f"whole log: {tmp_path / 'run' / 'bf16' / 'train.log'}" in "\n".join(said)
     assert completed.status == "completed"
     assert (tmp_path / "run" / "bf16" / "metrics.jsonl").exists()
+
+
+def test_shared_memory_of_a_process_that_is_killed_early_is_removed(
+    write_recipe: Write, stand_in: str, tmp_path: Path
+) -> None:
+    """A vLLM worker that Ray kills a second after it came up cannot clean up, and is gone when the run ends."""
+    (result,) = run_recipe(
+        write_recipe(),
+        tmp_path / "run",
+        arms=["fp16"],
+        overrides=["+stand_in.mode=die", f"+stand_in.traces={tmp_path}"],
+        say=lambda _: None,
+        module=stand_in,
+    )
+    assert "killed by SIGKILL" in str(result.error)
+    assert_no_trace(json.loads((tmp_path / "traces.json").read_text()))
 
 
 def test_our_own_refusal_is_the_error_shown(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
