@@ -36,6 +36,11 @@ class ArmFiles:
         return self.folder / "precision_report.json"
 
     @property
+    def overflow_report(self) -> Path:
+        """What a run leaves that stopped after too many skipped updates."""
+        return self.folder / "overflow_report_actor.json"
+
+    @property
     def script(self) -> Path:
         return self.folder / "command.sh"
 

@@ -13,14 +13,17 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import ArmFiles
 from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.schema import Recipe
-from fp16_patch.recipes.series import Series, read_series
+from fp16_patch.recipes.series import Series, number, read_series
 
 _STATUS_WORDS = {"interrupted": "was interrupted", "running": "was still running"}
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm as found on disk. ``result`` is the launcher's record, empty where the arm never ran."""
+    """One arm as found on disk. ``result`` is the launcher's record, empty where the arm never ran.
+
+    ``overflow_report`` is there where too many skipped updates stopped it.
+    """
 
     name: str
     framework: str
@@ -28,6 +31,7 @@ class ArmRun:
     series: Series
     result: Mapping[str, Any]
     precision_report: Mapping[str, Any] | None
+    overflow_report: Mapping[str, Any] | None = None
 
     @property
     def status(self) -> str:
@@ -38,9 +42,15 @@ class ArmRun:
 
     @property
     def skipped_updates(self) -> int | None:
-        """Optimizer updates skipped by the loss scaler; None where none was reported."""
-        counts = self.series.known("update_skipped")
-        return round(sum(counts)) if counts else None
+        """Optimizer updates skipped by the loss scaler; None where nothing was reported of them."""
+        counts = [*self.series.known("updates_skipped_total")[-1:], *self._skipped_at_stop()]
+        return round(counts[-1]) if counts else None
+
+    def _skipped_at_stop(self) -> list[float]:
+        """The step that stops a run logs no metrics."""
+        counts = (self.overflow_report or {}).get("counts")
+        count = number(counts.get("skipped")) if isinstance(counts, dict) else None
+        return [] if count is None else [count]
 
     def notes(self) -> list[str]:
         """What is missing, in words."""
@@ -52,6 +62,9 @@ class ArmRun:
             "logged no training step": steps == 0,
             "logged no mismatch metrics": steps > 0 and not self.series.known("k3_kl"),
             f"has unreadable lines in metrics.jsonl: {self.series.unreadable_lines}": self.series.unreadable_lines,
+            "counts the skipped updates of these steps only": self.status not in ("completed", "not run")
+            and bool(self.series.known("updates_skipped_total"))
+            and not self._skipped_at_stop(),
             "left no readable precision report": self.precision_report is None,
         }
         return [f"{self.name} {words}" for words, holds in doubts.items() if holds]
@@ -73,16 +86,21 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
     arms = []
     for name, arm in recipe.arms.items():
         files = ArmFiles(folder / name)
-        result = _read_json(files.result) or {}
         series, report = read_series(files.metrics), _read_json(files.precision_report)
-        arms.append(ArmRun(name, framework, arm.precision, series, result, report))
+        overflow = _read_json(files.overflow_report)
+        arms.append(ArmRun(name, framework, arm.precision, series, result_of(files), report, overflow))
     return recipe, arms
 
 
 def framework_of(folder: Path, recipe: Recipe) -> str:
     """The framework that the arms in a run directory ran on; the recipe's first one where none has ended yet."""
-    results = (_read_json(ArmFiles(folder / name).result) or {} for name in recipe.arms)
+    results = (result_of(ArmFiles(folder / name)) for name in recipe.arms)
     return next((str(result["framework"]) for result in results if "framework" in result), recipe.frameworks[0])
+
+
+def result_of(files: ArmFiles) -> dict[str, Any]:
+    """The launcher's record of an arm; empty where it left none."""
+    return _read_json(files.result) or {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

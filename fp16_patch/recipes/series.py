@@ -18,6 +18,7 @@ KEYS = {
     "pi_minus_mu_min": ("mismatch/pi_minus_mu_min",),
     "loss_scale": ("actor/loss_scale",),
     "update_skipped": ("actor/update_skipped",),
+    "updates_skipped_total": ("actor/updates_skipped_total/max",),
     "grad_norm": ("actor/grad_norm", "actor_grad_norm"),
     "seconds": ("timing_s/step", "timing/step_total"),
 }

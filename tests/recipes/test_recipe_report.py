@@ -37,6 +37,7 @@ def write_arm(folder: Path, precision: str, size: float, steps: int = 8, **chang
     }
     if fp16:
         metrics |= {"actor__loss_scale": [65536.0] * steps, "actor__update_skipped": [1.0] + [0.0] * (steps - 1)}
+        metrics["actor__updates_skipped_total/max"] = [1.0] * steps
     metrics |= changed
     lines = [json.dumps({"step": 0, "data": {"val-core/acc": 0.5}})]
     for i in range(steps):
@@ -143,6 +144,22 @@ def test_a_crashed_arm_shows_its_error_and_the_other_arm_stays(run: Path) -> Non
     assert "unknown  headline.prob_diff_ratio >= 6   found 8" in said, "what a whole run would have come to"
     assert "&lt;b&gt; &amp; exit code 1" in (run / "report.html").read_text()
     assert str(run / "bf16" / "train.log") in said
+
+
+def test_the_updates_skipped_in_the_step_that_stopped_the_run_are_counted(run: Path) -> None:
+    """That step logs no metrics. A step of several updates logs the share of those skipped, which is no count."""
+    shutil.rmtree(run / "fp16")
+    totals = {"actor__update_skipped": [0.5] * 4, "actor__updates_skipped_total/max": [2.0, 4.0, 6.0, 8.0]}
+    write_arm(run / "fp16", "fp16", 1.1e-5, steps=4, **totals)
+    result = json.loads((run / "fp16" / "result.json").read_text())
+    (run / "fp16" / "result.json").write_text(json.dumps(result | {"status": "failed"}))
+    report, _ = report_of(run)
+    assert report["arms"]["fp16"]["skipped_updates"] == 8
+    assert "fp16 counts the skipped updates of these steps only" in report["notes"]
+    (run / "fp16" / "overflow_report_actor.json").write_text(json.dumps({"counts": {"updates": 20, "skipped": 12}}))
+    report, _ = report_of(run)
+    assert report["arms"]["fp16"]["skipped_updates"] == 12
+    assert report["notes"] == ["fp16 failed after 4 steps"]
 
 
 @pytest.mark.parametrize("missing", ["bf16", "fp16"])
