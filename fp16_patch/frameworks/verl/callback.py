@@ -52,7 +52,7 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
     if "actor_rollout_ref" not in config:
         raise Fp16PatchError(
             "the precision flag was given to a Hydra application that is not verl's PPO trainer",
-            allowed="python -m verl.trainer.main_ppo (strategy fsdp or fsdp2, rollout vllm)",
+            allowed="python -m verl.trainer.main_ppo (strategy fsdp, fsdp2 or megatron, rollout vllm)",
             next_step="remove +precision@_global_ from this command",
         )
     if unfit := launch.unfit_installation():
