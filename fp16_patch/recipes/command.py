@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fp16_patch.recipes.schema import Arm, Recipe
+from fp16_patch.recipes.algorithms import Definition, algorithms
+from fp16_patch.recipes.hyperparameters import values
+from fp16_patch.recipes.schema import Arm, OtherData, Recipe
 
 if TYPE_CHECKING:
     from fp16_patch.toy import World
+
+MATH_REWARD = Path(__file__).with_name("math_reward.py")
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,32 @@ class Job:
             return None
         return importlib.import_module(f"fp16_patch.platforms.{self.recipe.platform}.settings")
 
-    def places(self, names: Mapping[str, str]) -> dict[str, object]:
-        """``{"data.train": "key"}`` -> ``{"key": the path}``, for what the recipe names; the world's filled in."""
-        model, data = self.recipe.model, self.recipe.data
-        paths = {"model.path": model.path, "data.train": data.train, "data.val": data.val, "data.reward": data.reward}
+    @property
+    def algorithm(self) -> Definition | None:
+        """The arm's algorithm; None where the recipe is written out in the framework's own options."""
+        if not self.recipe.hyperparameters:
+            return None
+        return algorithms()[self.arm.algorithm or self.recipe.algorithm.name]
+
+    @property
+    def hyperparameters(self) -> dict[str, object]:
+        """Name -> value; the arm's own win."""
+        return values(self.recipe.hyperparameters, self.arm.hyperparameters)
+
+    def places(self, names: Mapping[str, str], other: OtherData) -> dict[str, object]:
+        """``{"data.train": "key"}`` -> ``{"key": the path}``, for what the recipe names; the world's filled in.
+
+        ``other`` is what the framework reads in place of the recipe's data.
+        """
+        data = self.recipe.data
+        paths = {
+            "model.path": self.recipe.model.path,
+            "data.train": other.train or data.train,
+            "data.val": other.val or data.val,
+            "data.reward": other.reward or data.reward,
+        }
         return {
-            names[place]: path if self.world is None else path.format(world=self.world)
+            names[place]: path.format(world=self.world, math_reward=MATH_REWARD) if "{" in path else path
             for place, path in paths.items()
             if path is not None
         }

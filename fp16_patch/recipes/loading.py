@@ -1,33 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find recipes, read their YAML."""
+"""Find recipes, read and validate them."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.recipes.schema import Recipe
+from fp16_patch.recipes import composition
+from fp16_patch.recipes.schema import SCALES, Recipe
+from fp16_patch.recipes.shipped import folder
 from fp16_patch.recipes.strict import build
 from fp16_patch.recipes.trainers import TRAINERS
 from fp16_patch.recipes.validation import validate
-
-
-def folder() -> Path:
-    """Where the shipped recipes are: inside an installed wheel, or at the top of a checkout."""
-    package = Path(__file__).resolve().parent
-    in_wheel, in_checkout = package / "data", package.parents[1] / "recipes"
-    for place in (in_wheel, in_checkout):
-        if any(place.glob("*.yaml")):
-            return place
-    raise Fp16PatchError(
-        f"no recipes in {in_wheel} or {in_checkout}", next_step="reinstall fp16-patch, or give the path of a recipe"
-    )
 
 
 def available() -> list[Path]:
@@ -52,34 +38,37 @@ def find(name_or_path: str) -> Path:
     return named[name_or_path]
 
 
-def load(path: Path) -> Recipe:
-    """Read and validate one recipe. Raises :class:`Fp16PatchError` naming the file and every key that is wrong."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Fp16PatchError(f"{path} is not readable as YAML: {error}") from error
-    recipe = build(Recipe, content, source=path.name)
+def load(path: Path, scale: str | None = None) -> Recipe:
+    """Read and validate one recipe, with its toy section, or as one of its scales.
+
+    Raises :class:`Fp16PatchError` naming the file and every key that is wrong.
+    """
+    content = composition.composed(path, folder())
+    recipe = _built(content, path.name)
+    if recipe.toy is not None:
+        _built(composition.at_scale(content, "toy"), f"{path.name} at toy scale")
+    return recipe if scale is None else _built(composition.at_scale(content, scale), path.name)
+
+
+def scales(path: Path) -> tuple[str, ...]:
+    """The scales it runs at: both where it has a toy section, else the one it is written for."""
+    recipe = load(path)
+    if recipe.toy is not None:
+        return SCALES
+    return ("toy",) if recipe.world else ("paper",)
+
+
+def text_of(path: Path, scale: str) -> str:
+    """What a run of the recipe at this scale keeps: a recipe by itself, the file as it is where it is that already."""
+    content = composition.composed(path, folder())
+    chosen = composition.at_scale(content, scale)
+    as_it_is = chosen == composition.read(path)
+    return path.read_text(encoding="utf-8") if as_it_is else composition.as_text(chosen, f"{path.name}, {scale} scale")
+
+
+def _built(content: Any, source: str) -> Recipe:
+    recipe = build(Recipe, content, source=source)
     frameworks = tuple(key for key in content if key in TRAINERS and getattr(recipe, key))
     recipe = dataclasses.replace(recipe, frameworks=frameworks)
-    validate(recipe, source=path.name)
+    validate(recipe, source=source)
     return recipe
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-6 is a number (YAML 1.1 makes it text), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)

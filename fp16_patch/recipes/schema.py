@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe says. Each class is one section of the YAML, each field one key of it."""
+"""What a recipe says. Each class is one section of the YAML, each field one key of it.
+
+A recipe that reproduces the paper names an algorithm of ``shared/algorithms.yaml`` and gives ``hyperparameters`` in the
+paper's words; a framework's section then holds only what differs. Without ``hyperparameters`` it is written out in the
+frameworks' own keys, and the algorithm's name is a label.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fp16_patch.recipes.hyperparameters import Setting
 from fp16_patch.recipes.strict import NOT_A_KEY
 
+SCALES = ("paper", "toy")
+PRECISIONS = ("fp16", "bf16", "fp32")
 PLATFORMS = ("cpu",)
 WORLDS = ("toy",)
+REWARD_PLACE = "{math_reward}"
+"""The verifier of this package for mathematics; see ``math_reward``."""
 WORLD_PLACES = tuple(
     f"{{world.{name}}}" for name in ("model", "train", "val", "train_prompts", "val_prompts", "reward")
 )
@@ -33,18 +43,30 @@ class Model:
 class Data:
     """Files in the framework's format, and a Python file with its reward function where it has none for the data.
 
-    verl needs ``val``; on OpenRLHF, which takes it only with ``reward``, it may be left out.
+    verl needs ``val``; on OpenRLHF, which takes it only with ``reward``, it may be left out. ``problems`` is the number
+    of training prompts, and ``fetch`` what to run where the files are missing.
     """
 
     train: str
     val: str | None = None
     reward: str | None = None
+    problems: int | None = None
+    fetch: str = ""
     about: str = ""
 
 
 @dataclass(frozen=True)
+class OtherData:
+    """What a framework reads in place of ``data``'s."""
+
+    train: str | None = None
+    val: str | None = None
+    reward: str | None = None
+
+
+@dataclass(frozen=True)
 class Algorithm:
-    """Its name in the paper. What it does is written out in the framework's section."""
+    """Its name in the paper, and in ``shared/algorithms.yaml`` where the recipe gives hyperparameters."""
 
     name: str
     about: str = ""
@@ -62,9 +84,14 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Verl:
-    """``overrides`` maps dotted Hydra keys to values; a key may start with ``+`` or ``++`` as on the command line."""
+    """``overrides`` maps dotted Hydra keys to values; a key may start with ``+`` or ``++`` as on the command line.
 
-    overrides: dict[str, object]
+    ``strategy`` is the trainer's engine, for recipes with hyperparameters: fsdp2, fsdp or megatron.
+    """
+
+    overrides: dict[str, object] = field(default_factory=dict)
+    strategy: str | None = None
+    data: OtherData = field(default_factory=OtherData)
 
 
 @dataclass(frozen=True)
@@ -74,17 +101,48 @@ class OpenRLHF:
     Settings of ours are among them, as in ``fp16_patch.loss_scaling.init_scale: 1024``.
     """
 
-    arguments: dict[str, object]
+    arguments: dict[str, object] = field(default_factory=dict)
+    data: OtherData = field(default_factory=OtherData)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One run of the comparison: its precision, and what this arm alone gets: verl ``overrides``, OpenRLHF
-    ``arguments``."""
+    """One run of the comparison: the trainer's precision and, where it differs, the ``rollout``'s; what this arm alone
+    gets: another ``algorithm``, ``hyperparameters``, verl ``overrides``, OpenRLHF ``arguments``."""
 
     precision: str
+    rollout: str | None = None
+    algorithm: str | None = None
+    hyperparameters: dict[str, Setting] = field(default_factory=dict)
     overrides: dict[str, object] = field(default_factory=dict)
     arguments: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number the paper shows for one arm: ``what``, its ``value`` within ``tolerance``, at which ``step``."""
+
+    what: str
+    value: float
+    tolerance: float
+    source: str
+    step: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The same algorithm at another scale: these replace the recipe's own sections, hyperparameters one by one."""
+
+    hyperparameters: dict[str, Setting]
+    model: Model
+    data: Data
+    hardware: Hardware
+    platform: str
+    world: str
+    verl: Verl | None = None
+    openrlhf: OpenRLHF | None = None
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +162,10 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``frameworks`` are those it has a section for, in the order of the file: the first is the default."""
+    """``frameworks`` are those it has a section for, in the order of the file: the first is the default.
+
+    ``scale`` is written into the copy that a run keeps; a recipe file has its ``toy`` section instead.
+    """
 
     name: str
     title: str
@@ -116,7 +177,11 @@ class Recipe:
     arms: dict[str, Arm]
     verl: Verl | None = None
     openrlhf: OpenRLHF | None = None
+    hyperparameters: dict[str, Setting] = field(default_factory=dict)
+    published: dict[str, tuple[Published, ...]] = field(default_factory=dict)
     expected: tuple[Expectation, ...] = ()
+    toy: Toy | None = None
+    scale: str | None = None
     platform: str | None = None
     world: str | None = None
     frameworks: tuple[str, ...] = field(default=(), metadata=NOT_A_KEY)

@@ -6,13 +6,18 @@ from __future__ import annotations
 import re
 
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.recipes.schema import PLATFORMS, WORLD_PLACES, WORLDS, Recipe
+from fp16_patch.recipes import algorithm_validation
+from fp16_patch.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, WORLDS, Data, OtherData, Recipe
 from fp16_patch.recipes.trainers import TRAINERS
 
 
 def validate(recipe: Recipe, *, source: str) -> None:
     """Raise one :class:`Fp16PatchError` with everything that types alone do not catch."""
     problems = [*_choices(recipe, source), *_options(recipe, source), *_ranges(recipe, source)]
+    problems += [
+        Fp16PatchError(f"{source}: {error.what}", allowed=error.allowed, next_step=error.next_step)
+        for error in algorithm_validation.problems(recipe)
+    ]
     if problems:
         raise several(problems)
 
@@ -34,17 +39,24 @@ def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
         for name, arm in recipe.arms.items()
         if arm.precision not in TRAINERS[framework].PRECISIONS
     ]
+    problems += [
+        Fp16PatchError(f"{source}: arms.{name}.rollout={arm.rollout!r} is unknown", allowed=", ".join(PRECISIONS))
+        for name, arm in recipe.arms.items()
+        if arm.rollout not in (None, *PRECISIONS)
+    ]
     paths = {
         "model.path": recipe.model.path,
-        "data.train": recipe.data.train,
-        "data.val": recipe.data.val or "",
-        "data.reward": recipe.data.reward or "",
+        **{
+            f"{key}.{name}": getattr(data, name) or ""
+            for key, data in _data(recipe).items()
+            for name in ("train", "val", "reward")
+        },
     }
-    placeholders = WORLD_PLACES if recipe.world else ()
+    placeholders = (REWARD_PLACE, *(WORLD_PLACES if recipe.world else ()))
     problems += [
         Fp16PatchError(
             f"{source}: {key}={path!r} holds an unknown placeholder",
-            allowed=", ".join(placeholders) or "placeholders where a world is set",
+            allowed=", ".join(placeholders) + ("" if recipe.world else "; further ones where a world is set"),
         )
         for key, path in paths.items()
         if not set(re.findall(r"\{[^}]*\}?|\}", path)) <= set(placeholders)
@@ -52,12 +64,17 @@ def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     return problems
 
 
+def _data(recipe: Recipe) -> dict[str, Data | OtherData]:
+    sections = {f"{framework}.data": getattr(recipe, framework).data for framework in recipe.frameworks}
+    return {"data": recipe.data, **sections}
+
+
 def _options(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     """The options of every framework, in its own section and in the arms."""
     problems = []
     if not recipe.frameworks:
         problems.append(Fp16PatchError(f"{source}: no framework to run on", allowed=", ".join(TRAINERS)))
-    if recipe.verl and recipe.data.val is None:
+    if recipe.verl and recipe.data.val is None and recipe.verl.data.val is None:
         problems.append(Fp16PatchError(f"{source}: data.val is missing", next_step="verl does not start without it"))
     for framework, trainer in TRAINERS.items():
         section, key = getattr(recipe, framework), trainer.OPTIONS

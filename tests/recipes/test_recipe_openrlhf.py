@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import argparse
-import ast
-import importlib.util
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pytest
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf import flag
+from fp16_patch.frameworks.openrlhf.arguments import parser
 from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.launcher import command_with_flag
 from fp16_patch.recipes.command import ArmFiles, Command, Job
@@ -110,7 +107,7 @@ def arms() -> list[Any]:
 def test_openrlhfs_own_parser_takes_every_argument(recipe: Recipe, arm: str, tmp_path: Path) -> None:
     world = World(tmp_path, {}) if recipe.world else None
     command = openrlhf.build_command(Job(recipe, arm, ArmFiles(tmp_path / arm), world))
-    options = vars(parser_of_openrlhf().parse_args(split(command)[1]))
+    options = vars(parser().parse_args(split(command)[1]))
     assert options["ds.param_dtype"] == recipe.arms[arm].precision
     assert recipe.openrlhf is not None
     for key, value in recipe.openrlhf.arguments.items():
@@ -131,18 +128,3 @@ def test_the_quickstart_is_that_of_verl_on_another_framework(tmp_path: Path) -> 
     assert command.total_steps == other.verl.overrides["trainer.total_training_steps"]
     assert f"--rollout.batch_size={other.verl.overrides['data.train_batch_size']}" in options
     assert f"--rollout.n_samples_per_prompt={other.verl.overrides['actor_rollout_ref.rollout.n']}" in options
-
-
-def parser_of_openrlhf() -> argparse.ArgumentParser:
-    """What its module builds when it runs as the main program, without importing it: it needs a GPU's packages."""
-    installed = importlib.util.find_spec("openrlhf")
-    if installed is None or installed.origin is None:
-        pytest.skip("OpenRLHF is not installed")
-    tree = ast.parse((Path(installed.origin).parent / "cli" / "train_ppo_ray.py").read_text())
-    (main,) = (node for node in tree.body if isinstance(node, ast.If))
-    building = [node for node in main.body if "parse_args" not in ast.unparse(node)]
-    last = next(i for i, node in enumerate(main.body) if "parse_args" in ast.unparse(node))
-    names: dict[str, Any] = {"argparse": argparse, "datetime": datetime}
-    exec(compile(ast.Module(building[:last], []), "train_ppo_ray", "exec"), names)
-    parser: argparse.ArgumentParser = names["parser"]
-    return parser

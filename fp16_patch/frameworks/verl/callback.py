@@ -57,18 +57,7 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
         )
     if unfit := launch.unfit_installation():
         raise several(unfit)
-    node = OmegaConf.to_container(config.get("fp16_patch") or OmegaConf.create({}), resolve=False)
-    node.pop("applied", None)
-    node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
-    report_path = node.pop("report_path", None)
-    _check_choice(config, node)
-    precision = Precision.from_mapping(node)
-
-    explicit = config_rules.explicit_overrides(config)
-    changes, contradictions = config_rules.plan(config, precision, explicit)
-    problems = [*refusals.unsupported(config, precision), *contradictions, *resume.unreadable(config, precision)]
-    if problems:
-        raise several(problems)
+    precision, changes, report_path = examine(config)
 
     config_rules.rewrite(config, changes)
     report_path = report_path or launch.default_report_path(config)
@@ -84,6 +73,24 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
     for change in changes:
         print(f"  {change.key}: {change.before} -> {change.after}")
     return changes
+
+
+def examine(config: DictConfig) -> tuple[Precision, list[config_rules.Change], str | None]:
+    """The precision asked for, what it changes in verl's configuration, and the report's path. Changes nothing.
+
+    Raises :class:`Fp16PatchError` with every problem of the configuration.
+    """
+    node = OmegaConf.to_container(config.get("fp16_patch") or OmegaConf.create({}), resolve=False)
+    node.pop("applied", None)
+    node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+    report_path = node.pop("report_path", None)
+    _check_choice(config, node)
+    precision = Precision.from_mapping(node)
+    changes, contradictions = config_rules.plan(config, precision, config_rules.explicit_overrides(config))
+    problems = [*refusals.unsupported(config, precision), *contradictions, *resume.unreadable(config, precision)]
+    if problems:
+        raise several(problems)
+    return precision, changes, report_path
 
 
 def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import Command, Job
@@ -35,6 +35,9 @@ class Trainer(Protocol):
 
     def build_command(self, job: Job, module: str) -> Command:
         """The command of the job's arm."""
+
+    def composed(self, command: Command) -> Any:
+        """What the framework makes of a command, without starting it; raises where it or the flag refuses it."""
 
 
 TRAINERS: Mapping[str, Trainer] = {"verl": verl, "openrlhf": openrlhf}

@@ -12,6 +12,10 @@ from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.launcher import OPENRLHF
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, merge, render
+from fp16_patch.recipes.trainers.openrlhf_composition import composed
+from fp16_patch.recipes.trainers.openrlhf_hyperparameters import arguments
+
+__all__ = ["MODULE", "OPTIONS", "PHASES", "PRECISIONS", "build_command", "check", "composed"]
 
 MODULE = "fp16_patch.cli"
 OPTIONS = "arguments"
@@ -63,11 +67,12 @@ def check(key: str, value: object) -> Iterator[Fp16PatchError]:
 
 
 def build_command(job: Job, module: str = MODULE) -> Command:
-    """Later sources win: platform, model and data, recipe, arm, the user's, and last the launcher's own."""
+    """Later sources win: platform, model and data, algorithm, recipe, arm, the user's, and last the launcher's own."""
     recipe, files, platform = job.recipe, job.files, job.platform
     assert recipe.openrlhf is not None
     ranks, nodes = recipe.hardware.ranks, recipe.hardware.nodes
-    named = [recipe.openrlhf.arguments, job.arm.arguments]
+    rollout: Values = {"fp16_patch.rollout_dtype": job.arm.rollout} if job.arm.rollout else {}
+    named: list[Values] = [_algorithm(job), recipe.openrlhf.arguments, job.arm.arguments, rollout]
     settings = merge(
         [
             *(assignments({key: group[key] for key in group if _is_setting(key)}) for group in named),
@@ -77,7 +82,7 @@ def build_command(job: Job, module: str = MODULE) -> Command:
     )
     values: dict[str, object] = {
         **dict(map(_read, platform.openrlhf_arguments(ranks) if platform else [])),
-        **job.places(_PLACES),
+        **job.places(_PLACES, recipe.openrlhf.data),
         **{f"{model}.num_nodes": nodes for model in _MODELS},
         **{f"{model}.num_gpus_per_node": ranks for model in _MODELS},
         **{key: value for group in named for key, value in group.items()},
@@ -101,6 +106,14 @@ def build_command(job: Job, module: str = MODULE) -> Command:
         },
         total_steps=_steps(values),
     )
+
+
+def _algorithm(job: Job) -> dict[str, object]:
+    """What a recipe with hyperparameters leaves to us."""
+    if job.algorithm is None:
+        return {}
+    values = job.hyperparameters
+    return arguments(values, job.recipe.data.problems) | job.algorithm.options("openrlhf", values)
 
 
 def _is_setting(key: str) -> bool:

@@ -10,6 +10,10 @@ from pathlib import Path
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, key_value, merge, render
+from fp16_patch.recipes.trainers.verl_composition import composed
+from fp16_patch.recipes.trainers.verl_hyperparameters import overrides
+
+__all__ = ["MODULE", "OPTIONS", "PHASES", "PRECISIONS", "build_command", "check", "composed"]
 
 MODULE = "verl.trainer.main_ppo"
 OPTIONS = "overrides"
@@ -59,16 +63,21 @@ def check(key: str, value: object) -> Iterator[Fp16PatchError]:
 
 
 def build_command(job: Job, module: str = MODULE) -> Command:
-    """Later sources win: platform, model and data, recipe, arm, the user's, and last the launcher's own keys."""
+    """Later sources win: platform, model and data, algorithm, recipe, arm, the user's, last the launcher's own keys."""
     recipe, files, platform = job.recipe, job.files, job.platform
     assert recipe.verl is not None
-    theirs = [assignments(recipe.verl.overrides), assignments(job.arm.overrides), job.overrides]
+    theirs = [
+        assignments(_algorithm(job)),
+        assignments(recipe.verl.overrides),
+        assignments(job.arm.overrides),
+        job.overrides,
+    ]
     megatron = dict(map(key_value, merge(theirs))).get("model_engine") == "megatron"
     hardware = {"trainer.n_gpus_per_node": recipe.hardware.ranks, "trainer.nnodes": recipe.hardware.nodes}
     merged = merge(
         [
             platform.verl_overrides(recipe.hardware.ranks, megatron=megatron) if platform else [],
-            assignments({**job.places(_PLACES), **hardware}),
+            assignments({**job.places(_PLACES, recipe.verl.data), **hardware}),
             *theirs,
             [
                 f"trainer.experiment_name={render(f'{recipe.name}-{job.arm_name}')}",
@@ -77,6 +86,7 @@ def build_command(job: Job, module: str = MODULE) -> Command:
                 f"hydra.run.dir={render(str(files.folder / 'hydra'))}",
                 f"+precision@_global_={job.arm.precision}",
                 f"fp16_patch.report_path={render(str(files.precision_report))}",
+                *([f"fp16_patch.rollout_dtype={job.arm.rollout}"] if job.arm.rollout else []),
             ],
         ]
     )
@@ -90,6 +100,15 @@ def build_command(job: Job, module: str = MODULE) -> Command:
         },
         total_steps=int(steps) if steps.isdecimal() else None,
     )
+
+
+def _algorithm(job: Job) -> dict[str, object]:
+    """What a recipe with hyperparameters leaves to us."""
+    assert job.recipe.verl is not None
+    if job.algorithm is None:
+        return {}
+    values = job.hyperparameters
+    return overrides(values, job.recipe.verl.strategy or "fsdp2") | job.algorithm.options("verl", values)
 
 
 def _is_plain(value: object) -> bool:

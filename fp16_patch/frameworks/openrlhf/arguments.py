@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenRLHF's own reading of its arguments, without starting it.
+
+The parser, and the checks behind it, are statements of the main block of ``openrlhf/cli/train_ppo_ray.py``. They are
+run here up to the last, which trains. The module itself is not imported: it needs a GPU's packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib.util
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the module builds when it runs as the main program."""
+    statements = _main_block()
+    last = next(i for i, node in enumerate(statements) if "parse_args" in ast.unparse(node))
+    found: argparse.ArgumentParser = _run(statements[:last])["parser"]
+    return found
+
+
+def parsed(words: Sequence[str]) -> Any:
+    """The arguments as OpenRLHF's ``train`` would get them. Raises :class:`Fp16PatchError` with its own words."""
+    said = io.StringIO()
+    try:
+        with _as_main_program(words), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return _run(_main_block())["args"]
+    except SystemExit as error:
+        raise Fp16PatchError(f"OpenRLHF refuses its arguments: {said.getvalue().strip().splitlines()[-1]}") from error
+    except AssertionError as error:
+        raise Fp16PatchError(f"OpenRLHF refuses its arguments: {error}") from error
+
+
+def _main_block() -> list[ast.stmt]:
+    """Its statements but the last, and but the imports of its own modules."""
+    tree = ast.parse((_package() / "cli" / "train_ppo_ray.py").read_text(encoding="utf-8"))
+    (main,) = (node for node in tree.body if isinstance(node, ast.If))
+    return [node for node in main.body if not isinstance(node, ast.ImportFrom) and ast.unparse(node) != "train(args)"]
+
+
+def _run(statements: list[ast.stmt]) -> dict[str, Any]:
+    names: dict[str, Any] = {"argparse": argparse, "datetime": datetime, "hierarchize": _hierarchize()}
+    exec(compile(ast.Module(statements, []), "train_ppo_ray", "exec"), names)
+    return names
+
+
+def _hierarchize() -> Any:
+    """Its module alone: the package around it imports the models."""
+    spec = importlib.util.spec_from_file_location("_openrlhf_config", _package() / "utils" / "config.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.hierarchize
+
+
+def _package() -> Path:
+    installed = importlib.util.find_spec("openrlhf")
+    if installed is None or installed.origin is None:
+        raise Fp16PatchError("OpenRLHF is not installed", next_step="pip install openrlhf, or use another framework")
+    return Path(installed.origin).parent
+
+
+@contextlib.contextmanager
+def _as_main_program(words: Sequence[str]) -> Iterator[None]:
+    before = sys.argv
+    sys.argv = ["train_ppo_ray.py", *words]
+    try:
+        yield
+    finally:
+        sys.argv = before

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's hyperparameters as OpenRLHF's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_OPTIONS = {
+    "prompts": "rollout.batch_size",
+    "rollouts": "rollout.n_samples_per_prompt",
+    "response_tokens": "rollout.max_new_tokens",
+    "temperature": "rollout.temperature",
+    "top_p": "rollout.top_p",
+    "learning_rate": "actor.adam.lr",
+    "weight_decay": "actor.adam.weight_decay",
+    "adam_betas": "actor.adam.betas",
+    "adam_eps": "actor.adam.eps",
+    "gradient_clip": "actor.max_norm",
+    "lora_rank": "ds.lora.rank",
+    "lora_alpha": "ds.lora.alpha",
+    "eval_every": "eval.steps",
+    "eval_rollouts": "eval.n_samples_per_prompt",
+    "eval_temperature": "eval.temperature",
+}
+"""Those that are one option with the same value; an algorithm's own are in its definition.
+
+There is none for ``eval_top_p``: OpenRLHF evaluates with the rollout's.
+"""
+
+
+def arguments(values: Mapping[str, object], problems: int | None) -> dict[str, object]:
+    """Option -> value. OpenRLHF counts episodes over ``problems``, not steps."""
+    found = {option: values[name] for name, option in _OPTIONS.items() if name in values}
+    size = {name: int(str(values[name])) for name in ("prompts", "rollouts", "updates", "steps")}
+    wanted = size["prompts"] * size["steps"]
+    a_pass = min(problems or wanted, wanted)
+    return found | {
+        "data.max_len": int(str(values["prompt_tokens"])) + int(str(values["response_tokens"])),
+        "data.max_samples": a_pass,
+        "train.num_episodes": -(-wanted // a_pass),
+        "train.max_epochs": 1,
+        "train.batch_size": size["prompts"] * size["rollouts"] // size["updates"],
+        "actor.lr_scheduler": "constant_with_warmup",
+        "actor.lr_warmup_ratio": int(str(values.get("warmup_steps", 0))) / (size["steps"] * size["updates"]),
+    }

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe's hyperparameters as verl's Hydra keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ACTOR = "actor_rollout_ref.actor"
+ROLLOUT = "actor_rollout_ref.rollout"
+MODEL = "actor_rollout_ref.model"
+
+_KEYS = {
+    "prompts": "data.train_batch_size",
+    "rollouts": f"{ROLLOUT}.n",
+    "steps": "trainer.total_training_steps",
+    "prompt_tokens": "data.max_prompt_length",
+    "response_tokens": "data.max_response_length",
+    "temperature": f"{ROLLOUT}.temperature",
+    "top_p": f"{ROLLOUT}.top_p",
+    "learning_rate": f"{ACTOR}.optim.lr",
+    "warmup_steps": f"{ACTOR}.optim.lr_warmup_steps",
+    "weight_decay": f"{ACTOR}.optim.weight_decay",
+    "gradient_clip": f"{ACTOR}.optim.clip_grad",
+    "lora_rank": f"{MODEL}.lora_rank",
+    "lora_alpha": f"{MODEL}.lora_alpha",
+    "eval_every": "trainer.test_freq",
+    "eval_rollouts": f"{ROLLOUT}.val_kwargs.n",
+    "eval_temperature": f"{ROLLOUT}.val_kwargs.temperature",
+    "eval_top_p": f"{ROLLOUT}.val_kwargs.top_p",
+}
+"""Those that are one key with the same value; an algorithm's own are in its definition."""
+
+_ENDLESS = 1_000_000  # epochs: the number of steps ends the run
+
+
+def overrides(values: Mapping[str, object], strategy: str) -> dict[str, object]:
+    """Hydra key -> value, for a trainer of this strategy."""
+    found = {key: values[name] for name, key in _KEYS.items() if name in values}
+    found[f"{ACTOR}.strategy"] = strategy
+    found[f"{ROLLOUT}.name"] = "vllm"
+    found["trainer.total_epochs"] = _ENDLESS
+    found[f"{ACTOR}.ppo_mini_batch_size"] = _whole(values, "prompts") // _whole(values, "updates")
+    if strategy == "megatron":
+        found["model_engine"] = "megatron"
+    found |= _adam(values, strategy)
+    if "eval_temperature" in values:
+        found[f"{ROLLOUT}.val_kwargs.do_sample"] = True
+    if values.get("lora_rank"):
+        found[f"{MODEL}.target_modules"] = "all-linear"
+        found[f"{MODEL}.lora.merge"] = True
+        found[f"{ROLLOUT}.load_format"] = "safetensors"
+    return found
+
+
+def _adam(values: Mapping[str, object], strategy: str) -> dict[str, object]:
+    """verl forwards neither betas nor eps to Megatron, and has no key for eps anywhere: both have a way round."""
+    own = f"+{ACTOR}.optim.override_optimizer_config"
+    found: dict[str, object] = {}
+    if isinstance(betas := values.get("adam_betas"), list):
+        first, second = betas
+        if strategy == "megatron":
+            found |= {f"{own}.adam_beta1": first, f"{own}.adam_beta2": second}
+        else:
+            found[f"{ACTOR}.optim.betas"] = [first, second]
+    if "adam_eps" in values:
+        found[f"{own}.{'adam_eps' if strategy == 'megatron' else 'eps'}"] = values["adam_eps"]
+    return found
+
+
+def _whole(values: Mapping[str, object], name: str) -> int:
+    return int(str(values[name]))
