@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch recipes``: list, show, run and compare."""
+"""``fp16-patch recipes``: list, show, check, run and compare."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
+
+from fp16_patch.cli import table
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.schema import SCALES
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -18,12 +25,21 @@ def add_parser(subparsers: Subparsers) -> None:
     recipes = subparsers.add_parser("recipes", help="run comparisons of the paper and report them")
     commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="name the shipped recipes")
+    listing = commands.add_parser("list", help="the shipped recipes: what each reproduces, where, with which numbers")
+    listing.add_argument("--json", action="store_true", help="everything that the recipes say, as JSON")
     listing.set_defaults(run=_list)
 
-    show = commands.add_parser("show", help="print a recipe")
+    show = commands.add_parser("show", help="print a recipe with its shared settings, loss and sources")
     show.add_argument("recipe", metavar="NAME", help="a shipped recipe, or the path of a .yaml file")
+    show.add_argument("--yaml", action="store_true", help="as one YAML file, at --scale")
+    show.add_argument("--scale", choices=SCALES, help="with --yaml (default: the larger there is)")
     show.set_defaults(run=_show)
+
+    check = commands.add_parser("check", help="compose recipes against the installed frameworks; starts nothing")
+    check.add_argument("recipes", metavar="NAME", nargs="*", help="shipped recipes, or paths of .yaml files")
+    check.add_argument("--all", action="store_true", help="every shipped recipe")
+    check.add_argument("--json", action="store_true", help="the findings as JSON")
+    check.set_defaults(run=_check)
 
     run = commands.add_parser("run", help="run the arms of a recipe one after the other, then compare them")
     run.add_argument("recipe", metavar="NAME_OR_PATH", help="a shipped recipe, or the path of a .yaml file")
@@ -33,6 +49,10 @@ def add_parser(subparsers: Subparsers) -> None:
     run.add_argument(
         "--framework", metavar="F", help="verl or openrlhf, where the recipe has both (default: its first)"
     )
+    run.add_argument(
+        "--scale", choices=SCALES, help="as the paper, or toy: two CPU cores (default: paper, if it has it)"
+    )
+    run.add_argument("--print", action="store_true", dest="only_print", help="print the commands and start nothing")
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
     run.add_argument("--arm", action="append", default=[], metavar="A", help="run this arm only; may be repeated")
     run.add_argument("--timeout", type=float, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
@@ -44,33 +64,72 @@ def add_parser(subparsers: Subparsers) -> None:
     compare.set_defaults(run=_compare)
 
 
-def _list(_arguments: argparse.Namespace) -> int:
-    from fp16_patch.recipes.loading import available, load
+def _list(arguments: argparse.Namespace) -> int:
+    from fp16_patch.recipes.document import LIST_HEADER, row
+    from fp16_patch.recipes.loading import available, load, scales
 
-    recipes = [load(path) for path in available()]
-    width = max(len(recipe.name) for recipe in recipes)
-    for recipe in recipes:
-        needs = recipe.hardware.about or f"{recipe.hardware.ranks} ranks"
-        print(f"{recipe.name:<{width}}  {recipe.title}  [{', '.join(recipe.frameworks)}; {needs}]")
+    recipes = {path: load(path) for path in available()}
+    if arguments.json:
+        told = [{**dataclasses.asdict(recipe), "scales": scales(path)} for path, recipe in recipes.items()]
+        print(json.dumps(told, indent=2))
+    else:
+        print(table.plain(LIST_HEADER, [row(recipe) for recipe in recipes.values()]))
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from fp16_patch.recipes.loading import find, load
+    from fp16_patch.recipes.document import page
+    from fp16_patch.recipes.loading import find, load, scales, text_of
 
     path = find(arguments.recipe)
     load(path)
-    print(path.read_text(encoding="utf-8"), end="")
+    chosen = arguments.scale or scales(path)[0]
+    print(text_of(path, chosen) if arguments.yaml else page(path), end="")
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from fp16_patch.recipes.checking import check
+    from fp16_patch.recipes.loading import available, find
+
+    paths = [find(name) for name in arguments.recipes] or (available() if arguments.all else [])
+    if not paths:
+        raise Fp16PatchError("no recipe to check", next_step="name some, or give --all")
+    found = []
+    for checked in (checked for path in paths for checked in check(path)):
+        found.append(checked)
+        if not arguments.json:
+            what = f"{checked.recipe}  {checked.scale}  {checked.framework}  {checked.arm}"
+            print(f"{'FAILS' if checked.problem else 'ok':<6} {what}", flush=True)
+            if checked.problem:
+                print(indent(checked.problem, "       "), flush=True)
+    failed = sum(checked.problem is not None for checked in found)
+    if arguments.json:
+        print(json.dumps([checked.as_dict() for checked in found], indent=2))
+    else:
+        print(f"{len(found) - failed} of {len(found)} would start with what is installed here")
+    return 1 if failed else 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    from fp16_patch.recipes.launch import run_recipe
+    from fp16_patch.recipes.launch import commands, run_recipe
     from fp16_patch.recipes.loading import find
     from fp16_patch.recipes.report import compare
 
     path = find(arguments.recipe)
-    out = arguments.out or Path("runs") / "-".join(filter(None, (path.stem, arguments.framework)))
+    toy = "toy" if arguments.scale == "toy" else None
+    out = arguments.out or Path("runs") / "-".join(filter(None, (path.stem, toy, arguments.framework)))
+    if arguments.only_print:
+        for arm, command in commands(
+            path,
+            out,
+            framework=arguments.framework,
+            arms=arguments.arm,
+            overrides=arguments.overrides,
+            scale=arguments.scale,
+        ).items():
+            print(f"# {arm}\n{command}\n")
+        return 0
     try:
         results = run_recipe(
             path,
@@ -78,6 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
             framework=arguments.framework,
             arms=arguments.arm,
             overrides=arguments.overrides,
+            scale=arguments.scale,
             timeout_s=arguments.timeout * 60 if arguments.timeout else None,
         )
     except KeyboardInterrupt:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.recipes.command import ArmFiles, Command, Job
+from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
 from fp16_patch.recipes.loading import load, scales
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.trainers import TRAINERS
-from fp16_patch.toy import World
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,8 @@ def check(path: Path) -> Iterator[Checked]:
 
 def command(recipe: Recipe, framework: str, arm: str, folder: Path) -> Command:
     """The arm's command, for a run in ``folder``; the world need not be there."""
-    world = World(folder / "world", {}) if recipe.world else None
-    trainer = TRAINERS[framework]
-    return trainer.build_command(Job(recipe, arm, ArmFiles(folder / arm), world), trainer.MODULE)
+    trainer, files = TRAINERS[framework], ArmFiles(folder / arm)
+    return trainer.build_command(Job(recipe, arm, files, world_in(folder, recipe)), trainer.MODULE)
 
 
 def _problem(recipe: Recipe, framework: str, arm: str) -> str | None:

@@ -57,6 +57,15 @@ class ArmFiles:
         return self.folder / "checkpoints"
 
 
+def world_in(out: Path, recipe: Recipe) -> World | None:
+    """The world of a run directory, there or not yet; None where the recipe has none."""
+    if recipe.world is None:
+        return None
+    from fp16_patch.toy import World
+
+    return World(out / "world", {})
+
+
 @dataclass(frozen=True)
 class Job:
     """One arm to run: its part of the recipe, where it writes, and what the user adds as ``KEY=VALUE``."""

@@ -7,17 +7,18 @@ import dataclasses
 import json
 import platform
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.proof.report import versions
-from fp16_patch.recipes import failure, run_directory
-from fp16_patch.recipes.command import Command, Job
-from fp16_patch.recipes.loading import load
+from fp16_patch.recipes import failure, requirements, run_directory
+from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
+from fp16_patch.recipes.loading import load, scales, text_of
 from fp16_patch.recipes.overrides import key_value
 from fp16_patch.recipes.progress import Progress, duration
 from fp16_patch.recipes.schema import Recipe
@@ -57,30 +58,35 @@ def run_recipe(
     arms: Sequence[str] = (),
     overrides: Sequence[str] = (),
     timeout_s: float | None = None,
+    scale: str | None = None,
     say: Callable[[str], None] = say_now,
     module: str | None = None,
     heartbeat_s: float = 15.0,
 ) -> list[ArmResult]:
     """Run ``arms`` (default: all) of the recipe at ``path`` into ``out``, and return how each ended.
 
-    ``framework`` is one of the recipe's, by default its first. ``overrides`` are further ``KEY=VALUE`` for every arm.
+    ``framework`` is one of the recipe's, by default its first; ``scale`` is paper or toy, by default the larger it has.
+    ``overrides`` are further ``KEY=VALUE`` for every arm.
     ``timeout_s`` replaces the recipe's limit for one arm. ``module`` is started in place of the trainer. An arm that
     fails does not keep the next from running. An earlier run of an arm is set aside. Raises :class:`Fp16PatchError`
     before anything is started;
     KeyboardInterrupt after the running arm is cleaned up.
     """
-    recipe = load(path)
-    framework = _framework(recipe, framework)
+    recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
     trainer = TRAINERS[framework]
-    _check_overrides(framework, overrides)
-    chosen = list(arms) or list(recipe.arms)
-    for arm in chosen:
-        if arm not in recipe.arms:
-            raise Fp16PatchError(f"{recipe.name} has no arm {arm!r}", allowed=", ".join(recipe.arms))
     out = out.resolve()
+    if module is None:  # a stand-in needs nothing
+        wanted = trainer.build_command(
+            Job(recipe, chosen[0], ArmFiles(out), world_in(out, recipe), tuple(overrides)), trainer.MODULE
+        )
+        if problems := list(requirements.lacking(recipe, trainer.needs(wanted))):
+            raise several(problems)
     results = []
     with run_directory.alone(out):
-        run_directory.claim(out, path, recipe, framework)
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder) / path.name
+            kept.write_text(text_of(path, recipe.scale or scales(path)[0]), encoding="utf-8")
+            run_directory.claim(out, kept, recipe, framework)
         folders = {arm: run_directory.fresh(out / arm, say) for arm in chosen}
         world = run_directory.world(recipe, out, say)
         for arm, files in folders.items():
@@ -97,6 +103,35 @@ def run_recipe(
             )
             results.append(_run_arm(job, framework, command, progress, limit_s, say))
     return results
+
+
+def choose(
+    path: Path, framework: str | None, arms: Sequence[str], overrides: Sequence[str], scale: str | None
+) -> tuple[Recipe, str, list[str]]:
+    """The recipe at its scale, the framework and the arms to run. Raises :class:`Fp16PatchError`."""
+    recipe = load(path, scale or scales(path)[0])
+    framework = _framework(recipe, framework)
+    _check_overrides(framework, overrides)
+    for arm in arms:
+        if arm not in recipe.arms:
+            raise Fp16PatchError(f"{recipe.name} has no arm {arm!r}", allowed=", ".join(recipe.arms))
+    return recipe, framework, list(arms) or list(recipe.arms)
+
+
+def commands(
+    path: Path,
+    out: Path,
+    *,
+    framework: str | None = None,
+    arms: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+) -> dict[str, str]:
+    """Arm -> its command for a shell, as :func:`run_recipe` would start it. Nothing is checked, written or started."""
+    recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
+    trainer, world = TRAINERS[framework], world_in(out.resolve(), recipe)
+    jobs = {arm: Job(recipe, arm, ArmFiles(out.resolve() / arm), world, tuple(overrides)) for arm in chosen}
+    return {arm: trainer.build_command(job, trainer.MODULE).as_shell() for arm, job in jobs.items()}
 
 
 def _framework(recipe: Recipe, wanted: str | None) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,25 +113,6 @@ def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
     assert values["trainer.nnodes"] == "2"
     assert values["fp16_patch.report_path"] == f"'{tmp_path}/with space/precision_report.json'"
     assert command.environment["VERL_FILE_LOGGER_PATH"] == f"{tmp_path}/with space/metrics.jsonl"
-
-
-@pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
-def test_verls_own_configuration_takes_every_override(path: Path, tmp_path: Path) -> None:
-    hydra = pytest.importorskip("hydra")
-    installed = importlib.util.find_spec("verl")
-    if installed is None or installed.origin is None:
-        pytest.skip("verl is not installed")
-    recipe = load(path)
-    if "verl" not in recipe.frameworks:
-        pytest.skip("not a recipe for verl")
-    world = World(tmp_path, {}) if recipe.world else None
-    for arm in recipe.arms:
-        command = verl.build_command(Job(recipe, arm, ArmFiles(tmp_path / arm), world))
-        overrides = [o for o in command.arguments[3:] if not o.startswith("hydra.")]
-        with hydra.initialize_config_dir(str(Path(installed.origin).parent / "trainer" / "config"), version_base=None):
-            config = hydra.compose("ppo_trainer", overrides)
-        assert config.fp16_patch.report_path == str(tmp_path / arm / "precision_report.json")
-        assert list(config.trainer.logger) == ["console", "file"]
 
 
 def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import Command, Job
+from fp16_patch.recipes.requirements import Needs
 from fp16_patch.recipes.trainers import openrlhf, verl
 
 
@@ -35,6 +36,9 @@ class Trainer(Protocol):
 
     def build_command(self, job: Job, module: str) -> Command:
         """The command of the job's arm."""
+
+    def needs(self, command: Command) -> Needs:
+        """What the command takes for granted: GPUs, model, data."""
 
     def composed(self, command: Command) -> Any:
         """What the framework makes of a command, without starting it; raises where it or the flag refuses it."""

@@ -12,10 +12,11 @@ from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.launcher import OPENRLHF
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, merge, render
+from fp16_patch.recipes.requirements import Needs
 from fp16_patch.recipes.trainers.openrlhf_composition import composed
 from fp16_patch.recipes.trainers.openrlhf_hyperparameters import arguments
 
-__all__ = ["MODULE", "OPTIONS", "PHASES", "PRECISIONS", "build_command", "check", "composed"]
+__all__ = ["MODULE", "OPTIONS", "PHASES", "PRECISIONS", "build_command", "check", "composed", "needs"]
 
 MODULE = "fp16_patch.cli"
 OPTIONS = "arguments"
@@ -47,6 +48,7 @@ _PLACES = {
     "data.val": "eval.dataset",
     "data.reward": "reward.remote_url",
 }
+_FILES = [key for place, key in _PLACES.items() if place != "model.path"]
 _MODELS = ("actor", "ref", "critic", "reward")
 
 Values = Mapping[str, object]
@@ -105,6 +107,18 @@ def build_command(job: Job, module: str = MODULE) -> Command:
             **(platform.openrlhf_environment(files.folder, ranks) if platform else {}),
         },
         total_steps=_steps(values),
+    )
+
+
+def needs(command: Command) -> Needs:
+    """What the command takes for granted."""
+    values = dict(_read(word) for word in command.arguments if word.startswith("--") and "=" in word)
+    gpus, nodes = "actor.num_gpus_per_node", "actor.num_nodes"
+    return Needs(
+        gpus=(gpus, int(str(values[gpus]))),
+        nodes=(nodes, int(str(values[nodes]))),
+        model=("actor.model_name_or_path", str(values["actor.model_name_or_path"])),
+        files={key: str(values[key]) for key in _FILES if key in values},
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, key_value, merge, render
+from fp16_patch.recipes.requirements import Needs
 from fp16_patch.recipes.trainers.verl_composition import composed
 from fp16_patch.recipes.trainers.verl_hyperparameters import overrides
 
-__all__ = ["MODULE", "OPTIONS", "PHASES", "PRECISIONS", "build_command", "check", "composed"]
+__all__ = ["MODULE", "OPTIONS", "PHASES", "PRECISIONS", "build_command", "check", "composed", "needs"]
 
 MODULE = "verl.trainer.main_ppo"
 OPTIONS = "overrides"
@@ -49,6 +50,7 @@ _PLACES = {
     "data.val": "data.val_files",
     "data.reward": "reward.custom_reward_function.path",
 }
+_FILES = [key for place, key in _PLACES.items() if place != "model.path"]
 
 
 def check(key: str, value: object) -> Iterator[Fp16PatchError]:
@@ -99,6 +101,17 @@ def build_command(job: Job, module: str = MODULE) -> Command:
             **(platform.environment(files.folder, megatron=megatron) if platform else {}),
         },
         total_steps=int(steps) if steps.isdecimal() else None,
+    )
+
+
+def needs(command: Command) -> Needs:
+    """What the command takes for granted."""
+    values = {key: value.strip("'") for key, value in map(key_value, command.arguments[3:])}
+    return Needs(
+        gpus=("trainer.n_gpus_per_node", int(values["trainer.n_gpus_per_node"])),
+        nodes=("trainer.nnodes", int(values["trainer.nnodes"])),
+        model=("actor_rollout_ref.model.path", values["actor_rollout_ref.model.path"]),
+        files={key: values[key] for key in _FILES if values.get(key, "null") != "null"},
     )
 
 

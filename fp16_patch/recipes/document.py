@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe as a page: what it reproduces, the loss, each number with its source. For ``recipes show`` and the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fp16_patch.cli import table
+from fp16_patch.recipes.algorithms import Definition, algorithms
+from fp16_patch.recipes.hyperparameters import SOURCES, Setting
+from fp16_patch.recipes.loading import load
+from fp16_patch.recipes.schema import Arm, Published, Recipe
+from fp16_patch.recipes.trainers import TRAINERS
+
+LIST_HEADER = ("recipe", "reproduces", "algorithm", "frameworks", "hardware", "BF16", "FP16")
+
+
+def row(recipe: Recipe) -> tuple[str, ...]:
+    """One line of the list. The last two are the first number that the paper shows of each precision."""
+    of = {arm.precision: name for name, arm in reversed(recipe.arms.items())}
+    shown = [recipe.published.get(of.get(precision, ""), ()) for precision in ("bf16", "fp16")]
+    return (
+        recipe.name,
+        recipe.reproduces.where,
+        ", ".join(dict.fromkeys(_algorithm_name(recipe, arm) for arm in recipe.arms.values())),
+        ", ".join(recipe.frameworks),
+        recipe.hardware.about or f"{recipe.hardware.ranks} ranks",
+        *(_number(numbers[0]) if numbers else "-" for numbers in shown),
+    )
+
+
+def page(path: Path) -> str:
+    """The recipe in Markdown, its shared settings filled in."""
+    recipe = load(path)
+    return "\n\n".join(_sections(recipe)) + "\n"
+
+
+def sources() -> str:
+    """What the sources are called."""
+    return table.markdown(("source", "is"), list(SOURCES.items()))
+
+
+def _sections(recipe: Recipe) -> Iterator[str]:
+    data = recipe.data
+    yield f"## {recipe.name}"
+    yield f"{recipe.title}. {recipe.reproduces.what} ({recipe.reproduces.where}; source: {recipe.reproduces.source})"
+    facts = [
+        ("model", _and(recipe.model.path, recipe.model.about)),
+        ("data", _and(f"{data.train}, evaluated on {data.val}", data.about)),
+        ("where it is missing", data.fetch),
+        ("hardware", recipe.hardware.about),
+        ("toy scale", recipe.toy.about if recipe.toy else ""),
+        ("frameworks", _frameworks(recipe)),
+    ]
+    yield "\n".join(f"- {name}: {value}" for name, value in facts if value)
+    if recipe.hyperparameters:
+        yield "\n\n".join(_loss(name, algorithms()[name]) for name in _algorithms(recipe))
+    yield table.markdown(("arm", "trainer", "rollout", "algorithm", "the paper shows"), list(_arms(recipe)))
+    if recipe.hyperparameters:
+        yield table.markdown(("hyperparameter", "value", "source", "note", "toy"), list(_settings(recipe)))
+    else:
+        yield "Written out in the framework's own options: " + f"`recipes/{recipe.name}.yaml`."
+    yield "```bash\n" + "\n".join(_commands(recipe)) + "\n```"
+
+
+def _frameworks(recipe: Recipe) -> str:
+    has = list(recipe.frameworks)
+    why = {
+        f"not on {framework}: {definition.not_on[framework]}"
+        for framework in TRAINERS
+        for definition in (algorithms()[name] for name in _algorithms(recipe))
+        if framework not in has and framework in definition.not_on
+    }
+    if recipe.verl and recipe.verl.strategy:
+        has[has.index("verl")] += f" ({recipe.verl.strategy})"
+    return "; ".join([", ".join(has), *sorted(why)])
+
+
+def _loss(name: str, definition: Definition) -> str:
+    return f"**{name}**: {definition.about}.\n\n```\nA    = {definition.advantage}\nloss = {definition.loss}\n```"
+
+
+def _arms(recipe: Recipe) -> Iterator[tuple[str, ...]]:
+    for name, arm in recipe.arms.items():
+        shown = "; ".join(map(_published, recipe.published.get(name, ()))) or "-"
+        yield name, arm.precision, arm.rollout or arm.precision, _algorithm_name(recipe, arm), shown
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:
+    """Those that some arm's algorithm reads; an arm's own value stands under its name."""
+    needed = {name for algorithm in _algorithms(recipe) for name in algorithms()[algorithm].needs}
+    of_algorithms = {name for definition in algorithms().values() for name in definition.needs}
+    toy = recipe.toy.hyperparameters if recipe.toy else {}
+    groups: list[tuple[str, dict[str, Setting]]] = [("", recipe.hyperparameters)]
+    groups += [(f" ({arm})", recipe.arms[arm].hyperparameters) for arm in recipe.arms]
+    for suffix, settings in groups:
+        for name, setting in settings.items():
+            if name in needed or name not in of_algorithms:
+                small = str(toy[name].value) if name in toy else "the same"
+                yield name + suffix, str(setting.value), setting.source, setting.note, small
+
+
+def _commands(recipe: Recipe) -> Iterator[str]:
+    run = f"fp16-patch recipes run {recipe.name}"
+    for framework in recipe.frameworks:
+        chosen = f" --framework {framework}" if framework != recipe.frameworks[0] else ""
+        yield run + chosen
+        if recipe.toy:
+            yield f"{run}{chosen} --scale toy"
+
+
+def _algorithms(recipe: Recipe) -> Sequence[str]:
+    found = dict.fromkeys(_algorithm_name(recipe, arm) for arm in recipe.arms.values())
+    return [name for name in found if recipe.hyperparameters and name in algorithms()]
+
+
+def _algorithm_name(recipe: Recipe, arm: Arm) -> str:
+    return arm.algorithm or recipe.algorithm.name
+
+
+def _published(number: Published) -> str:
+    return _and(f"{number.what} {_number(number)} ({number.source})", number.note, ", ")
+
+
+def _number(number: Published) -> str:
+    return f"{number.value:g} ±{number.tolerance:g}" + (f" @{number.step}" if number.step is not None else "")
+
+
+def _and(text: str, more: str, by: str = ": ") -> str:
+    return f"{text}{by}{more}" if more else text

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run needs and this machine lacks: GPUs, the model, the data. Asked before anything is written or started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one command: GPUs of each node, nodes, the model, and the data files; by the option that names each."""
+
+    gpus: tuple[str, int]
+    nodes: tuple[str, int]
+    model: tuple[str, str]
+    files: Mapping[str, str]
+
+
+def lacking(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
+    """One error for each thing that is missing. Nothing is, on a platform without GPUs that makes its own world."""
+    if recipe.platform is None:
+        yield from _gpus(recipe, needs)
+    if recipe.world is None:
+        yield from _files(recipe, needs)
+        yield from _model(*needs.model)
+
+
+def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
+    if os.environ.get("RAY_ADDRESS"):  # a cluster, which Ray itself will count
+        return
+    (key, wanted), (nodes_key, nodes) = needs.gpus, needs.nodes
+    if nodes > 1:
+        yield Fp16PatchError(
+            f"{recipe.name} needs {nodes} nodes with {wanted} GPUs each, and there is this machine",
+            allowed="a Ray cluster of that size, named by RAY_ADDRESS",
+            next_step=f"start one, or {_smaller(recipe, f'{nodes_key}=1')}",
+        )
+        return
+    there = _gpus_here()
+    if there < wanted:
+        change = _smaller(recipe, f"{key}={there}") if there else _smaller(recipe)
+        yield Fp16PatchError(f"{recipe.name} needs {wanted} GPUs, and this machine has {there}", next_step=change)
+
+
+def _smaller(recipe: Recipe, override: str | None = None) -> str:
+    ways = [f"add {override} (the batch stays: more gradient accumulation)"] if override else []
+    return " or ".join([*ways, "run --scale toy, the same algorithm on two CPU cores"] if recipe.scale else ways)
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def _files(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
+    gone = [f"{key}={path}" for key, path in needs.files.items() if not Path(path).expanduser().exists()]
+    if gone:
+        yield Fp16PatchError(
+            f"no such file: {', '.join(gone)}",
+            allowed="existing files in the framework's format",
+            next_step=recipe.data.fetch or "check the paths",
+        )
+
+
+def _model(key: str, model: str) -> Iterator[Fp16PatchError]:
+    """A folder, or a hub id that is in the cache or that the hub answers for."""
+    if Path(model).expanduser().exists():
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(model, timeout=10)
+    except Exception as error:  # offline, no such model, no permission: the hub's own words say which
+        yield Fp16PatchError(
+            f"{key}={model}: no such folder, not in the cache, and the hub does not give it ({type(error).__name__})",
+            next_step=f"hf download {model}, where there is a network; or give {key}= a folder",
+        )

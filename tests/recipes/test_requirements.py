@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run lacks is told before anything is written: how many GPUs, which files, which model, and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fp16_patch.cli import main
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes import requirements
+from fp16_patch.recipes.launch import commands, run_recipe
+from fp16_patch.recipes.loading import find
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four, and no network."""
+    monkeypatch.setattr(requirements, "_gpus_here", lambda: 4)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def lacks(out: Path, name: str, *overrides: str, framework: str | None = None) -> str:
+    with pytest.raises(Fp16PatchError) as error:
+        run_recipe(find(name), out / "run", framework=framework, overrides=overrides)
+    assert not (out / "run").exists(), "nothing is written before everything is there"
+    return str(error.value)
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("framework", "change"),
+    [("verl", "trainer.n_gpus_per_node=4"), ("openrlhf", "actor.num_gpus_per_node=4")],
+)
+def test_too_few_gpus_missing_files_and_a_missing_model(tmp_path: Path, framework: str, change: str) -> None:
+    said = lacks(tmp_path, "sanity-grpo", framework=framework)
+    assert "sanity-grpo needs 8 GPUs, and this machine has 4" in said
+    assert f"add {change}" in said
+    assert "--scale toy" in said
+    assert "data/sanity/math_1460" in said
+    assert "copy the folder sanity_test" in said
+    assert "hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in said
+
+
+@pytest.mark.usefixtures("gpus")
+def test_what_the_user_changes_counts(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    said = lacks(
+        tmp_path, "sanity-grpo", "trainer.n_gpus_per_node=4", f"actor_rollout_ref.model.path={tmp_path / 'there'}"
+    )
+    assert "GPUs" not in said
+    assert "model.path" not in said
+
+
+@pytest.mark.usefixtures("gpus")
+def test_several_nodes_want_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "needs 4 nodes with 8 GPUs each" in lacks(tmp_path, "moe-pg-seq-tis")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert "nodes" not in lacks(tmp_path, "moe-pg-seq-tis")
+
+
+def test_the_commands_can_be_taken_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands(find("sanity-pg-seq-is"), tmp_path / "run", arms=["fp16"])
+    assert list(found) == ["fp16"]
+    for words in (
+        "-m verl.trainer.main_ppo",
+        "algorithm.rollout_correction.bypass_mode=true",
+        "actor_rollout_ref.actor.loss_scale_factor=8192",
+        "+precision@_global_=fp16",
+    ):
+        assert words in found["fp16"]
+    assert main(["recipes", "run", "sanity-pg-seq-is", "--print", "--arm", "fp16", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == f"# fp16\n{found['fp16']}\n\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bounds_of_a_mask_reach_hydra_as_text(tmp_path: Path) -> None:
+    command = commands(find("sanity-grpo-seq-mis"), tmp_path)["fp16"]
+    assert """'algorithm.rollout_correction.rollout_is_threshold='"'"'1e-9_3'"'"''""" in command
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["check", "quickstart"]])
+def test_what_is_told_as_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", *arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "quickstart" in {entry.get("name") or entry["recipe"] for entry in told}
+
+
+def test_the_list_and_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "Figure 1, Sanity GSPO" in listed
+    assert main(["recipes", "show", "sanity-gspo"]) == 0
+    page = capsys.readouterr().out
+    assert "| clip_low | 0.0003 | fork |" in page
+    assert "loss = " in page
+
+
+def test_check_wants_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "check"]) == 2
+    assert "--all" in capsys.readouterr().err
