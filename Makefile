@@ -1,5 +1,7 @@
 # make quickstart   set up everything and compare BF16 and FP16 in a real verl run on two CPU cores
 #                   (FRAMEWORK=openrlhf: in a real OpenRLHF run)
+# make recipes-toy  run the toy section of every recipe, about two hours (RECIPES="sanity-gspo ...": those), and write
+#                   docs/recipes-toy.md
 # make test         set up everything and run every check and test
 VENV ?= .venv
 FRAMEWORK ?= verl
@@ -11,7 +13,9 @@ ifeq ($(filter $(subst $() ,_,$(FRAMEWORK)),verl openrlhf),)
 $(error FRAMEWORK=$(FRAMEWORK) is unknown; allowed: verl, openrlhf)
 endif
 
-.PHONY: setup quickstart test lint unit docs clean
+RECIPES ?=
+
+.PHONY: setup quickstart recipes-toy test lint unit docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +26,9 @@ setup:
 
 quickstart: setup
 	$(BIN)/fp16-patch recipes run $(RECIPE) --out $(OUT)
+
+recipes-toy: setup
+	$(BIN)/python scripts/recipes_toy.py runs/toy $(RECIPES)
 
 test: setup lint
 	$(BIN)/python -m pytest

@@ -116,8 +116,8 @@ def _strategies(trainer: Trainer) -> set[str]:
 def _driver_report(flag: Any) -> dict[str, Any]:
     """The process that ran ``main_ppo``: its part was the configuration, told in the configuration itself."""
     entries = [
-        {"name": change.key, "outcome": "applied", "message": f"{change.before} -> {change.after}"}
-        for change in flag.changes
+        {"name": change["key"], "outcome": "applied", "message": f"{change['before']} -> {change['after']}"}
+        for change in changes_of(flag)
     ]
     return {"process": "driver", "host": flag.driver.host, "pid": flag.driver.pid, "ledger": entries, "roles": {}}
 
@@ -125,8 +125,15 @@ def _driver_report(flag: Any) -> dict[str, Any]:
 def publish(trainer: Trainer, when: str) -> None:
     """Gather, check against the flag, print (first time) and save."""
     flag = trainer.config.fp16_patch
-    changes = [dict(change) for change in flag.changes]
-    report.publish(Precision.in_force(), gather(trainer), changes, flag.report_path, when)
+    report.publish(Precision.in_force(), gather(trainer), changes_of(flag), flag.report_path, when)
+
+
+def changes_of(flag: Any) -> list[dict[str, Any]]:
+    """What the flag changed in the configuration, as plain data; a value may be a whole section."""
+    from omegaconf import OmegaConf
+
+    found: list[dict[str, Any]] = OmegaConf.to_container(flag.changes)
+    return found
 
 
 def _other_roles(trainer: Trainer) -> dict[int, str]:

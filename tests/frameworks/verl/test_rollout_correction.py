@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from omegaconf import OmegaConf
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.callback import apply_flag
+from fp16_patch.frameworks.verl.driver import changes_of
 
 RC = "algorithm.rollout_correction"
 LOSS = "actor_rollout_ref.actor.policy_loss"
@@ -40,6 +43,12 @@ def test_bypass_mode_reaches_the_loss_with_all_its_settings(compose, precision, 
     assert loss.rollout_correction.get("loss_type") == "reinforce"
     assert loss.rollout_correction.get("rollout_is") == "sequence"
     assert loss.rollout_correction.get("rollout_is_threshold") == read
+
+
+def test_the_change_can_be_written_into_the_precision_report(compose):
+    config = compose("+precision@_global_=fp16", *PG_SEQ_IS)
+    changed = apply_flag(config)
+    assert json.loads(json.dumps(changes_of(config.fp16_patch))) == [change.as_dict() for change in changed]
 
 
 @pytest.mark.parametrize(
