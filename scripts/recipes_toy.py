@@ -27,7 +27,8 @@ HEAD = """\
 
 Written by `make recipes-toy`: the toy section of each recipe, run with the real framework and the real vLLM on CPU, two
 steps of two updates. That an arm is here means that its whole path works, rollout to update to the next weights; two
-steps say nothing about learning. mean abs(pi - mu) is not logged by verl where the policy gradient takes mu for pi_old.
+steps say nothing about learning. mean abs(pi - mu) is not logged by verl where the policy gradient takes mu for pi_old,
+nor by OpenRLHF where it corrects nothing (GSPO).
 
 """
 HEADER = (
