@@ -43,7 +43,7 @@ def test_settings_given_on_resume_win(results: Outcomes) -> None:
         assert rank["state"]["shown"] == 1024, "the new floor, above the saved 512"
         assert rank["state"]["settings"]["growth_interval"] == 2
         assert rank["state"]["counts"]["skipped"] == 2
-        assert "yours hold" in rank["said"]
+        assert "the saved 512 is not within your min_scale=1024" in rank["said"]
     for rank in results("restarted-ep2-replicated"):
         assert rank["state"]["shown"] == 4, "a new init_scale is a new start"
         assert rank["state"]["counts"]["updates"] == 4
