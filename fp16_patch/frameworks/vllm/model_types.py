@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -41,13 +42,18 @@ def model_type_of(model: str) -> tuple[str, ...]:
 
 def describe(model: str) -> dict[str, Any]:
     """The ``config.json`` of a local model folder or a hub id; empty when it cannot be read here."""
-    local = Path(model).expanduser() / "config.json"
-    if not local.is_file():
-        try:
-            from huggingface_hub import hf_hub_download
-
-            local = Path(hf_hub_download(model, "config.json"))
-        except Exception:  # offline, no such model, a remote file system: not ours to report
-            return {}
-    found: dict[str, Any] = json.loads(local.read_text())
+    local: Path | None = Path(model).expanduser() / "config.json"
+    if local is not None and not local.is_file():
+        local = _from_the_hub(model)
+    found: dict[str, Any] = json.loads(local.read_text()) if local is not None else {}
     return found
+
+
+@functools.cache  # without a network the hub's client tries for half a minute
+def _from_the_hub(model: str) -> Path | None:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(model, "config.json"))
+    except Exception:  # offline, no such model, a remote file system: not ours to report
+        return None
