@@ -56,6 +56,11 @@ def add_parser(subparsers: Subparsers) -> None:
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
     run.add_argument("--arm", action="append", default=[], metavar="A", help="run this arm only; may be repeated")
     run.add_argument("--timeout", type=float, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the arms that completed in --out with the same settings, and run only the others, from their start",
+    )
     run.set_defaults(run=_run)
 
     compare = commands.add_parser("compare", help="write the report of a run directory again, or one over several")
@@ -139,9 +144,13 @@ def _run(arguments: argparse.Namespace) -> int:
             overrides=arguments.overrides,
             scale=arguments.scale,
             timeout_s=arguments.timeout * 60 if arguments.timeout else None,
+            resume=arguments.resume,
         )
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what there is: fp16-patch recipes compare {out}")
+        print(
+            f"\ninterrupted; what there is: fp16-patch recipes compare {out}"
+            "\nthe arms still missing: the same command with --resume"
+        )
         return 130
     compare(out)
     return 0 if all(result.status == "completed" for result in results) else 1

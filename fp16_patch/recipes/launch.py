@@ -7,7 +7,6 @@ import dataclasses
 import json
 import platform
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.proof.report import versions
-from fp16_patch.recipes import failure, requirements, run_directory
+from fp16_patch.recipes import failure, requirements, resuming, run_directory
 from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
 from fp16_patch.recipes.loading import load, scales, text_of
 from fp16_patch.recipes.overrides import key_value
@@ -59,50 +58,58 @@ def run_recipe(
     overrides: Sequence[str] = (),
     timeout_s: float | None = None,
     scale: str | None = None,
+    resume: bool = False,
     say: Callable[[str], None] = say_now,
     module: str | None = None,
     heartbeat_s: float = 15.0,
 ) -> list[ArmResult]:
-    """Run ``arms`` (default: all) of the recipe at ``path`` into ``out``, and return how each ended.
+    """Run ``arms`` (default: all) of the recipe at ``path`` into ``out``, and return how each of these runs ended.
 
     ``framework`` is one of the recipe's, by default its first; ``scale`` is paper or toy, by default the larger it has.
-    ``overrides`` are further ``KEY=VALUE`` for every arm.
-    ``timeout_s`` replaces the recipe's limit for one arm. ``module`` is started in place of the trainer. An arm that
-    fails does not keep the next from running. An earlier run of an arm is set aside. Raises :class:`Fp16PatchError`
-    before anything is started;
-    KeyboardInterrupt after the running arm is cleaned up.
+    ``overrides`` are further ``KEY=VALUE`` for every arm. ``timeout_s`` replaces the recipe's limit for one arm.
+    ``module`` is started in place of the trainer. An arm that fails does not keep the next from running. An earlier run
+    of an arm is set aside; with ``resume`` it is kept instead where it completed with the same settings, and the others
+    start anew. Raises :class:`Fp16PatchError` before anything is started; KeyboardInterrupt after the running arm is
+    cleaned up.
     """
     recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
-    trainer = TRAINERS[framework]
     out = out.resolve()
+    planned = _planned(recipe, framework, chosen, out, overrides, module)
     if module is None:  # a stand-in needs nothing
-        wanted = trainer.build_command(
-            Job(recipe, chosen[0], ArmFiles(out), world_in(out, recipe), tuple(overrides)), trainer.MODULE
-        )
-        if problems := list(requirements.lacking(recipe, trainer.needs(wanted))):
+        _, wanted = planned[chosen[0]]
+        if problems := list(requirements.lacking(recipe, TRAINERS[framework].needs(wanted))):
             raise several(problems)
     results = []
     with run_directory.alone(out):
-        with tempfile.TemporaryDirectory() as folder:
-            kept = Path(folder) / path.name
-            kept.write_text(text_of(path, recipe.scale or scales(path)[0]), encoding="utf-8")
-            run_directory.claim(out, kept, recipe, framework)
-        folders = {arm: run_directory.fresh(out / arm, say) for arm in chosen}
-        world = run_directory.world(recipe, out, say)
-        for arm, files in folders.items():
-            job = Job(recipe, arm, files, world, tuple(overrides))
-            command = trainer.build_command(job, module or trainer.MODULE)
+        run_directory.check(out, recipe, framework)
+        for arm in resuming.completed(out, {arm: command for arm, (_, command) in planned.items()}) if resume else []:
+            say(f"{arm} has completed in {out} and is kept")
+            del planned[arm]
+        run_directory.keep_recipe(out, text_of(path, recipe.scale or scales(path)[0]))
+        for job, _ in planned.values():
+            run_directory.fresh(job.files, say, checkpoints_too=resume)
+        run_directory.build_world(recipe, out, say)
+        for job, command in planned.values():
             limit_s = timeout_s or recipe.hardware.timeout_minutes * 60
             progress = Progress(
-                files.log,
-                files.metrics,
+                job.files.log,
+                job.files.metrics,
                 say,
-                phases=trainer.PHASES,
+                phases=TRAINERS[framework].PHASES,
                 total_steps=command.total_steps,
                 heartbeat_s=heartbeat_s,
             )
             results.append(_run_arm(job, framework, command, progress, limit_s, say))
     return results
+
+
+def _planned(
+    recipe: Recipe, framework: str, arms: Sequence[str], out: Path, overrides: Sequence[str], module: str | None = None
+) -> dict[str, tuple[Job, Command]]:
+    """Each arm with its command in the run directory ``out``. Nothing is written."""
+    trainer, world = TRAINERS[framework], world_in(out, recipe)
+    jobs = {arm: Job(recipe, arm, ArmFiles(out / arm), world, tuple(overrides)) for arm in arms}
+    return {arm: (job, trainer.build_command(job, module or trainer.MODULE)) for arm, job in jobs.items()}
 
 
 def choose(
@@ -129,9 +136,8 @@ def commands(
 ) -> dict[str, str]:
     """Arm -> its command for a shell, as :func:`run_recipe` would start it. Nothing is checked, written or started."""
     recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
-    trainer, world = TRAINERS[framework], world_in(out.resolve(), recipe)
-    jobs = {arm: Job(recipe, arm, ArmFiles(out.resolve() / arm), world, tuple(overrides)) for arm in chosen}
-    return {arm: trainer.build_command(job, trainer.MODULE).as_shell() for arm, job in jobs.items()}
+    planned = _planned(recipe, framework, chosen, out.resolve(), overrides)
+    return {arm: command.as_shell() for arm, (_, command) in planned.items()}
 
 
 def _framework(recipe: Recipe, wanted: str | None) -> str:

@@ -11,16 +11,12 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import ArmFiles
 from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.runs import framework_of
 from fp16_patch.recipes.schema import Recipe
-
-if TYPE_CHECKING:
-    from fp16_patch.toy import World
 
 EARLIER = "earlier"
 """Folder of a run directory: runs that a later one of the same arm took the place of."""
@@ -55,28 +51,36 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
-def claim(out: Path, path: Path, recipe: Recipe, framework: str) -> None:
-    """Keep the recipe with its runs, so that they can be compared without it."""
-    kept = out / "recipe.yaml"
+def check(out: Path, recipe: Recipe, framework: str) -> None:
+    """Raises :class:`Fp16PatchError` when ``out`` holds runs of another recipe, or on another framework."""
     other, there = recipe.name, framework
     with contextlib.suppress(Fp16PatchError, FileNotFoundError, NotADirectoryError):  # none yet, or of an older format
-        old = load(kept)
+        old = load(out / "recipe.yaml")
         other, there = old.name, framework_of(out, old)
     if (other, there) != (recipe.name, framework):
         raise Fp16PatchError(f"{out} holds runs of the recipe {other!r} on {there}", next_step="choose another --out")
-    kept.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def fresh(folder: Path, say: Callable[[str], None]) -> ArmFiles:
-    """An empty folder for an arm. Sets an earlier run of ours aside; checkpoints and foreign files are refused."""
-    files = ArmFiles(folder)
+def keep_recipe(out: Path, text: str) -> None:
+    """Keep the recipe with its runs, so that they can be compared without it."""
+    (out / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+def fresh(files: ArmFiles, say: Callable[[str], None], *, checkpoints_too: bool = False) -> None:
+    """Make an empty folder for an arm. Sets an earlier run of ours aside; foreign files are refused, checkpoints too
+    unless told otherwise."""
+    folder = files.folder
     if folder.exists() and any(folder.iterdir()):
-        if not files.script.exists() or files.checkpoints.exists():
-            what = "checkpoints" if files.script.exists() else "files that are not ours"
-            raise Fp16PatchError(f"{folder} holds {what}", next_step="choose another --out, or remove it")
+        if not files.script.exists():
+            raise Fp16PatchError(f"{folder} holds files that are not ours", next_step="choose another --out")
+        if files.checkpoints.exists() and not checkpoints_too:
+            raise Fp16PatchError(
+                f"{folder} holds checkpoints",
+                next_step="choose another --out; or --resume, to keep the arms that completed, set this one aside with "
+                "its checkpoints, and start it anew",
+            )
         say(f"the earlier run in {folder} is kept as {_set_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
-    return files
 
 
 def _set_aside(folder: Path) -> Path:
@@ -88,11 +92,11 @@ def _set_aside(folder: Path) -> Path:
     return folder.rename(place)
 
 
-def world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> World | None:
+def build_world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> None:
     """Build the recipe's world in the run directory; one that is already there and unharmed is used again."""
     if recipe.world is None:
-        return None
+        return
     from fp16_patch.toy import build  # loads torch
 
     say(f"the {recipe.world} world in {out / 'world'}")
-    return build(out / "world", seed=_WORLD_SEED, progress=lambda line: say(f"  {line}"))
+    build(out / "world", seed=_WORLD_SEED, progress=lambda line: say(f"  {line}"))

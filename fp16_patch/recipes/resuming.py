@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which arms in a run directory need not be run again: those that completed with the settings they would get now."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.proof.report import versions
+from fp16_patch.recipes.command import ArmFiles, Command
+from fp16_patch.recipes.runs import result_of
+
+
+def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
+    """Those of the arms in ``commands`` that can be kept.
+
+    Raises :class:`Fp16PatchError` naming what differs where one completed with other settings or packages.
+    """
+    kept = []
+    for arm, command in commands.items():
+        result = result_of(ArmFiles(out / arm))
+        if result.get("status") != "completed":
+            continue
+        before = {**_settings(str(result.get("command"))), **dict(result.get("versions") or {})}
+        now = {**_settings(command.as_shell()), "python": platform.python_version(), **versions()}
+        differences = [
+            f"  {name}: it ran with {before.get(name, 'nothing')}, and now there is {now.get(name, 'nothing')}"
+            for name in dict.fromkeys((*before, *now))
+            if before.get(name) != now.get(name)
+        ]
+        if differences:
+            raise Fp16PatchError(
+                "\n".join([f"{arm} in {out} completed with other settings, and cannot be kept", *differences]),
+                allowed="--resume with the settings and packages of the arms that completed",
+                next_step="set them back, choose another --out, or leave --resume out to run every arm again",
+            )
+        kept.append(arm)
+    return kept
+
+
+def _settings(shell: str) -> dict[str, str]:
+    """A saved command, which has a setting a line; a line without ``=`` is one by itself."""
+    lines = (line.removesuffix("\\").strip() for line in shell.splitlines())
+    return {name: value or "given" for name, _, value in (line.partition("=") for line in lines)}
