@@ -27,7 +27,7 @@ def parameters_of(part: Optimizer) -> Iterator[tuple[Any, Any]]:
         pairs = [(part.float16_groups, part.fp32_from_float16_groups)]
         pairs += [(part.fp32_from_fp32_groups, part.fp32_from_fp32_groups)]
     else:
-        pieces = part.shard_float16_groups if _precision_aware(part) else part.shard_fp32_from_float16_groups
+        pieces = part.shard_float16_groups if is_precision_aware(part) else part.shard_fp32_from_float16_groups
         pairs = [(part.model_float16_groups, pieces), (part.model_fp32_groups, part.shard_fp32_groups)]
     for models, mains in pairs:
         for model_group, main_group in zip(models, mains, strict=True):
@@ -36,8 +36,9 @@ def parameters_of(part: Optimizer) -> Iterator[tuple[Any, Any]]:
 
 def gradient_of(part: Optimizer, main: Any) -> Any:
     """Of what the optimizer holds, after ``prepare_grads``; None without one."""
-    return getattr(main, "decoupled_grad" if _precision_aware(part) else "grad", None)
+    return getattr(main, "decoupled_grad" if is_precision_aware(part) else "grad", None)
 
 
-def _precision_aware(part: Optimizer) -> bool:
+def is_precision_aware(part: Optimizer) -> bool:
+    """Whether it steps on the model's own half-precision shards, their FP32 in TransformerEngine's FusedAdam."""
     return bool(part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8)

@@ -55,6 +55,7 @@ def stop_after_too_many(engine: Engine, scaler: Any, update: Any, data: Any, los
                 role=_role(engine),
                 in_bf16=IN_BF16,
             )
+            return  # it has raised
         seen, path = _examine(engine, scaler, (data, loss_function), update.loss_scale, reason, "overflow_report")
     raise stop(_role(engine), scaler, seen, path)
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fp16_patch.frameworks.verl import releases
+from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.loss_scaling.metrics import Update
 from fp16_patch.patching import Patch
 from fp16_patch.proof.dtypes import agree
@@ -93,12 +93,9 @@ def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def hold_lr_patch(name: str, engine: str) -> Patch:
     """:func:`hold_lr_on_skips` on one of verl's engines."""
-    return Patch(
+    return in_trainer_rank(
         name=f"{name}-lr-scheduler-step",
         target=f"{engine}.lr_scheduler_step",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
         kind="wrap",
         make=hold_lr_on_skips,
         parameters=("self",),
@@ -109,12 +106,9 @@ def hold_lr_patch(name: str, engine: str) -> Patch:
 
 
 PATCHES: tuple[Patch, ...] = (
-    Patch(
+    in_trainer_rank(
         name="loss-scale-metrics",
         target="verl.workers.engine.base:BaseEngine.train_batch",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
         kind="wrap",
         make=publish_updates,
         parameters=("self", "data", "loss_function"),

@@ -9,9 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.megatron import optimizer_choice
+from fp16_patch.frameworks.megatron import configuration, optimizer_choice
 from fp16_patch.frameworks.verl.callback import apply_flag
-from fp16_patch.frameworks.verl.megatron import rules
 
 MEGATRON = ("+precision@_global_=fp16", "model_engine=megatron", "actor_rollout_ref.actor.strategy=megatron")
 ACTOR, REFERENCE = "actor_rollout_ref.actor", "actor_rollout_ref.ref"
@@ -41,7 +40,7 @@ def test_settings_of_the_loss_scale_reach_megatron_under_its_names(compose):
     config = flagged(compose, *(f"fp16_patch.loss_scaling.{name}={number}" for name, number in ours.items()))
     for section in (f"{ACTOR}.optim", "critic.optim"):
         given = value(config, f"{section}.override_optimizer_config")
-        assert {ours: given[theirs] for theirs, ours in rules.SCALE_SETTINGS.items()} == ours, section
+        assert {ours: given[theirs] for theirs, ours in configuration.SETTINGS.items()} == ours, section
 
 
 def test_verl_builds_megatrons_settings_from_it(compose):

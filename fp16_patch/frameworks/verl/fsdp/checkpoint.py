@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.frameworks.verl import releases
+from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.frameworks.verl.updates import scaler_of
 from fp16_patch.loss_scaling import state
 from fp16_patch.patching import Patch
@@ -64,15 +64,12 @@ def _read(folder: str) -> state.State | None:
 
 
 PATCHES: tuple[Patch, ...] = tuple(
-    Patch(
+    in_trainer_rank(
         name=f"fsdp-{verb}-scaler",
         target=f"{_ENGINE}.{verb}_checkpoint",
         kind="wrap",
         make=make,
         parameters=("self", "local_path"),
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
         reason="verl's checkpoints lack the loss scaler: a resumed run starts at the initial scale again",
         upstream="verl utils/checkpoint/fsdp_checkpoint_manager.py",
         remove_when="verl saves and restores the scaler",

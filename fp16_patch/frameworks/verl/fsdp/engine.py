@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import releases
 from fp16_patch.frameworks.verl.fsdp.fp32_modules import build_with_fp32_modules
 from fp16_patch.frameworks.verl.fsdp.loss_scaling import new_scaler
+from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.proof.dtypes import agree
@@ -110,19 +110,8 @@ def describe_engine(engine: Engine) -> dict[str, str]:
     return rows | seen(engine)
 
 
-def _patch(name: str, target: str, **kwargs: Any) -> Patch:
-    return Patch(
-        name=name,
-        target=target,
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
-        **kwargs,
-    )
-
-
 PATCHES: tuple[Patch, ...] = (
-    _patch(
+    in_trainer_rank(
         "fsdp-loss-scaler",
         f"{_MODULE}:FSDPEngine._build_fsdp_module",
         kind="wrap",
@@ -134,7 +123,7 @@ PATCHES: tuple[Patch, ...] = (
         upstream="verl workers/engine/fsdp/transformer_impl.py:391-409",
         remove_when="verl makes the scaler's arguments configurable and reads fsdp_config.dtype",
     ),
-    _patch(
+    in_trainer_rank(
         "merged-lora-dtype",
         f"{_MODULE}:FSDPEngine._merged_lora_per_tensor_param",
         kind="replace",
@@ -146,7 +135,7 @@ PATCHES: tuple[Patch, ...] = (
         remove_when="verl sends merged weights uncast or in rollout.dtype",
     ),
     *(
-        _patch(
+        in_trainer_rank(
             f"observe-{what}",
             f"{_MODULE}:{engine}.prepare_model_outputs",
             kind="wrap",

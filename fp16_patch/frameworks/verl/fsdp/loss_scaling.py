@@ -7,7 +7,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.frameworks.verl import releases, updates
+from fp16_patch.frameworks.verl import updates
+from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision
 
@@ -42,12 +43,9 @@ def clip_and_step(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 PATCHES: tuple[Patch, ...] = (
-    Patch(
+    in_trainer_rank(
         name="fsdp-optimizer-step",
         target=f"{_ENGINE}.optimizer_step",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
         kind="replace",
         make=clip_and_step,
         fingerprint="a11850ea3680ba75",

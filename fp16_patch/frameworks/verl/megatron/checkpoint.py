@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.frameworks.verl import releases
+from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.frameworks.verl.updates import scaler_of
 from fp16_patch.patching import Patch
 
@@ -39,15 +39,12 @@ def tell_the_scale(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 PATCHES: tuple[Patch, ...] = (
-    Patch(
+    in_trainer_rank(
         name="megatron-load-scaler",
         target="verl.workers.engine.megatron.transformer_impl:MegatronEngine.load_checkpoint",
         kind="wrap",
         make=tell_the_scale,
         parameters=("self", "local_path"),
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
         reason="a checkpoint loaded without its optimizer's section loses the loss scale without a word",
         upstream="verl utils/checkpoint/megatron_checkpoint_manager.py",
         remove_when="verl says so itself",

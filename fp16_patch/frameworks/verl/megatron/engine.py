@@ -9,11 +9,12 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.megatron import optimizer_choice
-from fp16_patch.frameworks.verl import releases, updates
+from fp16_patch.frameworks.megatron.precision import describe_megatron
+from fp16_patch.frameworks.verl import updates
+from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.proof.dtypes import agree
-from fp16_patch.proof.megatron import describe_megatron
 from fp16_patch.proof.observed import seen
 
 _MODULE = "verl.workers.engine.megatron.transformer_impl"
@@ -95,19 +96,8 @@ def describe_engine(engine: Engine) -> dict[str, str]:
     return rows | seen(engine)
 
 
-def _patch(name: str, target: str, **kwargs: Any) -> Patch:
-    return Patch(
-        name=name,
-        target=target,
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
-        **kwargs,
-    )
-
-
 PATCHES: tuple[Patch, ...] = (
-    _patch(
+    in_trainer_rank(
         "megatron-dtype",
         f"{_ENGINE}._build_tf_config",
         kind="wrap",
@@ -117,7 +107,7 @@ PATCHES: tuple[Patch, ...] = (
         upstream="none: our own proof",
         remove_when="never",
     ),
-    _patch(
+    in_trainer_rank(
         "megatron-loss-scaler",
         f"{_ENGINE}._build_optimizer",
         kind="wrap",
@@ -129,7 +119,7 @@ PATCHES: tuple[Patch, ...] = (
         upstream="megatron-core optimizer/optimizer.py:540-553, optimizer/grad_scaler.py",
         remove_when="megatron-core keeps one scale for a chain of optimizers and bounds it",
     ),
-    _patch(
+    in_trainer_rank(
         "megatron-optimizer-step",
         f"{_ENGINE}.optimizer_step",
         kind="wrap",
@@ -142,7 +132,7 @@ PATCHES: tuple[Patch, ...] = (
     ),
     updates.hold_lr_patch("megatron", _ENGINE),
     *(
-        _patch(
+        in_trainer_rank(
             f"megatron-observe-{what}",
             f"{_MODULE}:{engine}.prepare_model_outputs",
             kind="wrap",

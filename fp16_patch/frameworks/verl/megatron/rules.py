@@ -12,21 +12,13 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
-from fp16_patch.frameworks.megatron import optimizer_choice
+from fp16_patch.frameworks.megatron import configuration, optimizer_choice
 from fp16_patch.frameworks.verl.keys import MISSING, Rule
 from fp16_patch.frameworks.vllm.model_types import describe
 from fp16_patch.precision import Precision, long_name
 
 SECTIONS = {"actor": "actor_rollout_ref.actor", "reference": "actor_rollout_ref.ref", "critic": "critic"}
 """Role -> the section that holds its ``strategy``, its ``megatron`` engine and, if it trains, its ``optim``."""
-
-SCALE_SETTINGS = {
-    "initial_loss_scale": "init_scale",
-    "min_loss_scale": "min_scale",
-    "loss_scale_window": "growth_interval",
-    "hysteresis": "hysteresis",
-}
-"""Megatron's names -> ours."""
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What Hugging Face's configurations call the number of experts."""
@@ -52,7 +44,7 @@ def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
 
 
 def _optimizer(config: DictConfig, path: str, precision: Precision) -> Iterator[Rule]:
-    for theirs, ours in SCALE_SETTINGS.items():
+    for theirs, ours in configuration.SETTINGS.items():
         why = f"the setting is fp16_patch.loss_scaling.{ours}, on every backend"
         yield Rule(f"{path}.{theirs}", getattr(precision.loss_scaling, ours), (MISSING,), why)
     # Both are right where TransformerEngine is installed; without it only the plain optimizer can be.
