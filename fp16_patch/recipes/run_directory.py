@@ -96,7 +96,7 @@ def build_world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> None:
     """Build the recipe's world in the run directory; one that is already there and unharmed is used again."""
     if recipe.world is None:
         return
-    from fp16_patch.toy import build  # loads torch
+    from fp16_patch.toy import WORLDS, build
 
     say(f"the {recipe.world} world in {out / 'world'}")
-    build(out / "world", seed=_WORLD_SEED, progress=lambda line: say(f"  {line}"))
+    build(out / "world", _WORLD_SEED, lambda line: say(f"  {line}"), WORLDS[recipe.world])

@@ -5,6 +5,6 @@ Everything it writes is what the real frameworks read (a Hugging Face model fold
 downstream is mocked. Importing this loads neither torch nor transformers.
 """
 
-from fp16_patch.toy.world import Settings, World, build, untrained_world
+from fp16_patch.toy.world import WORLDS, Settings, World, build, untrained_world
 
-__all__ = ["Settings", "World", "build", "untrained_world"]
+__all__ = ["WORLDS", "Settings", "World", "build", "untrained_world"]

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.toy.world import build
+from fp16_patch.toy.world import WORLDS, build
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fp16_patch.toy", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
+    parser.add_argument("--world", choices=WORLDS, default="toy", help="toy-moe has a mixture of experts")
     arguments = parser.parse_args()
     started = time.monotonic()
 
@@ -23,7 +24,7 @@ def main() -> int:
         print(f"[{time.monotonic() - started:4.0f}s] {line}", flush=True)
 
     try:
-        world = build(arguments.out, arguments.seed, progress)
+        world = build(arguments.out, arguments.seed, progress, WORLDS[arguments.world])
     except Fp16PatchError as error:
         print(error, file=sys.stderr)
         return 1

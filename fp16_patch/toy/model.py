@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Qwen2 small enough for two CPU cores, and how it is written to disk."""
+"""A Qwen2, or a mixture of experts, small enough for two CPU cores, and how it is written to disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fp16_patch.toy.tokenizer import character_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 HEAD_DIM = 32
 """The smallest head that vLLM's CPU attention supports."""
@@ -20,35 +20,47 @@ HEAD_DIM = 32
 POSITIONS = 256
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, seed: int) -> Qwen2ForCausalLM:
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, seed: int, experts: int = 0
+) -> PreTrainedModel:
     """A Qwen2 with random float32 weights that depend on ``seed`` alone; the caller's random state is untouched.
 
-    ``hidden`` is a multiple of ``HEAD_DIM``. ``hidden=64, layers=8`` makes 0.34M parameters.
+    ``hidden`` is a multiple of ``HEAD_DIM``. ``hidden=64, layers=8`` makes 0.34M parameters. With ``experts`` it is a
+    Qwen3-MoE, each token going to two of them: what verl's Megatron, FSDP and vLLM all know.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // HEAD_DIM,
-        num_key_value_heads=hidden // HEAD_DIM,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // HEAD_DIM,
+        "num_key_value_heads": hidden // HEAD_DIM,
+        "max_position_embeddings": POSITIONS,
+        "tie_word_embeddings": False,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
         # The usual 0.02 suits widths in the thousands; at width 64 it doubles the steps needed to learn the task.
-        initializer_range=0.08,
-    )
+        "initializer_range": 0.08,
+    }
+    chosen = {
+        "head_dim": HEAD_DIM,
+        "num_experts": experts,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": hidden,
+        "norm_topk_prob": True,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config).float()
+        if experts:
+            return Qwen3MoeForCausalLM(Qwen3MoeConfig(**common, **chosen)).float()
+        return Qwen2ForCausalLM(Qwen2Config(**common)).float()
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write weights, config, generation config and tokenizer in Hugging Face's layout."""
     from transformers import GenerationConfig
 
@@ -74,8 +86,8 @@ def _deepspeed_kept_quiet() -> Iterator[None]:
             os.environ["DS_ACCELERATOR"] = before
 
 
-def tiny_model(out: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
+def tiny_model(out: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0, experts: int = 0) -> Path:
     """Write an untrained model (0.1M parameters) with its tokenizer to ``out``, for tests that need any model."""
     tokenizer = character_tokenizer()
-    save(new_model(tokenizer, hidden=hidden, layers=layers, seed=seed), tokenizer, out)
+    save(new_model(tokenizer, hidden=hidden, layers=layers, seed=seed, experts=experts), tokenizer, out)
     return out

@@ -13,7 +13,7 @@ from fp16_patch.toy.task import demonstration, draw, token_limits
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 WARM_UP_STEPS = 50
 LOOK_EVERY = 25
@@ -22,7 +22,7 @@ IGNORED = -100  # torch's cross_entropy skips this label
 
 
 def pretrain(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     *,
     digits: int,
@@ -74,7 +74,7 @@ def pretrain(
     )
 
 
-def _optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
+def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for the rest.
 
     AdamW alone took twice the steps to the same accuracy, and RL then improved its policy more slowly.

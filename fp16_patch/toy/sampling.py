@@ -10,11 +10,11 @@ from fp16_patch.toy.task import DATA_SOURCE, Problem
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def sample(
-    model: Qwen2ForCausalLM, prompts: torch.Tensor, *, samples: int, max_tokens: int, rng: torch.Generator
+    model: PreTrainedModel, prompts: torch.Tensor, *, samples: int, max_tokens: int, rng: torch.Generator
 ) -> torch.Tensor:
     """Sample at temperature 1, ``samples`` times for each of ``prompts`` (int64 ``[prompts, length]``, no padding).
 
@@ -42,7 +42,7 @@ def sample(
 
 
 def solved_counts(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     problems: list[Problem],
     *,

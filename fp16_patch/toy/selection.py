@@ -13,7 +13,7 @@ from fp16_patch.toy.task import Problem
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 AT_A_TIME = 64
 
@@ -38,7 +38,7 @@ class Selection:
 
 
 def select(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     candidates: list[Problem],
     *,

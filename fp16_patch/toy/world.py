@@ -33,6 +33,8 @@ class Settings:
     digits: int = 5
     hidden: int = 64
     layers: int = 8
+    experts: int = 0
+    """Of each layer's mixture; 0 is a dense policy."""
     batch: int = 32
     max_steps: int = 800
     target: float = 0.5
@@ -43,6 +45,10 @@ class Settings:
     keep_from: float = 0.2
     keep_to: float = 0.8
     """A problem is kept when its share of solved samples lies between the two, both included."""
+
+
+WORLDS = {"toy": Settings(), "toy-moe": Settings(layers=4, experts=4)}
+"""By the names that recipes call them."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +115,12 @@ def build(
     return World(out, manifest)
 
 
-def untrained_world(out: Path, *, train: int = 64, val: int = 16, seed: int = 0) -> World:
+def untrained_world(out: Path, *, train: int = 64, val: int = 16, seed: int = 0, experts: int = 0) -> World:
     """The same files around an untrained 0.1M-parameter model, in about a second, for end-to-end tests."""
     out = out.absolute()
     problems = distinct_problems(Settings.digits, random.Random(seed))
     with replacing(out) as folder:
-        tiny_model(folder / "model", seed=seed)
+        tiny_model(folder / "model", seed=seed, experts=experts)
         _write_problems(folder, "train", problems[val : val + train])
         _write_problems(folder, "val", problems[:val])
         manifest = {"seed": seed, "train": train, "val": val, **_limits(Settings.digits)}
@@ -129,7 +135,7 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
     import torch
 
     tokenizer = character_tokenizer()
-    model = new_model(tokenizer, hidden=settings.hidden, layers=settings.layers, seed=seed)
+    model = new_model(tokenizer, hidden=settings.hidden, layers=settings.layers, experts=settings.experts, seed=seed)
     limits = _limits(settings.digits)
     steps = pretrain(
         model,
