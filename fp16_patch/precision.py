@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
@@ -15,7 +16,7 @@ from fp16_patch.loss_scaling.settings import LossScaling
 ENVIRONMENT_VARIABLE = "FP16_PATCH"
 """Carries the Precision, as JSON, into every process the framework starts."""
 
-KEYS = ("train_dtype", "rollout_dtype", "loss_scaling", "fp32_modules", "trace_update")
+KEYS = ("train_dtype", "rollout_dtype", "loss_scaling", "fp32_modules", "trace_update", "keep_log_probs")
 """A Precision as a configuration node."""
 
 _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -24,6 +25,11 @@ _SHORT = {long: short for short, long in _LONG.items()} | {name: name for name i
 
 REPORTS_VARIABLE = "FP16_PATCH_REPORTS"
 """Carries the folder of the reports into every process the framework starts."""
+
+
+def reports_folder() -> Path:
+    """Where this run's reports go."""
+    return Path(os.environ.get(REPORTS_VARIABLE, "."))
 
 
 def short_name(key: str, dtype: object) -> str:
@@ -58,11 +64,19 @@ class Precision:
     """Shell-style patterns of module names that the trainer computes in FP32."""
     trace_update: int | None = None
     """The update, counted from 1, whose overflow report is written whether it overflows or not."""
+    keep_log_probs: bool = False
+    """Whether the log-probs of both engines are kept, token by token, beside the precision report."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", short_name("fp16_patch.train_dtype", self.train))
         object.__setattr__(self, "rollout", short_name("fp16_patch.rollout_dtype", self.rollout))
         object.__setattr__(self, "fp32_modules", _patterns(self.fp32_modules))
+        if type(self.keep_log_probs) is not bool:
+            raise Fp16PatchError(
+                f"fp16_patch.keep_log_probs={self.keep_log_probs!r} is neither true nor false",
+                allowed="true, false",
+                next_step="correct it, or remove it",
+            )
         if self.trace_update is not None and (type(self.trace_update) is not int or self.trace_update < 1):
             raise Fp16PatchError(
                 f"fp16_patch.trace_update={self.trace_update!r} is not an update",
@@ -108,6 +122,7 @@ class Precision:
             loss_scaling=LossScaling.from_mapping({} if loss_scaling is None else loss_scaling),
             fp32_modules=node.get("fp32_modules") or (),
             trace_update=node.get("trace_update"),
+            keep_log_probs=node.get("keep_log_probs", False),
         )
 
     def as_mapping(self) -> dict[str, Any]:
@@ -118,6 +133,7 @@ class Precision:
             "loss_scaling": self.loss_scaling.as_dict(),
             "fp32_modules": list(self.fp32_modules),
             "trace_update": self.trace_update,
+            "keep_log_probs": self.keep_log_probs,
         }
 
     def to_environment(self) -> str:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.diagnosis import Diagnosis, Scaler
 from fp16_patch.loss_scaling.overflow_report import render, save
-from fp16_patch.precision import REPORTS_VARIABLE
+from fp16_patch.precision import reports_folder
 
 
 def reason_to_stop(scaler: Scaler, skipped: bool) -> str | None:
@@ -22,7 +21,7 @@ def reason_to_stop(scaler: Scaler, skipped: bool) -> str | None:
 
 def publish(diagnosis: Diagnosis, stem: str, *, write: bool) -> Path:
     """Where the report is; with ``write`` (on one rank) it is written, and printed."""
-    folder = Path(os.environ.get(REPORTS_VARIABLE, "."))
+    folder = reports_folder()
     if write:
         save(diagnosis, folder, stem)
         print(f"\n{render(diagnosis)}\n", flush=True)

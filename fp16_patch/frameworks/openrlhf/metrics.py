@@ -14,11 +14,13 @@ from typing import Any
 
 from fp16_patch.frameworks.openrlhf import releases
 from fp16_patch.patching import Patch
+from fp16_patch.precision import Precision, reports_folder
 
 Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
 
 METRICS_VARIABLE = "FP16_PATCH_METRICS"
 """A file that gets one line of JSON a step: ``{"step": 1, "data": {...}}``, as verl's file logger writes them."""
+_BOTH = ("rollout_log_probs", "action_log_probs", "action_mask")
 _MISMATCH = "_fp16_patch_mismatch"  # on the experience maker: metrics of the batch it has just made
 
 
@@ -29,16 +31,17 @@ def measure_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
     def make_experience_batch(self: Any, rollout_samples: Any) -> Any:
         import torch
 
+        from fp16_patch.mismatch import kept
         from fp16_patch.mismatch.metrics import mismatch_metrics
 
         experiences = original(self, rollout_samples)
         measured = [e for e in experiences if e.rollout_log_probs is not None and e.action_log_probs is not None]
         found: dict[str, float] = {}
+        if Precision.in_force().keep_log_probs:
+            for experience in measured:
+                kept.keep(reports_folder() / kept.FOLDER, *(getattr(experience, name) for name in _BOTH))
         if measured:
-            flat = [
-                torch.cat([getattr(e, name).reshape(-1).cpu() for e in measured])
-                for name in ("rollout_log_probs", "action_log_probs", "action_mask")
-            ]
+            flat = [torch.cat([getattr(e, name).reshape(-1).cpu() for e in measured]) for name in _BOTH]
             found = {f"mismatch/{name}": value for name, value in mismatch_metrics(*flat).items()}
         setattr(self, _MISMATCH, found)
         return experiences

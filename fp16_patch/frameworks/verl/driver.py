@@ -13,7 +13,7 @@ from typing import Any
 from fp16_patch.frameworks.ray import nodes
 from fp16_patch.frameworks.verl import collect, releases
 from fp16_patch.patching import Patch, status
-from fp16_patch.precision import Precision
+from fp16_patch.precision import Precision, reports_folder
 from fp16_patch.proof import report
 from fp16_patch.proof.processes import require, this_process
 
@@ -79,11 +79,14 @@ def add_mismatch_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def calculate_debug_metrics(data: Any) -> dict[str, Any]:
+        from fp16_patch.mismatch import kept
         from fp16_patch.mismatch.metrics import mismatch_metrics
 
         metrics: dict[str, Any] = original(data)
-        batch = data.batch
-        found = mismatch_metrics(batch["rollout_log_probs"], batch["old_log_probs"], batch["response_mask"])
+        both = [data.batch[name] for name in ("rollout_log_probs", "old_log_probs", "response_mask")]
+        found = mismatch_metrics(*both)
+        if Precision.in_force().keep_log_probs:
+            kept.keep(reports_folder() / kept.FOLDER, *both)
         return metrics | {f"mismatch/{name}": value for name, value in found.items()}
 
     return calculate_debug_metrics
@@ -197,6 +200,7 @@ PATCHES: tuple[Patch, ...] = (
         also_bound=("verl.trainer.ppo.v1.trainer_base:calculate_debug_metrics",),
         make=add_mismatch_metrics,
         parameters=("data",),
-        reason="adds max and min of pi - mu and the KL in float64 to verl's own mismatch metrics",
+        reason="adds max and min of pi - mu and the KL in float64 to verl's own mismatch metrics; keeps the log-probs "
+        "where that was asked for",
     ),
 )

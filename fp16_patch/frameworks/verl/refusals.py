@@ -46,6 +46,7 @@ def unsupported(config: DictConfig, precision: Precision) -> list[Fp16PatchError
         *_model(config, precision),
         *_fp32_modules(config, precision),
         *rollout_correction.unsupported(config),
+        *_kept_log_probs(config, precision),
     ]
 
 
@@ -147,6 +148,20 @@ def _fp32_modules(config: DictConfig, precision: Precision) -> Iterator[Fp16Patc
             key = "fp16_patch.fp32_modules"
             why = "only a critic has such a module, and this run has none"
             yield refusal(key, pattern, why, "names of the actor's modules", f"remove it from {key}")
+
+
+def _kept_log_probs(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    """What keeps verl from having both engines' log-probs."""
+    if not precision.keep_log_probs:
+        return
+    key = f"{rollout_correction.CORRECTION}.{rollout_correction.BYPASS}"
+    if value_of(config, key):
+        why = "the trainer's log-probs, which fp16_patch.keep_log_probs asks for, are not computed then"
+        yield refusal(key, True, why, "false", "remove it, or fp16_patch.keep_log_probs")
+    if not value_of(config, rollout_correction.LOG_PROBS):
+        key = rollout_correction.LOG_PROBS
+        why = "vLLM's log-probs, which fp16_patch.keep_log_probs asks for, are not there then"
+        yield refusal(key, False, why, "true", f"set {key}=true")
 
 
 def _uses_critic(config: DictConfig) -> bool:

@@ -64,6 +64,7 @@ def test_a_setting_that_is_not_ours_is_refused_by_name(override: str) -> None:
         ("fp16_patch.rollout_dtype=banana", "fp16_patch.rollout_dtype"),
         ("fp16_patch.train_dtype=bf16", "fp16_patch.train_dtype=bf16 contradicts --ds.param_dtype fp16"),
         ("fp16_patch.trace_update=0", "fp16_patch.trace_update"),
+        ("fp16_patch.keep_log_probs=2", "fp16_patch.keep_log_probs=2"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(arguments: Arguments, override: str, named: str) -> None:

@@ -65,6 +65,15 @@ REFUSED = {
     ("fp16_patch.fp32_modules=7",): "fp16_patch.fp32_modules=7",
     ("fp16_patch.trace_update=0",): "fp16_patch.trace_update=0",
     ("fp16_patch.train_dtype=bf16", "fp16_patch.trace_update=2"): "fp16_patch.trace_update=2",
+    ("fp16_patch.keep_log_probs=2",): "fp16_patch.keep_log_probs=2",
+    ("fp16_patch.keep_log_probs=true", "actor_rollout_ref.rollout.calculate_log_probs=false"): (
+        "actor_rollout_ref.rollout.calculate_log_probs=False"
+    ),
+    (
+        "fp16_patch.keep_log_probs=true",
+        "algorithm.rollout_correction.bypass_mode=true",
+        "actor_rollout_ref.rollout.calculate_log_probs=true",
+    ): "algorithm.rollout_correction.bypass_mode=True",
     ("fp16_patch.rollout_dtype=fp61",): "fp16_patch.rollout_dtype='fp61'",
     ("+fp16_patch.train=fp16",): "fp16_patch.train='fp16'",
 }

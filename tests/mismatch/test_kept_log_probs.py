@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-probs kept on disk, and what is read off them: slope and KL as in the paper's Figure 5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fp16_patch.mismatch.kept import Kept, keep, read
+from fp16_patch.mismatch.offline import measure
+
+torch = pytest.importorskip("torch")
+
+
+def test_batches_come_back_in_order_without_their_padding(tmp_path: Path) -> None:
+    nan = float("nan")
+    for number in range(3):
+        mu = torch.tensor([[-1.0 - number, -2.0, nan], [-3.0, nan, nan], [nan, nan, nan]])
+        mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+        keep(tmp_path / "log_probs", mu, mu + 0.5, mask)
+    kept = read(tmp_path / "log_probs")
+    assert kept is not None
+    assert kept.mu.tolist() == [-1, -2, -3, -2, -2, -3, -3, -2, -3]
+    assert kept.lengths.tolist() == [2, 1] * 3, "an answer without a token is none"
+    assert kept.log_ratios().tolist() == [1.0, 0.5] * 3
+
+
+def test_half_precision_log_probs_are_kept_as_they_are(tmp_path: Path) -> None:
+    mu = torch.tensor([[-1.0009765625]], dtype=torch.bfloat16)
+    keep(tmp_path, mu, mu.float(), torch.ones(1, 1))
+    kept = read(tmp_path)
+    assert kept is not None
+    assert kept.mu.tolist() == mu.double().flatten().tolist()
+
+
+def test_nothing_kept_is_none(tmp_path: Path) -> None:
+    assert read(tmp_path / "nowhere") is None
+
+
+def test_an_unfinished_file_is_not_read(tmp_path: Path) -> None:
+    one = torch.full((1, 2), -1.0)
+    keep(tmp_path, one, one, torch.ones(1, 2))
+    (tmp_path / "000001.unfinished").write_bytes(b"PK")
+    kept = read(tmp_path)
+    assert kept is not None
+    assert kept.lengths.tolist() == [2]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=2, max_size=30).filter(lambda found: len(set(found)) > 1),
+    drift=st.floats(-0.01, 0.01),
+)
+def test_the_slope_is_the_drift_of_every_token(lengths: list[int], drift: float) -> None:
+    tokens = sum(lengths)
+    mu = np.full(tokens, -1.0)
+    found = measure(Kept(mu, mu + drift, np.array(lengths)))
+    assert found["slope_per_1000_tokens"] == pytest.approx(1000 * drift, abs=1e-9)
+    assert found["sequence_kl"] == pytest.approx(-drift * tokens / len(lengths), abs=1e-9)
+    assert (found["answers"], found["tokens"]) == (len(lengths), tokens)
+    assert found["prob_diff_mean"] == pytest.approx(abs(np.exp(-1 + drift) - np.exp(-1)), abs=1e-12)
+
+
+def test_answers_of_one_length_have_no_slope() -> None:
+    found = measure(Kept(np.zeros(4), np.ones(4), np.array([2, 2])))
+    assert np.isnan(found["slope_per_1000_tokens"])
+    assert found["sequence_kl"] == -2
