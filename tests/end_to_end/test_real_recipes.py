@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A spread of the paper's recipes, toy scale, on the real frameworks: two steps of two updates on a small world.
+
+All of them, in both arms: ``make recipes-toy``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fp16_patch import toy
+from fp16_patch.recipes.launch import run_recipe
+from fp16_patch.recipes.loading import find
+from fp16_patch.recipes.runs import ArmRun, read_run
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+
+RunArm = Callable[..., ArmRun]
+BARELY_TRAINED = {"layers": 2, "target": 0.1, "train": 64, "val": 16, "samples": 4, "keep_from": 0.0, "keep_to": 1.0}
+"""A world made in seconds, whose policy is right often enough for its answers to differ in reward."""
+
+
+@pytest.fixture
+def run_arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunArm:
+    def run(recipe: str, arm: str, *overrides: str, framework: str = "verl") -> ArmRun:
+        for name, settings in toy.WORLDS.items():
+            monkeypatch.setitem(toy.WORLDS, name, dataclasses.replace(settings, **BARELY_TRAINED))
+        run_recipe(
+            find(recipe), tmp_path, framework=framework, scale="toy", arms=[arm], overrides=overrides, timeout_s=480
+        )
+        _, arms = read_run(tmp_path)
+        found = next(one for one in arms if one.name == arm)
+        assert found.status == "completed", f"{found.result}\n{(tmp_path / arm / 'train.log').read_text()[-4000:]}"
+        assert len(found.series.steps) == 2
+        assert all(0 <= reward <= 1 for reward in found.series.known("reward"))
+        return found
+
+    return run
+
+
+def test_experts_over_two_ranks_of_megatron_survive_an_overflow(run_arm: RunArm) -> None:
+    """Stock verl ends there: tests/frameworks/megatron_engine/test_stock_megatron.py."""
+    run = run_arm(
+        "moe-grpo-seq-mis",
+        "fp16",
+        "trainer.total_training_steps=2",
+        "fp16_patch.loss_scaling.init_scale=1073741824",
+        "fp16_patch.loss_scaling.backoff_factor=0.0000152587890625",  # 2**-16: back in one update of four
+    )
+    actor, rollout = run.precision_report["roles"]["actor"], run.precision_report["roles"]["rollout"]
+    assert actor["compute"] == rollout["compute"] == rollout["weights"] == rollout["weights_on_the_wire"] == "float16"
+    assert actor["router"] == actor["master_weights"] == actor["gradients"] == "float32"
+    assert run.skipped_updates == 1
+    assert run.series.known("loss_scale")[-1] == 2**14
+    assert run.series.known("grad_norm")[-1] > 0
+    assert all(0 < difference < 1e-3 for difference in run.series.known("prob_diff_mean"))
+
+
+def test_adapters(run_arm: RunArm) -> None:
+    run = run_arm("lora-grpo-token-tis", "fp16", "trainer.total_training_steps=2")
+    roles = run.precision_report["roles"]
+    assert roles["actor"]["compute"] == roles["rollout"]["compute"] == roles["rollout"]["weights"] == "float16"
+    assert run.skipped_updates == 0
+    assert run.series.known("grad_norm")[-1] > 0
+    assert all(0 < difference < 6e-4 for difference in run.series.known("prob_diff_mean"))
+
+
+@pytest.mark.parametrize("arm", ["bf16", "fp16"])
+def test_a_policy_gradient_with_sequence_weights(run_arm: RunArm, arm: str) -> None:
+    """The gradient is compared to the paper's in tests/algorithms; that it is this loss that trains, by its metrics."""
+    run = run_arm("sanity-pg-seq-is", arm, "trainer.total_training_steps=2")
+    assert run.precision_report["roles"]["actor"]["compute"] == {"bf16": "bfloat16", "fp16": "float16"}[arm]
+    assert run.series.known("grad_norm")[-1] > 0
+    assert run.skipped_updates == (0 if arm == "fp16" else None)
+
+
+def test_truncated_token_weights_on_openrlhf(run_arm: RunArm) -> None:
+    run = run_arm("sanity-grpo-token-tis", "fp16", "data.max_samples=32", framework="openrlhf")
+    roles = run.precision_report["roles"]
+    assert roles["actor"]["compute"] == roles["rollout"]["compute"] == "float16"
+    assert run.skipped_updates == 0
+    assert all(0 < difference < 6e-4 for difference in run.series.known("prob_diff_mean"))
