@@ -31,7 +31,7 @@ recipes-toy: setup
 	$(BIN)/python scripts/recipes_toy.py runs/toy $(RECIPES)
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # the default while working: seconds
 unit: setup
