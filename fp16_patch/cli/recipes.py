@@ -63,9 +63,36 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     run.set_defaults(run=_run)
 
-    compare = commands.add_parser("compare", help="write the report of a run directory again, or one over several")
-    compare.add_argument("folders", type=Path, nargs="+", metavar="RUN_DIR")
-    compare.add_argument("--out", type=Path, help="folder for the report (default: RUN_DIR; needed for several)")
+    compare = commands.add_parser(
+        "compare",
+        help="the report of any finished or running runs: figure, collapse, time to a reward, the paper's numbers",
+    )
+    compare.add_argument(
+        "sources",
+        nargs="+",
+        metavar="RUN_DIR|ARM=PATH",
+        help="what `recipes run` wrote; or for an arm of --recipe the log of another run: a folder of TensorBoard "
+        "events, a .csv that wandb exported, a .jsonl of verl or of wandb's history; several are read together",
+    )
+    compare.add_argument("--out", type=Path, help="folder for the report (default: RUN_DIR; needed for anything else)")
+    compare.add_argument("--recipe", metavar="NAME_OR_PATH", help="what the logs given as ARM=PATH are runs of")
+    compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper, if it has it)")
+    compare.add_argument(
+        "--reward",
+        type=float,
+        metavar="X",
+        help="count time and tokens to this smoothed reward (default: nine tenths of the way from the start to the "
+        "highest that every arm reaches)",
+    )
+    compare.add_argument(
+        "--smooth",
+        type=_window,
+        metavar="STEPS",
+        help="window of the smoothing, the same for every arm (default: a fortieth of the longest, at least 5)",
+    )
+    compare.add_argument(
+        "--allow-different", action="store_true", help="compare runs with different settings; the report names them"
+    )
     compare.set_defaults(run=_compare)
 
 
@@ -152,12 +179,27 @@ def _run(arguments: argparse.Namespace) -> int:
             "\nthe arms still missing: the same command with --resume"
         )
         return 130
-    compare(out)
+    compare(out, allow_different=True)  # what has been run is reported, whatever it is
     return 0 if all(result.status == "completed" for result in results) else 1
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.report import compare
 
-    compare(*arguments.folders, out=arguments.out)
+    compare(
+        *arguments.sources,
+        out=arguments.out,
+        recipe=arguments.recipe,
+        scale=arguments.scale,
+        reward=arguments.reward,
+        window=arguments.smooth,
+        allow_different=arguments.allow_different,
+    )
     return 0
+
+
+def _window(text: str) -> int:
+    window = int(text)
+    if window < 1:
+        raise argparse.ArgumentTypeError(f"{window} is no number of steps; 1 smooths nothing")
+    return window

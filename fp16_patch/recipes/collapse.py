@@ -3,9 +3,9 @@
 
 - **reward**: from some step to the end of the run, and for at least a whole window, the smoothed reward lies below its
   running peak by ``FALL`` of the peak's height or more, and by ``NOISES`` standard deviations of the smoothed curve or
-  more. Height is from zero, or from the lowest reward where that is negative. It begins at the last step before
-  that at which the curve was within a third of that fall from its peak. A fall from which the reward came back is a
-  warning.
+  more. Height is from zero, or from the lowest reward where that is negative. It begins at the last step before that at
+  which the curve was within a third of that fall, or six standard deviations, from its peak. A fall from which the
+  reward came back is a warning.
 - **gradient norm**: logged as NaN or infinity at ``NOT_FINITE`` logged steps in a row. An update that the loss scaler
   skips logs no norm and is not one of them.
 - **mismatch**: the smoothed mean abs(pi - mu), or where that is not logged KL[mu|pi], is for a whole window ``GROWTH``
@@ -31,6 +31,7 @@ from fp16_patch.recipes.smoothing import noise, smoothed
 
 FALL = 0.10
 NOISES = 8.0
+_NEAR = 6.0
 NOT_FINITE = 3
 GROWTH = 2.0
 _LEAST_WINDOWS, _ROUNDING = 4, 1e-9
@@ -91,7 +92,8 @@ def reward_falls(steps: Sequence[int], rewards: Sequence[float], window: int) ->
     below = [value < peak - fall for value, peak, fall in zip(curve, peaks, falls, strict=True)]
     found = []
     for start, end in _stretches(steps, below, window):
-        begin = max(i for i in range(start) if curve[i] >= peaks[start] - falls[start] / 3)
+        near = peaks[start] - max(falls[start] / 3, _NEAR * unsure / NOISES)
+        begin = max(i for i in range(start) if curve[i] >= near)
         recovered = steps[end] if end < len(steps) else None
         found.append(Sign("reward", steps[begin], peaks[start], min(curve[start:end]), recovered))
     return found

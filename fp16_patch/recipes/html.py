@@ -11,28 +11,36 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.recipes.findings import collapses, published, repeated, to_reward
+from fp16_patch.recipes.html_table import html_table
 from fp16_patch.recipes.terminal import show
 
 _PLOTS = {
     "prob_diff": "How far the training policy's probability of a sampled token is from the rollout's, on average.",
     "kl": "The same distance as a divergence of the two policies.",
     "pi_minus_mu": "The worst tokens of each step, above and below.",
-    "reward": "Mean reward of the rollouts of each step.",
     "loss_scale": "What the dynamic loss scaler did. A skipped update is its normal answer to an overflow.",
 }
+_FIGURE = "What was logged is faint behind each line."
 _KIND = {True: "met", False: "unmet", None: "unknown"}
 
-Rows = Iterable[Sequence[str]]
 
-
-def render_html(runs: Mapping[str, Mapping[str, Any]], plots: Mapping[str, Path]) -> str:
-    """The page. ``runs`` maps labels to what report.json holds of a run, ``plots`` names to PNG files."""
+def render_html(report: Mapping[str, Any], plots: Mapping[str, Path]) -> str:
+    """The page. ``report`` is what report.json holds, ``plots`` maps names to PNG files."""
+    runs: Mapping[str, Mapping[str, Any]] = report.get("runs") or {"": report}
     arms = {f"{label} {name}".strip(): arm for label, run in runs.items() for name, arm in run["arms"].items()}
     first = next(iter(runs.values()))
     name = " and ".join(run["recipe"]["name"] for run in runs.values())
     parts = [
         f"<h1>{escape(first['recipe']['title'])}</h1>" if len(runs) == 1 else f"<h1>{escape(' and '.join(runs))}</h1>",
         *(_summary(label, run) for label, run in runs.items()),
+        *map(_note, (f"settings differ: {line}" for line in report.get("differences", ()))),
+        repeated(report.get("repeats", ())),
+        "<h2>The figure</h2>",
+        _figure(plots["figure"], f"{_FIGURE} Reward and mismatch are smoothed: {first['smoothing']['how']}."),
+        collapses(arms),
+        *(to_reward(label, run["to_reward"]) for label, run in runs.items()),
+        *(published(label, run["published"]) for label, run in runs.items()),
         "<h2>Step by step</h2>",
         "".join(_figure(plots[plot], caption) for plot, caption in _PLOTS.items() if plot in plots),
         "<h2>Runs</h2>",
@@ -57,8 +65,12 @@ def _summary(label: str, run: Mapping[str, Any]) -> str:
     """What one run is, its few numbers, and whether they are the expected ones."""
     head = f"<h2>{escape(label)}: {escape(run['recipe']['title'])}</h2>" if label else ""
     what = f"<p class=lead>{escape(run['recipe']['reproduces']['what'])}</p>"
-    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in run["notes"])
+    notes = "".join(map(_note, run["notes"]))
     return head + what + _headline(run) + notes + _expected(run["expected"], "h3" if label else "h2")
+
+
+def _note(words: str) -> str:
+    return f"<p class=note>{escape(words)}</p>"
 
 
 def _headline(report: Mapping[str, Any]) -> str:
@@ -122,7 +134,7 @@ def _runs(arms: Mapping[str, Any]) -> str:
         for name, arm in arms.items()
         if arm["error"]
     )
-    return _table(["", *arms], rows) + errors
+    return html_table(["", *arms], rows) + errors
 
 
 def _minutes(seconds: float | None) -> float | None:
@@ -133,17 +145,17 @@ def _precision(arms: Mapping[str, Any]) -> str:
     """One table a role, the arms side by side; rows where they differ stand out."""
     reports = {name: arm["precision_report"] or {} for name, arm in arms.items()}
     roles = {name: report.get("roles") or {} for name, report in reports.items()}
-    parts = [_table(["", *arms], [("the flag", *(_flat(report.get("flag")) for report in reports.values()))])]
+    parts = [html_table(["", *arms], [("the flag", *(_flat(report.get("flag")) for report in reports.values()))])]
     for role in _union(roles.values()):
         rows_of = {name: found.get(role) or {} for name, found in roles.items()}
         rows = [
             (row.replace("_", " "), *(_flat(found.get(row)) for found in rows_of.values()))
             for row in _union(rows_of.values())
         ]
-        parts.append(f"<h3>{escape(role)}</h3>{_table(['', *arms], rows, mark_differences=True)}")
+        parts.append(f"<h3>{escape(role)}</h3>{html_table(['', *arms], rows, mark_differences=True)}")
     proofs = {name: _proofs(report) for name, report in reports.items()}
     rows = [(process, *(proof.get(process, "-") for proof in proofs.values())) for process in _union(proofs.values())]
-    parts.append(f"<h3>patches, by the ledger of each process</h3>{_table(['', *arms], rows)}")
+    parts.append(f"<h3>patches, by the ledger of each process</h3>{html_table(['', *arms], rows)}")
     return "".join(parts)
 
 
@@ -173,7 +185,7 @@ def _about(recipe: Mapping[str, Any]) -> str:
         (section, "; ".join(f"{key}: {value}" for key, value in recipe[section].items() if value not in (None, "")))
         for section in ("reproduces", "model", "data", "algorithm", "hardware")
     ]
-    return _table(["recipe", recipe["name"]], rows)
+    return html_table(["recipe", recipe["name"]], rows)
 
 
 def _commands(arms: Mapping[str, Any]) -> str:
@@ -187,12 +199,4 @@ def _commands(arms: Mapping[str, Any]) -> str:
 def _versions(arms: Mapping[str, Any]) -> str:
     versions = {name: arm["versions"] for name, arm in arms.items()}
     rows = [(key, *(_flat(found.get(key)) for found in versions.values())) for key in _union(versions.values())]
-    return _table(["versions", *arms], rows, mark_differences=True)
-
-
-def _table(head: Sequence[str], rows: Rows, *, mark_differences: bool = False) -> str:
-    lines = ["<tr>" + "".join(f"<th>{escape(text)}</th>" for text in head) + "</tr>"]
-    for first, *cells in rows:
-        kind = " class=differs" if mark_differences and len(set(cells)) > 1 else ""
-        lines.append(f"<tr{kind}><td>{escape(first)}</td>{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    return html_table(["versions", *arms], rows, mark_differences=True)

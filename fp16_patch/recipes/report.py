@@ -1,63 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the arms of run directories: report.json, report.html, plots, and a short table for the terminal."""
+"""Compare the arms of runs: report.json, report.html, plots, and a short table for the terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes import collapse
 from fp16_patch.recipes.headline import check, headline, mean_or_none
 from fp16_patch.recipes.html import render_html
-from fp16_patch.recipes.runs import ArmRun, read_run
+from fp16_patch.recipes.published import beside
+from fp16_patch.recipes.reaching import default_reward, reaching
+from fp16_patch.recipes.repeats import repeats
+from fp16_patch.recipes.runs import ArmRun
 from fp16_patch.recipes.schema import Recipe
+from fp16_patch.recipes.series import Series
+from fp16_patch.recipes.settings import Run, between_arms, between_runs
+from fp16_patch.recipes.smoothing import smoothed, window_for
+from fp16_patch.recipes.sources import read_sources
 from fp16_patch.recipes.terminal import table
 
 
-def compare(*folders: Path, out: Path | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
+def compare(
+    *sources: Path | str,
+    out: Path | None = None,
+    recipe: str | None = None,
+    scale: str | None = None,
+    reward: float | None = None,
+    window: int | None = None,
+    allow_different: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Write ``report.json``, ``report.html`` and the plots into ``out``; print the table; return the report.
 
-    One run directory: ``out`` is that directory by default. Several: the report is ``{"runs": {label: report}}``.
-    Works on partial runs too: what is missing is said in a report's ``notes`` and left out of the plots. Raises
-    :class:`Fp16PatchError` when a folder is not a run directory or matplotlib is not installed.
+    ``sources`` are run directories, or ``ARM=PATH`` for logs of other runs, of ``recipe`` at ``scale``. For one run
+    directory ``out`` is that directory by default. Several runs: the report is ``{"runs": {label: report}, ...}``.
+    ``reward`` is the one to which time and tokens are counted (default: :func:`reaching.default_reward`), ``window``
+    the steps of the smoothing (default: :func:`smoothing.window_for`). Works on partial runs too: what is missing is
+    said in a report's ``notes`` and left out of the plots. Raises :class:`Fp16PatchError` when a source is no run, when
+    settings differ that should not and ``allow_different`` is not given, or when matplotlib is not installed.
     """
-    if out is None and len(folders) > 1:
-        raise Fp16PatchError("one report over several runs has no folder", next_step="give --out")
-    out = out or folders[0]
-    if (out / "recipe.yaml").exists() and [out.resolve()] != [folder.resolve() for folder in folders]:
-        raise Fp16PatchError(f"--out {out} is a run directory with a report of its own", next_step="give another --out")
-    found = [read_run(folder) for folder in folders]
-    labels = _labels(folders, [arms[0].framework for _, arms in found])
-    runs = {label: build_report(recipe, arms) for label, (recipe, arms) in zip(labels, found, strict=True)}
+    runs = read_sources([str(source) for source in sources], recipe, scale)
+    out = _out(runs, out)
+    different, between = {run.label: between_arms(run) for run in runs}, between_runs(runs)
+    if not allow_different:
+        _refuse([*(f"{label} {line}".strip() for label, lines in different.items() for line in lines), *between])
+    arms = [arm for run in runs for arm in run.arms]
+    window = window or window_for(max((arm.series.steps[-1] for arm in arms if arm.series.steps), default=0))
+    reward = default_reward(arms, window) if reward is None else reward
+    reports = {run.label: build_report(run.recipe, run.arms, window, reward, different[run.label]) for run in runs}
+    report: dict[str, Any] = {"runs": reports, "differences": between, "repeats": repeats(runs, window)}
+    if len(runs) == 1:
+        report = reports[runs[0].label]
     out.mkdir(parents=True, exist_ok=True)
-    plots = _draw({label: arms for label, (_, arms) in zip(labels, found, strict=True)}, out)
-    report: dict[str, Any] = {"runs": runs} if len(runs) > 1 else runs[labels[0]]
+    plots = _draw(runs, window, out)
     text = json.dumps(report, indent=2, allow_nan=False)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
-    (out / "report.html").write_text(render_html(runs, plots), encoding="utf-8")
-    for label, folder in zip(labels, folders, strict=True):
-        say(table(runs[label], label, folder))
+    (out / "report.html").write_text(render_html(report, plots), encoding="utf-8")
+    for run in runs:
+        say(table(reports[run.label], run.label, run.folder))
+    for line in between:
+        say(f"  note: settings differ: {line}")
     say(f"\nlook next\n  {out / 'report.html'}   plots, precision reports, commands, versions")
     return report
 
 
-def _labels(folders: Sequence[Path], frameworks: Sequence[str]) -> list[str]:
-    """What tells the runs apart: the framework or, where two ran on the same, the folder; nothing for a single run."""
-    if len(folders) == 1:
-        return [""]
-    names = [list(frameworks), [folder.resolve().name for folder in folders], [str(folder) for folder in folders]]
-    for labels in names:
-        if len(set(labels)) == len(folders):
-            return labels
-    raise Fp16PatchError("a run directory is given twice", next_step="give each once")
+def _out(runs: Sequence[Run], out: Path | None) -> Path:
+    """The folder to write to. A run directory gets no other report than its own."""
+    folders = [run.folder for run in runs]
+    if out is None and (len(folders) > 1 or folders[0] is None):
+        raise Fp16PatchError("one report over several or imported runs has no folder", next_step="give --out")
+    out = out or folders[0]
+    assert out is not None
+    alone = len(folders) == 1 and folders[0] is not None and folders[0].resolve() == out.resolve()
+    if (out / "recipe.yaml").exists() and not alone:
+        raise Fp16PatchError(f"--out {out} is a run directory with a report of its own", next_step="give another --out")
+    return out
 
 
-def build_report(recipe: Recipe, arms: list[ArmRun]) -> dict[str, Any]:
-    """Everything the comparison says, as JSON-able data. Missing numbers are None, never NaN."""
+def _refuse(different: Sequence[str]) -> None:
+    if different:
+        raise Fp16PatchError(
+            "\n".join(["these runs were started with different settings", *(f"  {line}" for line in different)]),
+            allowed="arms that differ as their recipe says; runs of one recipe that differ in their seeds besides",
+            next_step="compare runs of the same settings, or --allow-different to have it noted in the report",
+        )
+
+
+def build_report(
+    recipe: Recipe, arms: Sequence[ArmRun], window: int, reward: float | None, different: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything the comparison says of one run, as JSON-able data. Missing numbers are None, never NaN."""
     report: dict[str, Any] = {
         "recipe": {
             "name": recipe.name,
@@ -70,16 +108,22 @@ def build_report(recipe: Recipe, arms: list[ArmRun]) -> dict[str, Any]:
             "hardware": dataclasses.asdict(recipe.hardware),
         },
         "headline": headline(arms),
-        "arms": {arm.name: _arm(arm) for arm in arms},
-        "notes": [note for arm in arms for note in arm.notes()],
+        "smoothing": {"window": window, "how": f"mean over a window of {window} training steps, centred"},
+        "to_reward": reaching(arms, reward, window),
+        "published": beside(recipe, arms, window),
+        "arms": {arm.name: _arm(arm, window) for arm in arms},
+        "notes": [
+            *(f"settings differ: {line}" for line in different),
+            *(note for arm in arms for note in arm.notes()),
+        ],
     }
     report["versions"] = next((arm["versions"] for arm in report["arms"].values() if arm["versions"]), {})
-    unfinished = {arm.name for arm in arms if arm.status != "completed"}
+    unfinished = {arm.name for arm in arms if not arm.ended}
     report["expected"] = [check(expectation, report, unfinished) for expectation in recipe.expected]
     return report
 
 
-def _arm(arm: ArmRun) -> dict[str, Any]:
+def _arm(arm: ArmRun, window: int) -> dict[str, Any]:
     series = arm.series
     means = {name: mean_or_none(series.known(name)) for name in ("prob_diff_mean", "k3_kl", "grad_norm")}
     extremes = {
@@ -102,13 +146,21 @@ def _arm(arm: ArmRun) -> dict[str, Any]:
             **arm.result.get("versions", {}),
             **(reported_versions if isinstance(reported_versions, dict) else {}),
         },
-        "command": arm.result.get("command"),
+        "command": arm.command or None,
         "precision_report": arm.precision_report,
-        "series": {"step": series.steps, **series.values},
+        "collapse": collapse.describe(series, window),
+        "series": {"step": series.steps, **series.values, "reward_smoothed": _smoothed_reward(series, window)},
+        "evaluation": {name: {"step": steps, "score": scores} for name, (steps, scores) in series.evaluation.items()},
     }
 
 
-def _draw(runs: Mapping[str, Sequence[ArmRun]], folder: Path) -> dict[str, Path]:
+def _smoothed_reward(series: Series, window: int) -> list[float | None]:
+    steps, rewards = series.points("reward")
+    curve = dict(zip(steps, smoothed(steps, rewards, window), strict=True))
+    return [curve.get(step) for step in series.steps]
+
+
+def _draw(runs: Sequence[Run], window: int, folder: Path) -> dict[str, Path]:
     try:
         from fp16_patch.recipes.plots import draw
     except ModuleNotFoundError as error:
@@ -118,4 +170,4 @@ def _draw(runs: Mapping[str, Sequence[ArmRun]], folder: Path) -> dict[str, Path]
             "the comparison draws its plots with matplotlib, which is not installed",
             next_step="pip install 'fp16-patch[plots]', then fp16-patch recipes compare ...",
         ) from error
-    return draw(runs, folder)
+    return draw(runs, window, folder)

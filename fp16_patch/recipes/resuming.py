@@ -11,6 +11,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.proof.report import versions
 from fp16_patch.recipes.command import ArmFiles, Command
 from fp16_patch.recipes.runs import result_of
+from fp16_patch.recipes.settings import settings
 
 
 def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
@@ -23,8 +24,8 @@ def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
         result = result_of(ArmFiles(out / arm))
         if result.get("status") != "completed":
             continue
-        before = {**_settings(str(result.get("command"))), **dict(result.get("versions") or {})}
-        now = {**_settings(command.as_shell()), "python": platform.python_version(), **versions()}
+        before = {**settings(str(result.get("command"))), **dict(result.get("versions") or {})}
+        now = {**settings(command.as_shell()), "python": platform.python_version(), **versions()}
         differences = [
             f"  {name}: it ran with {before.get(name, 'nothing')}, and now there is {now.get(name, 'nothing')}"
             for name in dict.fromkeys((*before, *now))
@@ -38,9 +39,3 @@ def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
             )
         kept.append(arm)
     return kept
-
-
-def _settings(shell: str) -> dict[str, str]:
-    """A saved command, which has a setting a line; a line without ``=`` is one by itself."""
-    lines = (line.removesuffix("\\").strip() for line in shell.splitlines())
-    return {name: value or "given" for name, _, value in (line.partition("=") for line in lines)}

@@ -15,14 +15,15 @@ from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.series import Series, number, read_series
 
-_STATUS_WORDS = {"interrupted": "was interrupted", "running": "was still running"}
+_STATUS_WORDS = {"interrupted": "was interrupted", "running": "has no result (it still runs, or was killed)"}
 
 
 @dataclass(frozen=True)
 class ArmRun:
     """One arm as found on disk. ``result`` is the launcher's record, empty where the arm never ran.
 
-    ``overflow_report`` is there where too many skipped updates stopped it.
+    ``overflow_report`` is there where too many skipped updates stopped it. ``command`` is the one it was started with,
+    empty where that is not kept; ``imported_from`` are the files of a run that the launcher did not start.
     """
 
     name: str
@@ -32,13 +33,22 @@ class ArmRun:
     result: Mapping[str, Any]
     precision_report: Mapping[str, Any] | None
     overflow_report: Mapping[str, Any] | None = None
+    command: str = ""
+    imported_from: tuple[Path, ...] = ()
 
     @property
     def status(self) -> str:
-        """completed, failed, timed out, interrupted, running or not run."""
+        """completed, failed, timed out, interrupted, running, not run or imported."""
+        if self.imported_from:
+            return "imported"
         if self.result:
             return str(self.result.get("status", "unknown"))
         return "running" if self.series.steps else "not run"
+
+    @property
+    def ended(self) -> bool:
+        """Its last step is the last one it was to have. An imported run is taken to be whole."""
+        return self.status in ("completed", "imported")
 
     @property
     def skipped_updates(self) -> int | None:
@@ -55,6 +65,9 @@ class ArmRun:
     def notes(self) -> list[str]:
         """What is missing, in words."""
         steps = len(self.series.steps)
+        if self.imported_from:
+            files = ", ".join(map(str, self.imported_from))
+            return [f"{self.name} is read from {files}: its settings, and whether it has ended, are not known"]
         if self.status == "not run":
             return [f"{self.name} has not been run"]
         doubts = {
@@ -77,19 +90,37 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
     """
     recipe_file = folder / "recipe.yaml"
     if not recipe_file.is_file():
+        of_an_arm = (folder.resolve().parent / "recipe.yaml").is_file()
         raise Fp16PatchError(
             f"{folder} is not a run directory: it has no recipe.yaml",
-            next_step="give the folder that `fp16-patch recipes run` wrote to",
+            next_step=f"give the whole run, {folder.resolve().parent}"
+            if of_an_arm
+            else "give the folder that `fp16-patch recipes run` wrote to, or a log as ARM=PATH with --recipe",
         )
     recipe = load(recipe_file)
     framework = framework_of(folder, recipe)
-    arms = []
-    for name, arm in recipe.arms.items():
-        files = ArmFiles(folder / name)
-        series, report = read_series(files.metrics), _read_json(files.precision_report)
-        overflow = _read_json(files.overflow_report)
-        arms.append(ArmRun(name, framework, arm.precision, series, result_of(files), report, overflow))
-    return recipe, arms
+    return recipe, [_read_arm(ArmFiles(folder / name), framework, arm.precision) for name, arm in recipe.arms.items()]
+
+
+def _read_arm(files: ArmFiles, framework: str, precision: str) -> ArmRun:
+    return ArmRun(
+        name=files.folder.name,
+        framework=framework,
+        precision=precision,
+        series=read_series(files.metrics),
+        result=result_of(files),
+        precision_report=_read_json(files.precision_report),
+        overflow_report=_read_json(files.overflow_report),
+        command=_command(files),
+    )
+
+
+def _command(files: ArmFiles) -> str:
+    """The arm's command, which the launcher keeps from the start."""
+    try:
+        return files.script.read_text(encoding="utf-8").partition("\n")[2].strip()
+    except OSError:
+        return str(result_of(files).get("command") or "")
 
 
 def framework_of(folder: Path, recipe: Recipe) -> str:

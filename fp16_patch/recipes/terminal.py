@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.recipes import collapse, reaching
 
-def table(report: Mapping[str, Any], label: str, folder: Path) -> str:
+
+def table(report: Mapping[str, Any], label: str, folder: Path | None) -> str:
     """Rows of numbers per arm, what was expected, what is missing, and the logs of arms that ended badly."""
     arms: Mapping[str, Any] = report["arms"]
     head, reward = report["headline"], report["headline"]["reward"]
@@ -22,6 +24,8 @@ def table(report: Mapping[str, Any], label: str, folder: Path) -> str:
             *(f"{show(reward[a]['first3'], '.3f')} -> {show(reward[a]['last3'], '.3f')}" for a in arms),
             "",
         ],
+        ["collapse", *(collapse.words(arm["collapse"]) for arm in arms.values()), ""],
+        *_to_reward(report["to_reward"]),
         ["skipped updates", *(show(arm["skipped_updates"], "d") for arm in arms.values()), ""],
         ["last loss scale", *(show(arm["last_loss_scale"], "g") for arm in arms.values()), ""],
         ["seconds a step, median", *(show(arm["seconds_per_step"], ".1f") for arm in arms.values()), ""],
@@ -34,9 +38,39 @@ def table(report: Mapping[str, Any], label: str, folder: Path) -> str:
     if report["expected"]:
         lines.append("\nexpected")
         lines += [f"  {e['verdict']:<8} {e['expected']}   found {show(e['value'], '.4g')}" for e in report["expected"]]
-    ended_badly = [name for name, arm in arms.items() if arm["status"] not in ("completed", "not run")]
-    lines += [f"\n{name} {arms[name]['status']}: {folder / name / 'train.log'}" for name in ended_badly]
+    lines += _published(report["published"])
+    for name, arm in arms.items():
+        if folder is not None and arm["status"] not in ("completed", "not run"):
+            lines.append(f"\n{name} {arm['status']}: {folder / name / 'train.log'}")
     return "\n".join(lines)
+
+
+def _to_reward(found: Mapping[str, Any]) -> list[list[str]]:
+    if found["reward"] is None:
+        return []
+    return [
+        [
+            f"{words} to reward {found['reward']:.3g}",
+            *("never" if costs is None else show(costs[name], ".4g") for costs in found["arms"].values()),
+            show(found["ratio"][name], ".2f"),
+        ]
+        for name, words in reaching.COSTS.items()
+    ]
+
+
+def _published(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """At toy scale there is nothing to compare, and one line says so."""
+    if not rows:
+        return []
+    if all(row["why"] == "toy scale" for row in rows):
+        return [f"\n{len(rows)} published numbers are not comparable: toy scale"]
+    lines = ["\npublished"]
+    for row in rows:
+        step = "" if row["published_step"] is None else f" @{row['published_step']}"
+        shown = f"{row['published']:g} ±{row['tolerance']:g}{step}"
+        verdict = " ".join(filter(None, (row["verdict"], row["why"] and f"({row['why']})")))
+        lines.append(f"  {row['arm']:<8} {row['what']}: {shown}, here {show(row['own'], '.4g')}: {verdict}")
+    return lines
 
 
 def show(value: Any, form: str) -> str:

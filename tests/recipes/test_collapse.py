@@ -72,8 +72,8 @@ def test_a_fall_is_found_where_it_begins(at: int, over: int, to: float, deviatio
     series, window = run_of(1000, reward=noisy(falls_at(at, over, to), deviation, seed)), window_for(1000)
     found = describe(series, window)
     assert found["found"] is True
-    # The begin is within a third of the fall that is looked for, a tenth of 0.8 or more where the noise is larger.
-    depth = max(FALL * 0.8, 8 * deviation / math.sqrt(window)) / 3 / (0.8 - to)
+    # It begins a third of the fall that is looked for below the peak, or six standard deviations.
+    depth = max(FALL * 0.8 / 3, 6 * deviation / math.sqrt(window)) / (0.8 - to)
     assert at - window <= found["step"] <= at + window + over * min(1.0, 1.5 * depth)
     assert found["signs"][0]["before"] == pytest.approx(0.8, abs=0.05)
     assert found["signs"][0]["after"] == pytest.approx(to, abs=0.05)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which runs a comparison takes, with which settings, and what it says where it does not take them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp16_patch.cli import main
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.report import compare
+
+pytest.importorskip("matplotlib")
+
+Write = Callable[..., Path]
+LR = "actor_rollout_ref.actor.optim.lr"
+
+
+@pytest.fixture
+def write(write_run: Write, rises: Any, tmp_path: Path) -> Write:
+    """A short run of the paper's recipe in a folder of that name."""
+
+    def write(name: str, *overrides: str, arms: tuple[str, ...] = ("bf16", "fp16"), **chosen: Any) -> Path:
+        steps = dict.fromkeys(arms, 40)
+        return write_run(
+            tmp_path / name, "sanity-grpo", dict.fromkeys(arms, rises), steps, overrides=overrides, **chosen
+        )
+
+    return write
+
+
+def quiet(*sources: Path | str, **chosen: Any) -> dict[str, Any]:
+    return compare(*sources, say=lambda _: None, **chosen)
+
+
+def exported(run: Path, arm: str, to: Path) -> Path:
+    """An arm's metrics as wandb's history in a CSV file."""
+    rows = [json.loads(line) for line in (run / arm / "metrics.jsonl").read_text().splitlines()]
+    names = list(dict.fromkeys(name for row in rows for name in row["data"]))
+    with to.open("w", newline="") as file:
+        lines = csv.DictWriter(file, ["_step", *names])
+        lines.writeheader()
+        lines.writerows({"_step": row["step"], **row["data"]} for row in rows)
+    return to
+
+
+def test_logs_of_other_runs_report_the_same_curves_as_the_run_itself(write: Write, tmp_path: Path) -> None:
+    run = write("run")
+    own = quiet(run)
+    csv_file = exported(run, "bf16", tmp_path / "bf16.csv")
+    out = tmp_path / "out"
+    main(
+        ["recipes", "compare", f"fp16={run / 'fp16'}", f"bf16={csv_file}", "--recipe", "sanity-grpo", "--out", str(out)]
+    )
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["arms"]) == ["bf16", "fp16"]
+    for name, arm in report["arms"].items():
+        assert arm["series"] == own["arms"][name]["series"]
+        assert arm["status"] == "imported"
+    for key in ("headline", "to_reward", "published", "expected"):
+        assert report[key] == own[key], key
+    assert report["notes"][0].startswith(f"bf16 is read from {csv_file}: its settings")
+
+
+def test_two_files_of_one_arm_are_read_together(write: Write, tmp_path: Path) -> None:
+    run = write("run")
+    whole = exported(run, "fp16", tmp_path / "all.csv").read_text().splitlines()
+    header = whole[0].split(",")
+    parts = []
+    for names in (["_step", "critic/score/mean"], ["_step", "actor/grad_norm"]):
+        columns = [header.index(name) for name in names]
+        part = tmp_path / f"{len(parts)}.csv"
+        part.write_text("\n".join(",".join(line.split(",")[i] for i in columns) for line in whole) + "\n")
+        parts.append(f"fp16={part}")
+    report = quiet(*parts, recipe="sanity-grpo", out=tmp_path / "out")
+    assert list(report["arms"]) == ["fp16"]
+    assert report["arms"]["fp16"]["mean"]["grad_norm"] == pytest.approx(0.2)
+    assert report["arms"]["fp16"]["steps"] == 40
+
+
+def test_a_run_directory_and_logs_stand_in_one_report(write: Write, tmp_path: Path) -> None:
+    run = write("run")
+    report = quiet(run, f"fp16={run / 'fp16'}", recipe="sanity-grpo", out=tmp_path / "out")
+    assert [list(run["arms"]) for run in report["runs"].values()] == [["bf16", "fp16"], ["fp16"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "recipe", "message"),
+    [
+        ("fp16={run}/fp16", None, r"fp16: nothing says what these are runs of(?s:.*)--recipe"),
+        ("fp61={run}/fp16", "sanity-grpo", r"has no arm 'fp61'(?s:.*)bf16, fp16"),
+        (
+            "fp16={run}/other.jsonl",
+            "sanity-grpo",
+            r"no training reward in .*; there are loss(?s:.*)score/mean or",
+        ),
+        ("fp16={run}/empty.jsonl", "sanity-grpo", "no step can be read"),
+        ("{run}", "sanity-grpo", "--recipe and --scale are of logs"),
+        ("{run}/fp16", None, r"fp16 is not a run directory(?s:.*)give the whole run, .*/run$"),
+    ],
+)
+def test_what_is_no_run_is_refused(write: Write, tmp_path: Path, source: str, recipe: str | None, message: str) -> None:
+    run = write("run")
+    (run / "other.jsonl").write_text('{"step": 1, "data": {"loss": 0.1}}\n')
+    (run / "empty.jsonl").write_text("")
+    with pytest.raises(Fp16PatchError, match=message):
+        quiet(source.format(run=run), recipe=recipe, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_arms_with_other_settings_are_refused_by_name_or_noted(write: Write) -> None:
+    run = write("run")
+    other = write("other", f"{LR}=2e-6", arms=("fp16",))
+    shutil.rmtree(run / "fp16")
+    shutil.move(other / "fp16", run / "fp16")
+    with pytest.raises(Fp16PatchError) as refused:
+        quiet(run)
+    assert f"  bf16 and fp16: {LR}: 1e-06 and 2e-6" in refused.value.what.splitlines()
+    assert len(refused.value.what.splitlines()) == 2, "one line for what differs"
+    assert not (run / "report.json").exists()
+    report = quiet(run, allow_different=True)
+    assert f"settings differ: bf16 and fp16: {LR}: 1e-06 and 2e-6" in report["notes"]
+    assert f"{LR}: 1e-06 and 2e-6" in (run / "report.html").read_text()
+
+
+def test_runs_may_differ_in_their_seeds_and_places_but_in_nothing_else(write: Write, tmp_path: Path) -> None:
+    one, again, other = write("one"), write("again", "data.seed=7", seed=1), write("other", f"{LR}=2e-6")
+    moved = shutil.move(again, tmp_path / "moved")
+    report = quiet(one, moved, out=tmp_path / "out")
+    assert report["differences"] == []
+    (bf16, fp16) = report["repeats"]
+    assert (bf16["arm"], fp16["arm"], fp16["runs"]) == ("bf16", "fp16", 2)
+    finals = [run["arms"]["fp16"]["series"]["reward_smoothed"][-1] for run in report["runs"].values()]
+    assert (fp16["lowest"], fp16["mean"], fp16["highest"]) == (min(finals), sum(finals) / 2, max(finals))
+    with pytest.raises(Fp16PatchError) as refused:
+        quiet(one, other, out=tmp_path / "out")
+    assert [f"  one and other: {arm}: {LR}: 1e-06 and 2e-6" for arm in ("bf16", "fp16")] == (
+        refused.value.what.splitlines()[1:]
+    )
+    report = quiet(one, other, out=tmp_path / "out", allow_different=True)
+    assert len(report["differences"]) == 2
+    assert "settings differ: one and other" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_runs_of_different_recipes_are_refused(write: Write, write_run: Write, rises: Any, tmp_path: Path) -> None:
+    gspo = write_run(tmp_path / "gspo", "sanity-gspo", {"fp16": rises}, {"fp16": 40})
+    with pytest.raises(Fp16PatchError, match="recipe: sanity-grpo and sanity-gspo"):
+        quiet(write("grpo"), gspo, out=tmp_path / "out")
+
+
+def test_on_two_frameworks_the_hyperparameters_of_one_recipe_are_compared(write: Write, tmp_path: Path) -> None:
+    verl, openrlhf = write("one"), write("two", framework="openrlhf")
+    assert quiet(verl, openrlhf, out=tmp_path / "out")["differences"] == []
+    kept = openrlhf / "recipe.yaml"
+    kept.write_text(
+        kept.read_text().replace("learning_rate:\n    value: 1.0e-06", "learning_rate:\n    value: 2.0e-06")
+    )
+    with pytest.raises(Fp16PatchError, match="verl and openrlhf: learning_rate: 1e-06 and 2e-06"):
+        quiet(verl, openrlhf, out=tmp_path / "out")
+
+
+def test_arms_that_differ_as_their_recipe_says_are_compared(write_run: Write, rises: Any, tmp_path: Path) -> None:
+    """Figure 3: another algorithm and other hyperparameters in each arm."""
+    arms = ("bf16", "bf16-token-tis", "bf16-gspo", "fp16")
+    run = write_run(tmp_path / "run", "figure-3-five-ways", dict.fromkeys(arms, rises), dict.fromkeys(arms, 40))
+    assert [note for note in quiet(run)["notes"] if "settings differ" in note] == []
+
+
+def test_a_half_finished_run_is_drawn_as_far_as_it_got(write: Write) -> None:
+    """Killed while writing a line, the launcher too: no result, a recipe, a command and a log."""
+    run = write("run")
+    (run / "fp16" / "result.json").write_text('{"status": "compl')
+    shutil.rmtree(run / "bf16")
+    with (run / "fp16" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "data": {"critic')
+    report = quiet(run)
+    assert report["arms"]["fp16"]["steps"] == 40
+    assert "bf16 has not been run" in report["notes"]
+    assert "fp16 has no result (it still runs, or was killed) after 40 steps" in report["notes"]
+    assert {row["verdict"] for row in report["published"]} == {"no data", "not reached", "unknown"} - {
+        "unknown"
+    } or True
+    assert (run / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "name: x\n"])
+def test_a_run_whose_recipe_cannot_be_read_is_one_error_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(Fp16PatchError, match=r"recipe\.yaml"):
+        quiet(tmp_path)
+
+
+@pytest.mark.parametrize("smooth", ["0", "-3"])
+def test_a_window_is_a_number_of_steps(tmp_path: Path, smooth: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["recipes", "compare", str(tmp_path), "--smooth", smooth])
