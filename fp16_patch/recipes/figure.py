@@ -15,16 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fp16_patch.recipes import collapse
-from fp16_patch.recipes.plot_style import (
-    GREY,
-    Curve,
-    Curves,
-    finish,
-    new_figure,
-    plot,
-    plot_smoothed,
-    save,
-)
+from fp16_patch.recipes.plot_style import GREY, Curve, Curves, finish, new_figure, plot, plot_smoothed, save
 from fp16_patch.recipes.published import evaluation, incomparable, published, series_of
 from fp16_patch.recipes.schema import Published
 from fp16_patch.recipes.smoothing import smoothed
@@ -76,14 +67,19 @@ def _curve(axes: Axes, curve: Curve, name: str, window: int) -> None:
         plot(axes, curve, evaluation(curve.arm.series))
         return
     if name == "prob_diff_mean":
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="mask")
     plot_smoothed(axes, curve, name, window)
-    found = collapse.describe(curve.arm.series, window)
-    if name == "reward" and found["found"]:
-        steps, rewards = curve.arm.series.points("reward")
-        heights = dict(zip(steps, smoothed(steps, rewards, window), strict=True))
-        begin = max(step for step in steps if step <= found["step"])
-        axes.plot([begin], [heights[begin]], color=curve.colour, **_COLLAPSE)
+    if name == "reward":
+        _collapse(axes, curve, window)
+
+
+def _collapse(axes: Axes, curve: Curve, window: int) -> None:
+    """A cross on the curve where the collapse begins."""
+    begin = collapse.describe(curve.arm.series, window)["step"]
+    steps, rewards = curve.arm.series.points("reward")
+    if begin is not None and steps:
+        at = max((i for i, step in enumerate(steps) if step <= begin), default=0)
+        axes.plot([steps[at]], [smoothed(steps, rewards, window)[at]], color=curve.colour, **_COLLAPSE)
 
 
 def _published(axes: Axes, curve: Curve, numbers: Sequence[Published]) -> None:

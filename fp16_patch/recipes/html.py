@@ -21,7 +21,6 @@ _PLOTS = {
     "pi_minus_mu": "The worst tokens of each step, above and below.",
     "loss_scale": "What the dynamic loss scaler did. A skipped update is its normal answer to an overflow.",
 }
-_FIGURE = "What was logged is faint behind each line."
 _KIND = {True: "met", False: "unmet", None: "unknown"}
 
 
@@ -37,7 +36,7 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, Path]) -> str:
         *map(_note, (f"settings differ: {line}" for line in report.get("differences", ()))),
         repeated(report.get("repeats", ())),
         "<h2>The figure</h2>",
-        _figure(plots["figure"], f"{_FIGURE} Reward and mismatch are smoothed: {first['smoothing']['how']}."),
+        _figure(plots["figure"], f"Reward and mismatch are a {first['smoothing']['how']}; faint, what was logged."),
         collapses(arms),
         *(to_reward(label, run["to_reward"]) for label, run in runs.items()),
         *(published(label, run["published"]) for label, run in runs.items()),

@@ -108,7 +108,7 @@ def build_report(
             "hardware": dataclasses.asdict(recipe.hardware),
         },
         "headline": headline(arms),
-        "smoothing": {"window": window, "how": f"mean over a window of {window} training steps, centred"},
+        "smoothing": {"window": window, "how": f"mean over a centred window of {window} training steps"},
         "to_reward": reaching(arms, reward, window),
         "published": beside(recipe, arms, window),
         "arms": {arm.name: _arm(arm, window) for arm in arms},

@@ -195,6 +195,15 @@ def test_nan_zero_and_negative_values_are_neither_drawn_nor_turned_into_nonsense
     assert report["headline"]["k3_kl_ratio"] == pytest.approx(8.8e-5**2 / ((3e-10 - 1e-12) / 5))
 
 
+def test_a_run_that_logs_no_number_from_the_first_step_on_has_collapsed_there(run: Path) -> None:
+    shutil.rmtree(run / "bf16")
+    nothing: list[float | None] = [None] * 8
+    write_arm(run / "bf16", "bf16", 0.0, critic__score__mean=nothing, actor__grad_norm=nothing)
+    report, said = report_of(run)
+    assert report["arms"]["bf16"]["collapse"]["step"] == 1
+    assert "begins at step 1" in said
+
+
 @pytest.fixture
 def openrlhf_run(run: Path, write_recipe: Write, openrlhf: str, tmp_path: Path) -> Path:
     """The same run as OpenRLHF logs it, a quarter as far off in BF16."""
