@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ def add_parser(subparsers: Subparsers) -> None:
     compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper, if it has it)")
     compare.add_argument(
         "--reward",
-        type=float,
+        type=_reward,
         metavar="X",
         help="count time and tokens to this smoothed reward (default: nine tenths of the way from the start to the "
         "highest that every arm reaches)",
@@ -199,7 +200,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _window(text: str) -> int:
-    window = int(text)
-    if window < 1:
-        raise argparse.ArgumentTypeError(f"{window} is no number of steps; 1 smooths nothing")
-    return window
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of steps; 1 smooths nothing")
+    return int(text)
+
+
+def _reward(text: str) -> float:
+    reward = float(text)
+    if not math.isfinite(reward):
+        raise argparse.ArgumentTypeError(f"{text} is no reward")
+    return reward

@@ -42,7 +42,7 @@ def to_reward(label: str, found: Mapping[str, Any]) -> str:
     rows = [
         (
             words,
-            *("never" if costs is None else show(costs[name], ",.0f") for costs in arms.values()),
+            *("not reached" if costs is None else show(costs[name], ",.0f") for costs in arms.values()),
             show(found["ratio"][name], ".2f"),
         )
         for name, words in COSTS.items()

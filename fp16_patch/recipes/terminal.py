@@ -51,7 +51,7 @@ def _to_reward(found: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             f"{words} to reward {found['reward']:.3g}",
-            *("never" if costs is None else show(costs[name], ".4g") for costs in found["arms"].values()),
+            *("not reached" if costs is None else show(costs[name], ".4g") for costs in found["arms"].values()),
             show(found["ratio"][name], ".2f"),
         ]
         for name, words in reaching.COSTS.items()

@@ -196,7 +196,7 @@ def test_a_run_whose_recipe_cannot_be_read_is_one_error_that_names_it(tmp_path: 
         quiet(tmp_path)
 
 
-@pytest.mark.parametrize("smooth", ["0", "-3"])
-def test_a_window_is_a_number_of_steps(tmp_path: Path, smooth: str) -> None:
+@pytest.mark.parametrize("option", ["--smooth=0", "--smooth=-3", "--smooth=x", "--reward=nan", "--reward=x"])
+def test_a_window_is_a_number_of_steps_and_a_reward_a_finite_number(tmp_path: Path, option: str) -> None:
     with pytest.raises(SystemExit):
-        main(["recipes", "compare", str(tmp_path), "--smooth", smooth])
+        main(["recipes", "compare", str(tmp_path), option])
