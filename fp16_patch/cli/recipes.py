@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch recipes``: list, show, check, run and compare."""
+"""``fp16-patch recipes``: list, show, check, run and compare; ``recipes data`` is in a file of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
-from fp16_patch.cli import table
+from fp16_patch.cli import recipes_data, table
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.schema import SCALES
 
@@ -95,6 +95,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "--allow-different", action="store_true", help="compare runs with different settings; the report names them"
     )
     compare.set_defaults(run=_compare)
+
+    recipes_data.add_parser(commands)
 
 
 def _list(arguments: argparse.Namespace) -> int:

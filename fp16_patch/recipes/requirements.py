@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.recipes.schema import Recipe
+from fp16_patch.recipes.schema import REWARD_PLACE, Recipe
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ def lacking(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
         yield from _gpus(recipe, needs)
     if recipe.world is None:
         yield from _files(recipe, needs)
-        yield from _model(*needs.model)
+        yield from missing_model(*needs.model)
+        if recipe.data.reward == REWARD_PLACE and importlib.util.find_spec("math_verify") is None:
+            yield Fp16PatchError("the reward on mathematics needs math-verify", next_step="pip install math-verify")
 
 
 def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
@@ -69,7 +72,7 @@ def _files(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
         )
 
 
-def _model(key: str, model: str) -> Iterator[Fp16PatchError]:
+def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
     """A folder, or a hub id that is in the cache or that the hub answers for."""
     if Path(model).expanduser().exists():
         return

@@ -27,7 +27,7 @@ _WORLD_SEED = 0
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Nobody else runs a recipe into ``out`` meanwhile. A process that was killed keeps nobody out.
+    """Nobody else writes into ``out`` meanwhile. A process that was killed keeps nobody out.
 
     Raises :class:`Fp16PatchError`, naming the process, where somebody does, and where ``out`` cannot be written to.
     """
@@ -42,7 +42,7 @@ def alone(out: Path) -> Iterator[None]:
         except OSError as error:
             lock.seek(0)
             raise Fp16PatchError(
-                f"{out} is in use: process {lock.read().strip() or 'unknown'} runs a recipe into it",
+                f"{out} is in use: process {lock.read().strip() or 'unknown'} writes into it",
                 next_step="wait for it, or choose another --out",
             ) from error
         lock.truncate(0)

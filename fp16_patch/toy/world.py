@@ -17,12 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.toy.dataset import write_jsonl, write_parquet
+from fp16_patch.data import problem, selection, writing
+from fp16_patch.data.problem import asked
 from fp16_patch.toy.folder import intact, replacing, seal
 from fp16_patch.toy.model import new_model, save, tiny_model
 from fp16_patch.toy.pretrain import pretrain
 from fp16_patch.toy.selection import select
-from fp16_patch.toy.task import Problem, distinct_problems, token_limits
+from fp16_patch.toy.task import DATA_SOURCE, Problem, distinct_problems, token_limits
 from fp16_patch.toy.tokenizer import character_tokenizer
 
 
@@ -41,9 +42,9 @@ class Settings:
     """Sampled accuracy at which supervised training stops."""
     train: int = 320
     val: int = 64
-    samples: int = 40
-    keep_from: float = 0.2
-    keep_to: float = 0.8
+    samples: int = selection.SAMPLES
+    keep_from: float = selection.KEEP[0]
+    keep_to: float = selection.KEEP[1]
     """A problem is kept when its share of solved samples lies between the two, both included."""
 
 
@@ -147,7 +148,7 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
         seed=seed,
         progress=progress,
     )
-    selection = select(
+    chosen = select(
         model,
         tokenizer,
         distinct_problems(settings.digits, random.Random(seed)),
@@ -159,32 +160,33 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
         progress=progress,
     )
     # The order of trial is random and no two problems are permutations of each other: val is held out.
-    val, train = selection.kept[: settings.val], selection.kept[settings.val :][: settings.train]
+    val, train = chosen.kept[: settings.val], chosen.kept[settings.val :][: settings.train]
     save(model, tokenizer, folder / "model")
     for split, problems in (("train", train), ("val", val)):
-        rates = [selection.rates[problem] for problem in problems]
+        rates = [chosen.rates[problem] for problem in problems]
         _write_problems(folder, split, problems, rates)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "supervised_steps": steps,
-        "candidates": len(selection.rates),
-        "kept": len(selection.kept),
+        "candidates": len(chosen.rates),
+        "kept": len(chosen.kept),
         "train": len(train),
         "val": len(val),
         **limits,
         "accuracy_before": {
-            "candidates": selection.mean_rate(),
-            "train": selection.mean_rate(train),
-            "val": selection.mean_rate(val),
+            "candidates": chosen.mean_rate(),
+            "train": chosen.mean_rate(train),
+            "val": chosen.mean_rate(val),
         },
-        "solve_rate_histogram": selection.histogram(),
+        "solve_rate_histogram": chosen.histogram(),
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
 def _write_problems(folder: Path, split: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
-    write_parquet(folder / f"{split}.parquet", split, problems, rates)
-    write_jsonl(folder / f"{split}.jsonl", problems)
+    """OpenRLHF's file holds the text that the chat template makes of a prompt: it is given the same tokens."""
+    shared = [problem.Problem(asked(p.prompt), p.answer, DATA_SOURCE, "arithmetic") for p in problems]
+    writing.write(folder, split, shared, rates)
 
 
 @contextmanager
@@ -207,6 +209,7 @@ def _limits(digits: int) -> dict[str, int]:
 
 
 def _source_digest() -> str:
-    """Digest of this package's code: another code is another world."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    """Digest of this package's code, and of what it shares: another code is another world."""
+    shared = [Path(str(module.__file__)) for module in (problem, selection, writing)]
+    sources = [*sorted(Path(__file__).parent.glob("*.py")), *shared]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()

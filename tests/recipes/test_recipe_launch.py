@@ -255,7 +255,7 @@ def test_two_runs_into_one_directory_are_refused_and_a_killed_one_keeps_nobody_o
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "in\n"
-        with pytest.raises(Fp16PatchError, match=f"process {holder.pid} runs a recipe into it"):
+        with pytest.raises(Fp16PatchError, match=f"process {holder.pid} writes into it"):
             run_recipe(write_recipe(), out, module=stand_in)
         assert not (out / "fp16").exists()
     finally:

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.toy.task import DATA_SOURCE, Problem
+from fp16_patch.data.problem import Problem
+
+
+def write(folder: Path, name: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
+    """Write ``NAME.parquet`` and ``NAME.jsonl``, the same problems in the same order."""
+    write_parquet(folder / f"{name}.parquet", name, problems, rates)
+    write_jsonl(folder / f"{name}.jsonl", problems)
 
 
 def write_parquet(path: Path, split: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
@@ -18,9 +24,9 @@ def write_parquet(path: Path, split: str, problems: Sequence[Problem], rates: Se
 
     rows: list[dict[str, Any]] = [
         {
-            "data_source": DATA_SOURCE,
-            "prompt": [{"role": "user", "content": problem.prompt}],
-            "ability": "arithmetic",
+            "data_source": problem.source,
+            "prompt": problem.messages,
+            "ability": problem.ability,
             "reward_model": {"style": "rule", "ground_truth": problem.answer},
             "extra_info": {"split": split, "index": index},
         }
@@ -34,8 +40,12 @@ def write_parquet(path: Path, split: str, problems: Sequence[Problem], rates: Se
 def write_jsonl(path: Path, problems: Sequence[Problem]) -> None:
     """One line a problem, for ``--data.input_key input --data.label_key label``.
 
-    ``input`` is the text that verl's chat template makes of the prompt, so without ``--data.apply_chat_template`` the
-    policy is given the same tokens.
+    ``input`` is the text of the one user message; where any problem has more messages, a list of messages in every
+    line, for ``--data.apply_chat_template``.
     """
-    lines = [json.dumps({"input": problem.prompt, "label": problem.answer}) + "\n" for problem in problems]
+    chats = any(len(problem.prompt) > 1 for problem in problems)
+    lines = [
+        json.dumps({"input": problem.messages if chats else problem.prompt[0].content, "label": problem.answer}) + "\n"
+        for problem in problems
+    ]
     path.write_text("".join(lines), encoding="utf-8")

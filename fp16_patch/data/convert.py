@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a dataset in the layouts that the frameworks read, and do nothing else with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fp16_patch.data.output import Output, dataset_facts
+from fp16_patch.data.reading import Wanted, read
+
+
+def convert(wanted: Wanted, output: Output, *, limit: int | None = None, say: Callable[[str], None] = print) -> None:
+    """Raises ``Fp16PatchError`` where the dataset is missing, or files of somebody else's are in the way."""
+    output.check()
+    found = read(wanted, limit)
+    output.write(found.problems, {"dataset": dataset_facts(wanted, found)})
+    say(f"{found} of {wanted.source.name}: {output.parquet}, {output.jsonl}")

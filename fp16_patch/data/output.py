@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of one set of problems, with a manifest of how they were made. Each is replaced in one piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.data import writing
+from fp16_patch.data.problem import Problem
+from fp16_patch.data.reading import Read, Wanted
+from fp16_patch.errors import Fp16PatchError
+
+
+@dataclass(frozen=True)
+class Output:
+    """``NAME.parquet`` for verl, ``NAME.jsonl`` for OpenRLHF and ``NAME.manifest.json`` in ``folder``."""
+
+    folder: Path
+    name: str = "train"
+
+    @property
+    def parquet(self) -> Path:
+        return self.folder / f"{self.name}.parquet"
+
+    @property
+    def jsonl(self) -> Path:
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / f"{self.name}.manifest.json"
+
+    def check(self) -> None:
+        """Raises ``Fp16PatchError`` where files of these names were written by somebody else."""
+        if foreign := [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]:
+            raise Fp16PatchError(
+                f"{' and '.join(map(str, foreign))}: in the way, and not written by this (no {self.manifest.name})",
+                next_step="choose another --out or --name",
+            )
+
+    def write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float] = ()) -> None:
+        """Write the three; the manifest says ``facts``, the versions here and the digest of either file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{self.name}.", dir=self.folder))
+        try:
+            writing.write(scratch, self.name, problems, rates)
+            paths = (self.parquet, self.jsonl)
+            digests = {path.name: file_digest(scratch / path.name) for path in paths}
+            manifest = {**facts, "versions": versions(), "files": digests}
+            (scratch / self.manifest.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            for path in (self.manifest, *paths):  # the manifest first: files without one are taken for somebody else's
+                (scratch / path.name).replace(path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def dataset_facts(wanted: Wanted, found: Read) -> dict[str, Any]:
+    """What the manifest says of the dataset."""
+    source = wanted.source
+    return {
+        "dataset": source.name,
+        "config": source.config,
+        "split": source.split,
+        "revision": found.revision,
+        "template": wanted.template,
+        "problems": len(found.problems),
+        "repeated_rows": found.repeated,
+        "rows_without_answer": found.unanswered,
+    }
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what decides what is read, sampled and judged."""
+    from fp16_patch.patching import installed_version
+    from fp16_patch.proof import report
+
+    more = {name: installed_version((name,)) for name in ("datasets", "pyarrow", "math-verify")}
+    found = {name: version for name, version in more.items() if version}
+    return {"python": platform.python_version(), **report.versions(), **found}
