@@ -159,11 +159,12 @@ def _prepare_environment() -> None:
 
 
 def _place(model: str) -> str:
-    """The model's folder, or the hub's id of one that vLLM will fetch: an offline cache is not asked the hub about."""
+    """The model's folder, its folder in the hub's cache, or the hub's id where vLLM is to fetch the weights."""
     if Path(model).expanduser().exists():
         return str(Path(model).expanduser())
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(model, "config.json"), str):
-        return str(snapshot_download(model, local_files_only=True))
+    config = try_to_load_from_cache(model, "config.json")
+    if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
+        return str(Path(config).parent)
     return model

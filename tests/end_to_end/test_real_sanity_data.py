@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch recipes data sanity`` with the real vLLM: killed in the middle, it ends up where it would have anyway."""
+"""``fp16-patch recipes data sanity`` with the real vLLM: killed in the middle, it ends where it would have anyway."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,8 @@ def running(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was sampled is kept: through a kill, and from other settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fp16_patch.data.answers import Answers, Sampled
+from fp16_patch.errors import Fp16PatchError
+
+FIRST = Sampled("a", ("1", "línea\n2"), (3, 4), 0)
+SECOND = Sampled("b", ("", "x"), (0, 8), 1)
+SETTINGS = {"model": "m", "samples": 2}
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Answers:
+    answers = Answers(tmp_path / "sampling")
+    answers.begin(SETTINGS)
+    answers.append([FIRST, SECOND])
+    return answers
+
+
+def test_what_is_written_is_read(answers: Answers) -> None:
+    assert list(answers) == [FIRST, SECOND]
+    answers.begin(SETTINGS)
+    answers.append([SECOND])
+    assert list(answers) == [FIRST, SECOND, SECOND]
+
+
+@pytest.mark.parametrize("torn", range(1, 40, 7))
+def test_half_a_line_is_dropped(answers: Answers, torn: int) -> None:
+    whole = answers.file.read_bytes()
+    answers.file.write_bytes(whole[:-torn])
+    answers.begin(SETTINGS)
+    assert list(answers) == [FIRST]
+    answers.append([SECOND])
+    assert answers.file.read_bytes() == whole
+
+
+def test_half_a_line_and_nothing_else(answers: Answers) -> None:
+    answers.file.write_text('{"key')
+    answers.begin(SETTINGS)
+    assert list(answers) == []
+
+
+def test_other_settings_are_refused_by_name_and_nothing_is_lost(answers: Answers) -> None:
+    before = answers.file.read_bytes()
+    with pytest.raises(Fp16PatchError) as error:
+        answers.begin({"model": "other", "samples": 2, "dtype": "float16"})
+    assert "model: 'm' there, 'other' now, dtype: None there, 'float16' now" in str(error.value)
+    assert "samples" not in str(error.value)
+    assert answers.file.read_bytes() == before
+
+
+@pytest.mark.parametrize("stamp", [None, "{", "[]"])
+def test_answers_without_their_settings_are_refused(answers: Answers, stamp: str | None) -> None:
+    answers.settings_file.unlink() if stamp is None else answers.settings_file.write_text(stamp)
+    with pytest.raises(Fp16PatchError, match="does not tell what they were sampled with"):
+        answers.begin(SETTINGS)
+    assert list(answers) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"key": "a"}'])
+def test_a_broken_line_is_named(answers: Answers, line: str) -> None:
+    answers.file.write_text(f"{line}\n{answers.file.read_text()}")
+    with pytest.raises(Fp16PatchError, match="line 1, cannot be read"):
+        list(answers)
