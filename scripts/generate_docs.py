@@ -33,6 +33,8 @@ recipes run NAME` starts its arms one after the other on verl or OpenRLHF; `--sc
 same code path on two CPU cores; `--print` prints the commands and starts nothing. `fp16-patch recipes check --all`
 composes every one of them against what is installed. `recipes compare` puts a run beside the paper's numbers, and runs
 that were logged elsewhere too: [comparing.md](comparing.md).
+What the line "where it is missing" names makes a
+recipe's data: [data.md](data.md).
 
 A number's source is one of these. What sources disagree on is decided in the recipe, and its note says against what.
 

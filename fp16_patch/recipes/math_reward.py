@@ -4,9 +4,9 @@
 For verl's ``custom_reward_function.path`` and OpenRLHF's ``--reward.remote_url``. Both load this file by itself, so it
 imports nothing of this package. An answer cut off before its box is closed gets 0, as in the paper.
 
-A policy may answer ``9^{9^{9}}``, over which math-verify computes with no end in sight, and a trainer calls this outside its main
-thread, where math-verify's own time limits do not work. So answers are judged in a process of their own, which the
-system ends after ``LIMIT_S`` seconds over one answer; that answer gets 0, and a new process goes on.
+A policy may answer ``9^{9^{9}}``, over which math-verify computes with no end in sight, and a trainer calls this
+outside its main thread, where math-verify's own time limits do not work. So answers are judged in a process of their
+own, which the system ends after ``LIMIT_S`` seconds over one answer; that answer gets 0, and a new process goes on.
 """
 
 from __future__ import annotations

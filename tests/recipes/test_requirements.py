@@ -40,8 +40,8 @@ def test_too_few_gpus_missing_files_and_a_missing_model(tmp_path: Path, framewor
     assert "sanity-grpo needs 8 GPUs, and this machine has 4" in said
     assert f"add {change}" in said
     assert "--scale toy" in said
-    assert "data/sanity/math_1460" in said
-    assert "copy the folder sanity_test" in said
+    assert "data/sanity/train" in said
+    assert "fp16-patch recipes data convert --dataset sail/Sanity-Test-R1D-1.5B --out data/sanity" in said
     assert "hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in said
 
 
