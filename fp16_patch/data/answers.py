@@ -76,11 +76,16 @@ class Answers:
         self._drop_half_a_line()
 
     def append(self, batch: Sequence[Sampled]) -> None:
-        """Add a batch; it is on the disk when this returns."""
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(asdict(sampled)) + "\n" for sampled in batch))
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a batch; it is on the disk when this returns. Raises ``Fp16PatchError`` where it cannot be."""
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(asdict(sampled)) + "\n" for sampled in batch))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise Fp16PatchError(
+                f"{self.file}: {error.strerror}", next_step="make room; the same command goes on from the batch before"
+            ) from error
 
     def __iter__(self) -> Iterator[Sampled]:
         """All there are, in the order of sampling. Raises ``Fp16PatchError`` naming a line that cannot be read."""

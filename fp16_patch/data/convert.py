@@ -11,7 +11,10 @@ from fp16_patch.data.reading import Wanted, read
 
 def convert(wanted: Wanted, output: Output, *, limit: int | None = None, say: Callable[[str], None] = print) -> None:
     """Raises ``Fp16PatchError`` where the dataset is missing, or files of somebody else's are in the way."""
+    from fp16_patch.recipes.run_directory import alone
+
     output.check()
     found = read(wanted, limit)
-    output.write(found.problems, {"dataset": dataset_facts(wanted, found)})
+    with alone(output.folder):
+        output.write(found.problems, {"dataset": dataset_facts(wanted, found)})
     say(f"{found} of {wanted.source.name}: {output.parquet}, {output.jsonl}")

@@ -7,7 +7,9 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,12 +48,28 @@ def reward_file(reward: str) -> Path:
 def solved(reward: Path, cases: Iterable[Case]) -> Iterator[int]:
     """How many of the answers to each problem are right, in order. A right answer scores 1 or more.
 
-    Where the reward gives a dict, as verl's may, its ``acc`` decides, or its ``score``.
+    Where the reward gives a dict, as verl's may, its ``acc`` decides, or its ``score``. Raises ``Fp16PatchError`` when
+    the reward fails on an answer. ``cases`` are asked for a few at a time: all answers together may fill the memory.
     """
     # Not forked: this process has threads, and on a GPU a context, of vLLM.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(os.cpu_count() or 1, 16), _start, (reward,)) as pool:
-        yield from pool.imap(_count, cases)
+    context, workers = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16)
+    waiting: deque[Future[int]] = deque()
+    with ProcessPoolExecutor(workers, context, _start, (reward,)) as pool:
+        try:
+            for case in cases:
+                waiting.append(pool.submit(_count, case))
+                if len(waiting) > 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except Fp16PatchError:
+            raise
+        except Exception as error:
+            pool.shutdown(cancel_futures=True)
+            raise Fp16PatchError(
+                f"--reward {reward} failed on an answer: {error!r}",
+                next_step="the answers are kept: mend the reward, and give the same command again",
+            ) from error
 
 
 def _start(reward: Path) -> None:

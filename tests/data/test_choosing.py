@@ -68,6 +68,21 @@ def test_any_reward_that_verl_takes(tmp_path: Path, body: str, right: int) -> No
     assert list(scoring.solved(scoring.reward_file(str(path)), [case])) == [right]
 
 
+def test_a_reward_that_fails_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return 1 / 0\n")
+    cases = [scoring.Case("source", "1", ("1",))] * 100
+    with pytest.raises(Fp16PatchError, match=r"failed on an answer: ZeroDivisionError(.|\n)*mend the reward"):
+        list(scoring.solved(path, cases))
+
+
+def test_a_worker_that_dies_is_one_error_too(tmp_path: Path) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text("import os\ndef compute_score(*_):\n    os._exit(1)\n")
+    with pytest.raises(Fp16PatchError, match="failed on an answer: BrokenProcessPool"):
+        list(scoring.solved(path, [scoring.Case("source", "1", ("1",))]))
+
+
 @pytest.mark.parametrize(
     ("contents", "said"),
     [(None, "no such file"), ("", "no function compute_score"), ("compute_score = 3", "no function")],

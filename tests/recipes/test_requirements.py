@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_what_the_user_changes_counts(tmp_path: Path) -> None:
     )
     assert "GPUs" not in said
     assert "model.path" not in said
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_reward_that_could_not_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "math_verify" else find_spec(name, *rest)
+    )
+    assert "pip install math-verify" in lacks(tmp_path, "sanity-grpo")
 
 
 @pytest.mark.usefixtures("gpus")
