@@ -42,6 +42,7 @@ def parts() -> dict[str, list[Row]]:
     from fp16_patch.frameworks.openrlhf import plan as openrlhf_plan
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
     from fp16_patch.platforms.cpu.plan import MEGATRON_PATCHES, OPENRLHF_PATCHES, PATCHES
+    from fp16_patch.platforms.cpu.significand import PATCHES as SIGNIFICAND
     from fp16_patch.platforms.cpu.torch_cuda import MEGATRON_PATCHES as TORCH_CUDA
 
     flag = [_row(patch) for patch in ALL_PATCHES]
@@ -56,6 +57,7 @@ def parts() -> dict[str, list[Row]]:
         "The CPU platform on verl with Megatron": [row for row in megatron if row not in both],
         "The CPU platform on OpenRLHF, where it is asked for": [row for row in openrlhf if row not in both],
         "The CPU platform on either": both,
+        "The CPU platform, an instrument for experiments": [_row(patch) for patch in SIGNIFICAND],
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fp16_patch.platforms.cpu import significand
 from fp16_patch.recipes.algorithms import Definition, algorithms
 from fp16_patch.recipes.hyperparameters import values
 from fp16_patch.recipes.schema import Arm, OtherData, Recipe
@@ -86,6 +87,12 @@ class Job:
         if self.recipe.platform is None:
             return None
         return importlib.import_module(f"fp16_patch.platforms.{self.recipe.platform}.settings")
+
+    @property
+    def instruments(self) -> dict[str, str]:
+        """What to add to the environment for what the arm's experiment does to the rollout."""
+        bits = self.arm.rollout_significand
+        return {} if bits is None else {significand.VARIABLE: str(bits)}
 
     @property
     def algorithm(self) -> Definition | None:

@@ -84,7 +84,8 @@ def _loss(name: str, definition: Definition) -> str:
 def _arms(recipe: Recipe) -> Iterator[tuple[str, ...]]:
     for name, arm in recipe.arms.items():
         shown = "; ".join(map(_published, recipe.published.get(name, ()))) or "-"
-        yield name, arm.precision, arm.rollout or arm.precision, _algorithm_name(recipe, arm), shown
+        bits = "" if arm.rollout_significand is None else f", {arm.rollout_significand} bits of significand"
+        yield name, arm.precision, (arm.rollout or arm.precision) + bits, _algorithm_name(recipe, arm), shown
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:

@@ -108,10 +108,14 @@ class OpenRLHF:
 @dataclass(frozen=True)
 class Arm:
     """One run of the comparison: the trainer's precision and, where it differs, the ``rollout``'s; what this arm alone
-    gets: another ``algorithm``, ``hyperparameters``, verl ``overrides``, OpenRLHF ``arguments``."""
+    gets: another ``algorithm``, ``hyperparameters``, verl ``overrides``, OpenRLHF ``arguments``.
+
+    ``rollout_significand``, on the CPU platform: the explicit bits to which the rollout's linear layers are rounded.
+    """
 
     precision: str
     rollout: str | None = None
+    rollout_significand: int | None = None
     algorithm: str | None = None
     hyperparameters: dict[str, Setting] = field(default_factory=dict)
     overrides: dict[str, object] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.platforms.cpu import significand
 from fp16_patch.recipes import algorithm_validation
 from fp16_patch.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, WORLDS, Data, OtherData, Recipe
 from fp16_patch.recipes.trainers import TRAINERS
@@ -114,6 +115,13 @@ def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
         Fp16PatchError(f"{source}: {key}={value!r}", allowed="more than zero")
         for key, value in positive.items()
         if value <= 0
+    ]
+    bits = {f"arms.{name}.rollout_significand": arm.rollout_significand for name, arm in recipe.arms.items()}
+    fewest, most = significand.FEWEST, significand.MOST
+    problems += [
+        Fp16PatchError(f"{source}: {key}={value!r}", allowed=f"{fewest} to {most}, and platform: cpu")
+        for key, value in bits.items()
+        if value is not None and not (recipe.platform == "cpu" and fewest <= value <= most)
     ]
     problems += [
         Fp16PatchError(f"{source}: expected {e.metric} has no bound", allowed="at_least, at_most or both")

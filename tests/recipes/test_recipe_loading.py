@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.platforms.cpu.significand import VARIABLE
 from fp16_patch.recipes.command import ArmFiles, Job
 from fp16_patch.recipes.loading import available, find, load
 from fp16_patch.recipes.trainers import TRAINERS, verl
@@ -64,6 +66,7 @@ MISTAKES = {
     "no framework": ("verl:\n  overrides:\n    trainer.total_training_steps: 4", "", "no framework", "verl, openrlhf"),
     "no validation data": (", val: val.parquet", "", "data.val is missing", "verl"),
     "another framework's options": ("precision: bf16", "precision: bf16, arguments: {a: 1}", "arms.bf16.arguments", ""),
+    "rounding on a GPU": ("precision: bf16", "precision: bf16, rollout_significand: 5", "rollout_significand=5", "cpu"),
     "no bound": (", at_least: 6", "", "headline.prob_diff_ratio has no bound", "at_least"),
     "key given twice": ("some/model}", "some/model, path: b}", "the key 'path' is given twice", ""),
     "not yaml": ("name: tiny", "name: [", "not readable as YAML", ""),
@@ -113,6 +116,23 @@ def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
     assert values["trainer.nnodes"] == "2"
     assert values["fp16_patch.report_path"] == f"'{tmp_path}/with space/precision_report.json'"
     assert command.environment["VERL_FILE_LOGGER_PATH"] == f"{tmp_path}/with space/metrics.jsonl"
+
+
+@pytest.mark.parametrize("bits", [0, 11])
+def test_bits_that_no_significand_has_are_refused(write_recipe: Write, bits: int) -> None:
+    arm = ("{precision: fp16}", f"{{precision: fp16, rollout_significand: {bits}}}")
+    with pytest.raises(Fp16PatchError, match=rf"rollout_significand={bits}(?s:.*)1 to 10, and platform: cpu"):
+        load(write_recipe(("algorithm:", "platform: cpu\nalgorithm:"), arm))
+
+
+@pytest.mark.parametrize("framework", TRAINERS)
+def test_an_arm_with_a_rounded_rollout_asks_the_platform_for_it(framework: str, tmp_path: Path) -> None:
+    recipe = load(find("quickstart" if framework == "verl" else f"quickstart-{framework}"))
+    fewer = dataclasses.replace(recipe.arms["fp16"], rollout_significand=5)
+    recipe = dataclasses.replace(recipe, arms={**recipe.arms, "bits-5": fewer})
+    jobs = {arm: Job(recipe, arm, ArmFiles(tmp_path / arm), World(tmp_path, {})) for arm in recipe.arms}
+    asked = {arm: TRAINERS[framework].build_command(job, "m").environment.get(VARIABLE) for arm, job in jobs.items()}
+    assert asked == {"bf16": None, "fp16": None, "bits-5": "5"}
 
 
 def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:

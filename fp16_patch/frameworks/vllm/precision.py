@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fp16_patch.patching import status
+from fp16_patch.platforms.cpu import significand
 from fp16_patch.proof.dtypes import agree, describe
 from fp16_patch.proof.observed import seen
 from fp16_patch.proof.processes import this_process
@@ -17,10 +18,12 @@ from fp16_patch.proof.processes import this_process
 def describe_worker(worker: Any) -> dict[str, str]:
     """Rows for the precision report: rollout weights, compute and KV cache of one vLLM worker process."""
     runner = worker.model_runner
+    rounding = significand.in_force(runner.model)
     return {
         "weights": describe(runner.model.parameters()),
         "compute": agree([runner.model_config.dtype]),
         "kv_cache": describe(_tensors(getattr(runner, "kv_caches", [])), none="not allocated"),
+        **({"linear_outputs": rounding} if rounding else {}),
     }
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from types import ModuleType
 
 from fp16_patch.patching import Patch, apply, when_imported
-from fp16_patch.platforms.cpu import flash_attention
+from fp16_patch.platforms.cpu import flash_attention, significand
 from fp16_patch.platforms.cpu.plan import OPENRLHF_PATCHES
 
 _active = False
@@ -30,7 +30,7 @@ def activate() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     flash_attention.stand_in()
     when_imported("torch", _half_products)
-    for patch in OPENRLHF_PATCHES:
+    for patch in (*OPENRLHF_PATCHES, *significand.patches()):
         when_imported(patch.target.partition(":")[0], partial(_apply, patch))
 
 

@@ -16,7 +16,7 @@ from verl.plugin.platform import PlatformRegistry
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Patch, apply, when_imported
-from fp16_patch.platforms.cpu import matmul, without_megatron
+from fp16_patch.platforms.cpu import matmul, significand, without_megatron
 from fp16_patch.platforms.cpu.distribution import answer_for_vllm
 from fp16_patch.platforms.cpu.plan import PATCHES
 from fp16_patch.platforms.cpu.platform import PlatformCPU
@@ -37,7 +37,7 @@ def activate() -> None:
     answer_for_vllm()
     matmul.enable()
     without_megatron.hide()
-    for patch in PATCHES:
+    for patch in (*PATCHES, *significand.patches()):
         when_imported(patch.target.partition(":")[0], partial(_apply, patch))
 
 

@@ -105,6 +105,7 @@ def build_command(job: Job, module: str = MODULE) -> Command:
         environment={
             METRICS_VARIABLE: str(files.metrics),
             **(platform.openrlhf_environment(files.folder, ranks) if platform else {}),
+            **job.instruments,
         },
         total_steps=_steps(values),
     )

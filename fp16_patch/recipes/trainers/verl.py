@@ -99,6 +99,7 @@ def build_command(job: Job, module: str = MODULE) -> Command:
             "VERL_FILE_LOGGER_PATH": str(files.metrics),
             "HYDRA_FULL_ERROR": "1",
             **(platform.environment(files.folder, megatron=megatron) if platform else {}),
+            **job.instruments,
         },
         total_steps=int(steps) if steps.isdecimal() else None,
     )
