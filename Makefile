@@ -2,6 +2,8 @@
 #                   (FRAMEWORK=openrlhf: in a real OpenRLHF run)
 # make recipes-toy  run the toy section of every recipe, about two hours (RECIPES="sanity-gspo ...": those), and write
 #                   docs/recipes-toy.md
+# make toy-experiment  how much mismatch training bears: further SEEDS="1 2 ..." of ARMS="bits-5 ..." (of RECIPES="..."), into
+#                   docs/results-toy.md; 10 to 20 minutes a run on two quiet cores, 18 runs (5 hours) a seed of everything
 # make test         set up everything and run every check and test
 VENV ?= .venv
 FRAMEWORK ?= verl
@@ -15,7 +17,10 @@ endif
 
 RECIPES ?=
 
-.PHONY: setup quickstart recipes-toy test lint unit docs clean
+ARMS ?= bf16 fp16 bits-7 bits-6 bits-5 bits-4 bits-3 bits-2 bits-1
+SEEDS ?=
+
+.PHONY: setup quickstart recipes-toy toy-experiment test lint unit docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +34,10 @@ quickstart: setup
 
 recipes-toy: setup
 	$(BIN)/python scripts/recipes_toy.py runs/toy $(RECIPES)
+
+toy-experiment: setup
+	$(BIN)/python scripts/toy_experiment.py runs/toy-experiment \
+	  $(if $(RECIPES),--recipes $(RECIPES)) --arms $(ARMS) --seeds $(SEEDS)
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much mismatch training bears: run the dose-response recipes, seed by seed, and write docs/results-toy.md.
+
+    toy_experiment.py OUT [--recipes NAME ...] [--arms NAME ...] [--seeds N ...]
+
+What OUT or benchmarks/toy_experiment.jsonl holds already is not run again, so that a later call adds arms and seeds.
+Without arms and seeds nothing is run and only the page is written. A run is a few kB of JSON: its curves, and the
+accuracy of the policy it trained, sampled from its weights in FP32 and so with nothing rounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from toy_experiment_page import RUNS, read_records, write_page
+
+from fp16_patch.recipes.launch import run_recipe
+from fp16_patch.recipes.loading import find
+from fp16_patch.recipes.runs import ArmRun, read_run
+from fp16_patch.toy.sampling import solved_counts
+from fp16_patch.toy.task import Problem, token_limits
+
+RECIPES = ("dose-response", "dose-response-pg-seq-is")
+SEED_KEYS = ("data.seed", "actor_rollout_ref.rollout.seed")
+"""The order of the problems, and vLLM's sampling. The policy that a run starts from is the same for all seeds."""
+CURVES = ("reward", "prob_diff_mean", "k3_kl", "grad_norm")
+SAMPLES = 16
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--arms", nargs="*", default=[])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[])
+    asked = parser.parse_args()
+    for seed, recipe, arm in ((s, r, a) for s in asked.seeds for r in asked.recipes for a in asked.arms):
+        if not any((r["recipe"], r["arm"], r["seed"]) == (recipe, arm, seed) for r in read_records()):
+            run_one(asked.out, recipe, arm, seed)
+    write_page()
+    return int(any(record["status"] != "completed" for record in read_records()))
+
+
+def run_one(out: Path, recipe: str, arm: str, seed: int) -> None:
+    """Run one arm, and append its record. A run that was left complete in OUT is recorded as it is."""
+    folder, world = out / f"{recipe}-seed{seed}", out / "world"
+    if world.exists() and not (folder / "world").exists():
+        shutil.copytree(world, folder / "world")  # found unharmed, it is used as it is
+    seeds = [f"{key}={seed}" for key in SEED_KEYS]
+    run_recipe(find(recipe), folder, arms=[arm], overrides=seeds, resume=True)
+    if not world.exists():
+        shutil.copytree(folder / "world", world)
+    run = next(run for run in read_run(folder)[1] if run.name == arm)
+    record = {"recipe": recipe, "arm": arm, "seed": seed, **measured(run, folder)}
+    with RUNS.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def measured(run: ArmRun, folder: Path) -> dict[str, Any]:
+    """What a run is remembered by; a value that was not logged is null."""
+    curves = {name: [_short(value) for value in run.series.values[name]] for name in CURVES}
+    rollout = (run.precision_report or {}).get("roles", {}).get("rollout", {})
+    return {
+        "status": run.status,
+        "steps": len(run.series.steps),
+        "policy_accuracy": policy_accuracy(folder, folder / run.name),
+        "answer_tokens": answer_tokens(folder / run.name / "metrics.jsonl"),
+        **curves,
+        "skipped": run.skipped_updates,
+        "seconds": run.result.get("seconds"),
+        "started": run.result.get("started"),
+        "rollout": rollout,
+        "versions": run.result.get("versions"),
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return value if value is None else float(f"{value:.4g}")
+
+
+def answer_tokens(metrics: Path) -> float:
+    """Mean length of the answers, over all steps."""
+    rows = [json.loads(line)["data"] for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return round(fmean(row["response_length/mean"] for row in rows if "response_length/mean" in row), 2)
+
+
+def policy_accuracy(folder: Path, arm: Path) -> float | None:
+    """Share of right answers of the policy that the run saved, on the problems it trained on, in FP32."""
+    saved = sorted(arm.glob("checkpoints/global_step_*/actor/huggingface/config.json"))
+    if not saved:
+        return None
+    import torch
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM.from_pretrained(saved[-1].parent, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "world" / "model")
+    problems = list(problems_of(folder / "world" / "train.jsonl"))
+    _, tokens = token_limits(len(problems[0].digits))
+    rng = torch.Generator().manual_seed(0)
+    solved = solved_counts(model, tokenizer, problems, samples=SAMPLES, max_tokens=tokens, rng=rng)
+    return round(sum(solved) / (SAMPLES * len(problems)), 4)
+
+
+def problems_of(file: Path) -> Iterator[Problem]:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        yield Problem(tuple(map(int, json.loads(line)["input"].removesuffix("=").split("+"))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
