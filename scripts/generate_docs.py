@@ -32,9 +32,8 @@ One recipe is one comparison of the paper: the same algorithm, data and seeds, a
 recipes run NAME` starts its arms one after the other on verl or OpenRLHF; `--scale toy` runs the same algorithm on the
 same code path on two CPU cores; `--print` prints the commands and starts nothing. `fp16-patch recipes check --all`
 composes every one of them against what is installed. `recipes compare` puts a run beside the paper's numbers, and runs
-that were logged elsewhere too: [comparing.md](comparing.md).
-What the line "where it is missing" names makes a
-recipe's data: [data.md](data.md).
+that were logged elsewhere too: [comparing.md](comparing.md). What the line "where it is missing" names makes a recipe's
+data: [data.md](data.md).
 
 A number's source is one of these. What sources disagree on is decided in the recipe, and its note says against what.
 

@@ -18,7 +18,7 @@ FOLDER = "log_probs"
 
 @dataclass(frozen=True)
 class Kept:
-    """Log-probs in nats of the tokens that were sampled, float64 ``[tokens]``, answer after answer.
+    """Log-probs in nats of the tokens that were sampled, float32 ``[tokens]``, answer after answer.
 
     ``mu`` are the rollout's, ``pi`` the trainer's. ``lengths``, int64 ``[answers]``, says how many tokens each has.
     """
@@ -30,7 +30,7 @@ class Kept:
     def log_ratios(self) -> np.ndarray:
         """log pi - log mu of whole answers: float64 ``[answers]``."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
-        return np.add.reduceat(self.pi - self.mu, starts) if len(self.lengths) else np.zeros(0)
+        return np.add.reduceat(self.pi.astype(np.float64) - self.mu, starts) if len(self.lengths) else np.zeros(0)
 
 
 def keep(folder: Path, mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> Path:
@@ -38,8 +38,8 @@ def keep(folder: Path, mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -
     chosen = mask.detach().cpu().bool()
     lengths = chosen.sum(dim=1)
     answers = {
-        "mu": mu.detach().cpu().double()[chosen].numpy(),
-        "pi": pi.detach().cpu().double()[chosen].numpy(),
+        "mu": mu.detach().cpu().float()[chosen].numpy(),
+        "pi": pi.detach().cpu().float()[chosen].numpy(),
         "lengths": lengths[lengths > 0].numpy(),
     }
     folder.mkdir(parents=True, exist_ok=True)

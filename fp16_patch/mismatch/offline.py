@@ -8,22 +8,23 @@ import numpy as np
 from fp16_patch.mismatch.kept import Kept
 
 
-def measure(kept: Kept) -> dict[str, float]:
+def measure(kept: Kept) -> dict[str, float | None]:
     """Of the answers in ``kept``:
 
     - ``slope_per_1000_tokens``: of the least-squares line through (tokens, log pi - log mu) of each answer, in nats;
-      NaN where all are equally long;
+      None where all are equally long;
     - ``sequence_kl``: mean of log mu - log pi of whole answers, the plain estimate of KL[mu|pi], in nats;
     - ``prob_diff_mean``: mean of |pi - mu| of single tokens (probabilities);
     - ``answers`` and ``tokens``: how many.
     """
     ratios, lengths = kept.log_ratios(), kept.lengths.astype(np.float64)
+    mu, pi = kept.mu.astype(np.float64), kept.pi.astype(np.float64)
     deviations = lengths - lengths.mean()
     spread = float(deviations @ deviations)
     return {
-        "slope_per_1000_tokens": 1000 * float(deviations @ ratios) / spread if spread else float("nan"),
+        "slope_per_1000_tokens": 1000 * float(deviations @ ratios) / spread if spread else None,
         "sequence_kl": float(-ratios.mean()),
-        "prob_diff_mean": float(np.abs(np.exp(kept.pi) - np.exp(kept.mu)).mean()),
+        "prob_diff_mean": float(np.abs(np.exp(pi) - np.exp(mu)).mean()),
         "answers": float(len(lengths)),
         "tokens": float(lengths.sum()),
     }

@@ -12,6 +12,13 @@ from fp16_patch.recipes.html_table import html_table
 from fp16_patch.recipes.reaching import COSTS
 from fp16_patch.recipes.terminal import show
 
+_OFFLINE = {
+    "slope_per_1000_tokens": ("slope of log π - log μ, nats per 1,000 tokens", ".3g"),
+    "sequence_kl": ("KL[μ|π] of whole answers, nats", ".3g"),
+    "prob_diff_mean": ("mean |π - μ| of a token", ".2e"),
+    "answers": ("answers", ",.0f"),
+    "tokens": ("tokens", ",.0f"),
+}
 _OF_REPEATS = ("mean", "lowest", "highest")
 
 
@@ -70,6 +77,15 @@ def published(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = _head(label, "The paper's numbers")
     return f"<h2>{head}</h2><div class=many>{html_table(header, body)}</div>"
+
+
+def offline(arms: Mapping[str, Any]) -> str:
+    """What was measured of the log-probs that were kept."""
+    if not any(arm["offline"] for arm in arms.values()):
+        return ""
+    found = [arm["offline"] or dict.fromkeys(_OFFLINE) for arm in arms.values()]
+    rows = [(words, *(show(one[name], form) for one in found)) for name, (words, form) in _OFFLINE.items()]
+    return f"<h2>Answers and their tokens</h2>{html_table(['', *arms], rows)}"
 
 
 def repeated(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.recipes.findings import collapses, published, repeated, to_reward
+from fp16_patch.recipes.findings import collapses, offline, published, repeated, to_reward
 from fp16_patch.recipes.html_table import html_table
 from fp16_patch.recipes.terminal import show
 
@@ -21,6 +21,7 @@ _PLOTS = {
     "pi_minus_mu": "The worst tokens of each step, above and below.",
     "loss_scale": "What the dynamic loss scaler did. A skipped update is its normal answer to an overflow.",
 }
+_OFFLINE = "Left: each sampled token. Right: each answer, and the least-squares line through them."
 _KIND = {True: "met", False: "unmet", None: "unknown"}
 
 
@@ -40,6 +41,8 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, Path]) -> str:
         collapses(arms),
         *(to_reward(label, run["to_reward"]) for label, run in runs.items()),
         *(published(label, run["published"]) for label, run in runs.items()),
+        offline(arms),
+        _figure(plots["offline"], _OFFLINE) if "offline" in plots else "",
         "<h2>Step by step</h2>",
         "".join(_figure(plots[plot], caption) for plot, caption in _PLOTS.items() if plot in plots),
         "<h2>Runs</h2>",

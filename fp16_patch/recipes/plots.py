@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fp16_patch.recipes.figure import draw_figure
 from fp16_patch.recipes.headline import headline
+from fp16_patch.recipes.offline_plot import draw_offline
 from fp16_patch.recipes.plot_style import (
     LINES,
     STYLE,
@@ -48,6 +49,9 @@ def draw(runs: Sequence[Run], window: int, folder: Path) -> dict[str, Path]:
             legend(figure, axes)
             save(figure, files[name])
         _loss_scale(curves, files["loss_scale"])
+        if any(curve.arm.kept for curve in curves):
+            files["offline"] = folder / "offline.png"
+            draw_offline(curves, files["offline"])
         _overview(runs, curves, partial(_reward, window=window), files["overview"])
     return files
 

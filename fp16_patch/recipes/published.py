@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.mismatch.offline import measure
 from fp16_patch.recipes.loading import find, load
 from fp16_patch.recipes.runs import ArmRun
 from fp16_patch.recipes.schema import Published, Recipe
@@ -20,12 +21,14 @@ _SERIES = {
     "abs(pi - mu)": "prob_diff_mean",
     "AIME": "evaluation",
     "evaluation": "evaluation",
+    "slope of the log-ratio": "slope_per_1000_tokens",
+    "KL of whole answers": "sequence_kl",
 }
-"""A word in what a published number is of, and our series."""
+"""A word in what a published number is of, and our series, or a number of ``mismatch.offline.measure``."""
 
 
 def series_of(number: Published) -> str | None:
-    """Our series that the number is of: reward, prob_diff_mean or evaluation."""
+    """Our name of what the number is of."""
     return next((name for word, name in _SERIES.items() if word in number.what), None)
 
 
@@ -77,7 +80,7 @@ def _own(number: Published, recipe: Recipe, arm: ArmRun, window: int) -> dict[st
     if is_toy(recipe):
         return {"own": None, "own_step": None, "verdict": "not comparable", "why": "toy scale"}
     name = series_of(number)
-    steps, values = _points(arm.series, name, window)
+    steps, values = _points(arm, name, window)
     if not steps:
         return {"own": None, "own_step": None, "verdict": "no data", "why": f"no {name or 'such number'} was logged"}
     at = _place(number, steps, values)
@@ -94,11 +97,15 @@ def _own(number: Published, recipe: Recipe, arm: ArmRun, window: int) -> dict[st
     return own | {"verdict": "above" if apart > 0 else "below", "why": f"by {abs(apart):.3g}"}
 
 
-def _points(series: Series, name: str | None, window: int) -> Points:
-    """Evaluation as it is, curves of training smoothed."""
+def _points(arm: ArmRun, name: str | None, window: int) -> Points:
+    """Evaluation as it is, curves of training smoothed; what is measured of kept log-probs, at the last step."""
+    series = arm.series
+    if arm.kept is not None and name in (measured := measure(arm.kept)):
+        value = measured[name]
+        return (series.steps[-1:] or [0], [value]) if value is not None else ([], [])
     if name == "evaluation":
         return evaluation(series)
-    steps, values = series.points(name) if name else ([], [])
+    steps, values = series.points(name) if name in series.values else ([], [])
     return steps, smoothed(steps, values, window)
 
 

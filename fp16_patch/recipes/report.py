@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.mismatch.offline import measure
 from fp16_patch.recipes import collapse
 from fp16_patch.recipes.headline import check, headline, mean_or_none
 from fp16_patch.recipes.html import render_html
@@ -149,6 +150,7 @@ def _arm(arm: ArmRun, window: int) -> dict[str, Any]:
         "command": arm.command or None,
         "precision_report": arm.precision_report,
         "collapse": collapse.describe(series, window),
+        "offline": None if arm.kept is None else measure(arm.kept),
         "series": {"step": series.steps, **series.values, "reward_smoothed": _smoothed_reward(series, window)},
         "evaluation": {name: {"step": steps, "score": scores} for name, (steps, scores) in series.evaluation.items()},
     }

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.mismatch import kept
+from fp16_patch.mismatch.kept import Kept
 from fp16_patch.recipes.command import ArmFiles
 from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.schema import Recipe
@@ -33,6 +35,8 @@ class ArmRun:
     result: Mapping[str, Any]
     precision_report: Mapping[str, Any] | None
     overflow_report: Mapping[str, Any] | None = None
+    kept: Kept | None = None
+    """The log-probs of both engines, where the run kept them."""
     command: str = ""
     imported_from: tuple[Path, ...] = ()
 
@@ -111,6 +115,7 @@ def _read_arm(files: ArmFiles, framework: str, precision: str) -> ArmRun:
         result=result_of(files),
         precision_report=_read_json(files.precision_report),
         overflow_report=_read_json(files.overflow_report),
+        kept=kept.read(files.folder / kept.FOLDER),
         command=_command(files),
     )
 

@@ -26,6 +26,7 @@ def table(report: Mapping[str, Any], label: str, folder: Path | None) -> str:
         ],
         ["collapse", *(collapse.words(arm["collapse"]) for arm in arms.values()), ""],
         *_to_reward(report["to_reward"]),
+        *_offline(arms),
         ["skipped updates", *(show(arm["skipped_updates"], "d") for arm in arms.values()), ""],
         ["last loss scale", *(show(arm["last_loss_scale"], "g") for arm in arms.values()), ""],
         ["seconds a step, median", *(show(arm["seconds_per_step"], ".1f") for arm in arms.values()), ""],
@@ -55,6 +56,16 @@ def _to_reward(found: Mapping[str, Any]) -> list[list[str]]:
             show(found["ratio"][name], ".2f"),
         ]
         for name, words in reaching.COSTS.items()
+    ]
+
+
+def _offline(arms: Mapping[str, Any]) -> list[list[str]]:
+    if not any(arm["offline"] for arm in arms.values()):
+        return []
+    rows = {"slope of log-ratio per 1000 tokens": "slope_per_1000_tokens", "KL of whole answers, nats": "sequence_kl"}
+    return [
+        [words, *(show((arm["offline"] or {}).get(name), ".3g") for arm in arms.values()), ""]
+        for words, name in rows.items()
     ]
 
 
