@@ -57,7 +57,10 @@ def test_experts_over_two_ranks_of_megatron_survive_an_overflow(run_arm: RunArm)
     assert run.skipped_updates == 1
     assert run.series.known("loss_scale")[-1] == 2**14
     assert run.series.known("grad_norm")[-1] > 0
-    assert all(0 < difference < 1e-3 for difference in run.series.known("prob_diff_mean"))
+    before, after = run.series.known("prob_diff_mean")
+    assert 0 < before < 6e-4
+    # A router that has hardly learnt sends a token or two to another expert than the rollout's: near ties, in FP16 too.
+    assert 0 < after < 1e-2
 
 
 def test_adapters(run_arm: RunArm) -> None:
