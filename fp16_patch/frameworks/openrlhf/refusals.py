@@ -22,6 +22,7 @@ def unsupported(args: Args, precision: Precision) -> list[Fp16PatchError]:
         *_rollout(args, precision),
         *(_trainer(args) if precision.train == "fp16" else ()),
         *_fp32_modules(precision),
+        *_kept_log_probs(args, precision),
     ]
 
 
@@ -93,6 +94,15 @@ def _fp32_modules(precision: Precision) -> Iterator[Fp16PatchError]:
         key, value = "fp16_patch.fp32_modules", list(precision.fp32_modules)
         why = "DeepSpeed turns the whole model into half precision, whatever its modules are"
         yield _refusal(key, value, why, "unset", "remove it; on verl's FSDP engines it works")
+
+
+def _kept_log_probs(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
+    if not precision.keep_log_probs:
+        return
+    key, level = "--algo.advantage.is_correction_level", args.algo.advantage.is_correction_level
+    if level == "off":
+        why = "vLLM is not asked for its log-probs then, which fp16_patch.keep_log_probs is to keep"
+        yield _refusal(key, level, why, "token, seq", f"set {key} token; clipped to [1, 1] it corrects nothing")
 
 
 def _refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:

@@ -116,6 +116,14 @@ def test_what_cannot_be_honoured_is_refused(arguments: Arguments, given: tuple[s
     assert "next step: " in str(problem)
 
 
+def test_log_probs_cannot_be_kept_that_vllm_is_not_asked_for(arguments: Arguments) -> None:
+    args = arguments(algo__advantage__is_correction_level="off")
+    (problem,) = refusals.unsupported(args, Precision(keep_log_probs=True))
+    assert "--algo.advantage.is_correction_level off" in str(problem)
+    args.algo.advantage.is_correction_level = "token"
+    assert refusals.unsupported(args, Precision(keep_log_probs=True)) == []
+
+
 def test_offload_goes_with_stage_3_or_one_micro_batch(arguments: Arguments) -> None:
     args = arguments(ds__adam_offload=True, ds__zero_stage=3)
     assert refusals.unsupported(args, Precision()) == []
