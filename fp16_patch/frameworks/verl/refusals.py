@@ -60,6 +60,10 @@ def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
         if strategy not in ("fsdp", "fsdp2", "megatron"):
             key, why = f"{section}.strategy", STRATEGIES.get(str(strategy), "this package does not know it")
             yield refusal(key, strategy, f"not covered: {why}", "fsdp, fsdp2 or megatron", f"set {key}=fsdp2")
+        elif not value_of(config, engine) and (other := _other_engine(config, section, engine)):
+            key, why = f"{section}.strategy", f"there is {other}, and no {engine}"
+            wanted = "megatron" if strategy == "megatron" else "dp"
+            yield refusal(key, strategy, why, "model_engine's own", f"set model_engine={wanted}, or remove {key}")
         elif not value_of(config, engine):
             why = "without it verl trains in its default, BF16"
             yield refusal(engine, value_of(config, engine), why, "verl's own section", f"do not remove {engine}")
@@ -74,6 +78,12 @@ def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
         key = f"{path}.{'fsdp_config' if role == 'actor' else 'fsdp'}.qat.enable"
         if value_of(config, key):
             yield refusal(key, True, "quantization-aware training has its own dtypes", "False", "turn it off")
+
+
+def _other_engine(config: DictConfig, section: str, engine: str) -> str | None:
+    """The section of another engine that is there in place of ``engine``."""
+    names = [f"{section}.{name}" for name in ("megatron", "fsdp_config", "fsdp")]
+    return next((name for name in names if name != engine and value_of(config, name)), None)
 
 
 def _rollout(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:

@@ -37,6 +37,7 @@ REFUSED = {
     (f"{ACTOR}.strategy=fsdp_turbo",): f"{ACTOR}.strategy=fsdp_turbo",
     ("model_engine=veomni",): f"{ACTOR}.strategy=veomni",
     ("model_engine=torchtitan",): f"{ACTOR}.strategy=torchtitan",
+    (f"{ACTOR}.strategy=megatron",): f"{ACTOR}.strategy=megatron: there is {ACTOR}.fsdp_config",
     ("algorithm.adv_estimator=gae", "critic.strategy=automodel"): "critic.strategy=automodel",
     (f"+{ACTOR}.fsdp_config.mixed_precision=bf16",): "mixed_precision.param_dtype=bf16",
     (f"+{ACTOR}.fsdp_config.mixed_precision=null",): "mixed_precision.param_dtype=None",
