@@ -2,8 +2,8 @@
 #                   (FRAMEWORK=openrlhf: in a real OpenRLHF run)
 # make recipes-toy  run the toy section of every recipe, about two hours (RECIPES="sanity-gspo ...": those), and write
 #                   docs/recipes-toy.md
-# make toy-experiment  how much mismatch training bears: further SEEDS="1 2 ..." of ARMS="bits-5 ..." (of RECIPES="..."), into
-#                   docs/results-toy.md; 10 to 20 minutes a run on two quiet cores, 18 runs (5 hours) a seed of everything
+# make toy-experiment  SEEDS="1 2 ...": how much mismatch training bears, into docs/results-toy.md; 20 minutes a run on two
+#                   busy cores, 18 runs or 6 hours a seed (ARMS="bits-5 ...", RECIPES="dose-response": those)
 # make test         set up everything and run every check and test
 VENV ?= .venv
 FRAMEWORK ?= verl

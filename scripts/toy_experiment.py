@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much mismatch training bears: run the dose-response recipes, seed by seed, and write docs/results-toy.md.
 
-    toy_experiment.py OUT [--recipes NAME ...] [--arms NAME ...] [--seeds N ...]
+    toy_experiment.py OUT [--recipes NAME ...] [--arms NAME ...] [--seeds N ...] [--steps N]
 
 What OUT or benchmarks/toy_experiment.jsonl holds already is not run again, so that a later call adds arms and seeds.
 Without arms and seeds nothing is run and only the page is written. A run is a few kB of JSON: its curves, and the
@@ -22,7 +22,7 @@ from typing import Any
 from toy_experiment_page import RUNS, read_records, write_page
 
 from fp16_patch.recipes.launch import run_recipe
-from fp16_patch.recipes.loading import find
+from fp16_patch.recipes.loading import find, load
 from fp16_patch.recipes.runs import ArmRun, read_run
 from fp16_patch.toy.sampling import solved_counts
 from fp16_patch.toy.task import Problem, token_limits
@@ -40,25 +40,29 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--arms", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="*", type=int, default=[])
+    parser.add_argument("--steps", type=int, help="fewer than the recipe's: a look, kept apart from whole runs")
     asked = parser.parse_args()
     for seed, recipe, arm in ((s, r, a) for s in asked.seeds for r in asked.recipes for a in asked.arms):
-        if not any((r["recipe"], r["arm"], r["seed"]) == (recipe, arm, seed) for r in read_records()):
-            run_one(asked.out, recipe, arm, seed)
+        steps = asked.steps or int(str(load(find(recipe)).hyperparameters["steps"].value))
+        if not any(
+            (r["recipe"], r["arm"], r["seed"], r["asked"]) == (recipe, arm, seed, steps) for r in read_records()
+        ):
+            run_one(asked.out, recipe, arm, seed, steps)
     write_page()
     return int(any(record["status"] != "completed" for record in read_records()))
 
 
-def run_one(out: Path, recipe: str, arm: str, seed: int) -> None:
+def run_one(out: Path, recipe: str, arm: str, seed: int, steps: int) -> None:
     """Run one arm, and append its record. A run that was left complete in OUT is recorded as it is."""
-    folder, world = out / f"{recipe}-seed{seed}", out / "world"
+    folder, world = out / f"{recipe}-{steps}-seed{seed}", out / "world"
     if world.exists() and not (folder / "world").exists():
         shutil.copytree(world, folder / "world")  # found unharmed, it is used as it is
-    seeds = [f"{key}={seed}" for key in SEED_KEYS]
-    run_recipe(find(recipe), folder, arms=[arm], overrides=seeds, resume=True)
+    overrides = [*(f"{key}={seed}" for key in SEED_KEYS), f"trainer.total_training_steps={steps}"]
+    run_recipe(find(recipe), folder, arms=[arm], overrides=overrides, resume=True)
     if not world.exists():
         shutil.copytree(folder / "world", world)
     run = next(run for run in read_run(folder)[1] if run.name == arm)
-    record = {"recipe": recipe, "arm": arm, "seed": seed, **measured(run, folder)}
+    record = {"recipe": recipe, "arm": arm, "seed": seed, "asked": steps, **measured(run, folder)}
     with RUNS.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(record) + "\n")
 

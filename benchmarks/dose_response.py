@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dose-response without the frameworks: policy, problems and loss of the recipes, in FP32, in one process.
+
+    dose_response.py WORLD --algorithm GRPO --bits 3 --seed 0 [--steps 60]
+
+The rollout's linear layers are rounded to that many explicit bits of significand (0: not rounded), the trainer's are
+not: vLLM, verl and half precision are left out, and a run takes minutes. mu is computed in one pass over the answers
+and not token by token. Appends a line to benchmarks/dose_response.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from fp16_patch.mismatch.metrics import mismatch_metrics
+from fp16_patch.platforms.cpu.significand import rounded
+from fp16_patch.recipes.hyperparameters import values
+from fp16_patch.recipes.loading import find, load
+from fp16_patch.toy.reward import compute_score
+from fp16_patch.toy.sampling import sample, solved_counts
+from fp16_patch.toy.task import Problem
+
+RUNS = Path(__file__).with_suffix(".jsonl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", type=Path)
+    parser.add_argument("--algorithm", choices=("GRPO", "PG-Seq-IS"), required=True)
+    parser.add_argument("--bits", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=60)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    steps, accuracy = train(asked.world, asked.algorithm, asked.bits, asked.seed, asked.steps)
+    curves = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
+    record = {**vars(asked), "policy_accuracy": accuracy, **curves, "seconds": round(time.monotonic() - started)}
+    del record["world"]
+    with RUNS.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def train(world: Path, algorithm: str, bits: int, seed: int, steps: int) -> tuple[list[dict[str, float]], float]:
+    """The metrics of each step, and the accuracy of the trained policy, not rounded, on the problems."""
+    h: dict[str, Any] = values(load(find("dose-response")).hyperparameters)
+    tokenizer = AutoTokenizer.from_pretrained(world / "model")
+    model = Qwen2ForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    lines = [json.loads(line) for line in (world / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    problems = [Problem(tuple(map(int, line["input"].removesuffix("=").split("+")))) for line in lines]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), h["learning_rate"], h["adam_betas"], eps=h["adam_eps"], weight_decay=h["weight_decay"]
+    )
+    rng, batches = torch.Generator().manual_seed(seed), _batches(problems, h["prompts"], seed)
+    found = []
+    for step in range(steps):
+        batch = next(batches)
+        prompts = tokenizer([problem.prompt for problem in batch], return_tensors="pt").input_ids
+        with rounded_linears(model, bits), torch.no_grad():
+            answers = sample(model, prompts, samples=h["rollouts"], max_tokens=h["response_tokens"], rng=rng)
+            ids = torch.cat([prompts.repeat_interleave(h["rollouts"], 0), answers], 1)
+            mu = log_probs(model, ids, answers)
+        with torch.no_grad():
+            pi_old = log_probs(model, ids, answers)
+        mask = (answers == model.config.eos_token_id).cumsum(1) - (answers == model.config.eos_token_id).long() == 0
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        rewards = torch.tensor([compute_score("", t, batch[i // h["rollouts"]].answer) for i, t in enumerate(texts)])
+        groups = rewards.view(-1, h["rollouts"])
+        advantages = (groups - groups.mean(1, keepdim=True)).flatten()
+        for part in torch.arange(len(ids)).chunk(h["updates"]):
+            pi = log_probs(model, ids[part], answers[part])
+            a, keep = advantages[part, None], mask[part]
+            if algorithm == "GRPO":
+                r = (pi - pi_old[part]).exp()
+                loss = torch.maximum(-a * r, -a * r.clamp(1 - h["clip_low"], 1 + h["clip_high"]))
+            else:
+                rho = ((pi.detach() - mu[part]) * keep).sum(1, keepdim=True).clamp(-20, 20).exp()
+                loss = -rho * a * pi
+            optimizer.zero_grad()
+            ((loss * keep).sum(1) / h["response_tokens"]).mean().backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), h["gradient_clip"])
+            optimizer.step()
+        mismatch = mismatch_metrics(mu, pi_old, mask)
+        found.append(
+            {
+                "reward": rewards.mean().item(),
+                "prob_diff_mean": mismatch["prob_diff_mean"],
+                "k3_kl": mismatch["k3_kl"],
+                "answer_tokens": mismatch["tokens"] / len(ids),
+                "grad_norm": norm.item(),
+            }
+        )
+        print(step + 1, {name: f"{value:.3g}" for name, value in found[-1].items()}, flush=True)
+    solved = solved_counts(model, tokenizer, problems, samples=16, max_tokens=h["response_tokens"], rng=rng)
+    return found, round(sum(solved) / (16 * len(problems)), 4)
+
+
+def log_probs(model: Any, ids: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Of the answers' tokens, in nats, ``[answers, tokens]``."""
+    logits = model(input_ids=ids).logits[:, -answers.shape[1] - 1 : -1]
+    found: torch.Tensor = logits.log_softmax(-1).gather(-1, answers[..., None]).squeeze(-1)
+    return found
+
+
+@contextmanager
+def rounded_linears(model: torch.nn.Module, bits: int) -> Iterator[None]:
+    """Meanwhile every linear layer hands on that many bits; 0 rounds nothing."""
+    linears = [layer for layer in model.modules() if bits and isinstance(layer, torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, y: rounded(y, bits)) for layer in linears]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _batches(problems: list[Problem], size: int, seed: int) -> Iterator[list[Problem]]:
+    """Every problem once an epoch, in an order that depends on ``seed``."""
+    order = random.Random(seed)
+    while True:
+        shuffled = order.sample(problems, len(problems))
+        yield from (shuffled[i : i + size] for i in range(0, len(shuffled), size))
+
+
+if __name__ == "__main__":
+    main()
