@@ -40,7 +40,7 @@ toy-experiment: setup
 	  $(if $(RECIPES),--recipes $(RECIPES)) --arms $(ARMS) --seeds $(SEEDS)
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 # the default while working: seconds
 unit: setup
