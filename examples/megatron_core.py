@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """megatron-core by itself in FP16, a tiny GPT that learns to count.
 
-``torchrun --nproc-per-node 2 examples/megatron_core.py``. Everything of this package is in :func:`train`. The scale
+``torchrun --nproc-per-node 2 examples/megatron_core.py``, on two GPUs (the tests run it on a CPU: ``python -m pytest
+tests/frameworks/megatron -k example``). Everything of this package is in :func:`train`. The scale
 starts too high, so that the first updates are skipped.
 """
 

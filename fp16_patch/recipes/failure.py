@@ -18,6 +18,7 @@ _OURS = "fp16_patch: "
 _OUR_DETAILS = ("  allowed: ", "  next step: ", "- ")
 _USAGE = re.compile(r"\S+: error: ")  # argparse, after pages of usage
 _LONGEST = 30  # lines of a traceback worth showing on a terminal
+_LONGEST_LINE = 300  # characters
 _TAIL_BYTES = 2_000_000
 
 Found = tuple[int, str]  # line number, message
@@ -96,6 +97,9 @@ def _traceback(lines: list[str]) -> list[str]:
         while end < len(lines) and lines[end].startswith(" "):
             end += 1
         end += 1
+    if any(lines[end:]) and lines[end].startswith("\t"):  # Ray on an actor that died: its class, its pid, and how
+        facts = list(takewhile(lambda line: line.startswith("\t"), lines[end:]))
+        return [*lines[:end], *facts, *(line[:_LONGEST_LINE] for line in lines[end + len(facts) :][:1])]
     return lines[:end]
 
 

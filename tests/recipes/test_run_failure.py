@@ -45,6 +45,20 @@ Traceback (most recent call last):
 OSError: closed
 """
 
+ACTOR_DIED = f"""\
+Traceback (most recent call last):
+  File "main_ppo.py", line 3, in main
+    run_ppo(config)
+ray.exceptions.RayTaskError(ActorDiedError): ray::TaskRunnerV1.run() (pid=7)
+  File "trainer.py", line 9, in fit
+    ray.get(output)
+ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
+\tclass_name: WorkerDict
+\tpid: 2061
+\tip: 192.0.2.2
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR {"Some common causes " * 40}
+"""
+
 VLLM_WORKER_DIED = """\
 (vLLMHttpServer pid=9) (EngineCore pid=11) ERROR 11-23 21:00:00 [core.py:700] Traceback (most recent call last):
 (vLLMHttpServer pid=9) (EngineCore pid=11) ERROR 11-23 21:00:00 [core.py:700]   File "cpu.py", line 5, in load
@@ -120,6 +134,15 @@ def test_a_traceback_of_vllm_is_put_together_when_there_is_no_other(log: Path) -
         'Traceback (most recent call last):\n  File "cpu.py", line 5, in load\n    weight.copy_(loaded)\n'
         "RuntimeError: no storage"
     )
+
+
+def test_of_an_actor_that_died_it_is_told_which_and_how(log: Path) -> None:
+    log.write_text(ACTOR_DIED)
+    found = reason(log)
+    assert "class_name: WorkerDict" in found
+    assert "pid: 2061" in found
+    assert "Worker exit type: SYSTEM_ERROR" in found
+    assert max(map(len, found.splitlines())) <= 300
 
 
 def test_a_long_traceback_keeps_both_ends(log: Path) -> None:

@@ -22,8 +22,10 @@ def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]
     """Why these cannot be used; empty where they can."""
     if errors := refused_release():
         return errors
-    found = [error for part in parts_of(optimizer) for error in _refused_part(part)]
-    found += [error for chunk in model for error in refused_model(chunk.config) + _refused_chunk(chunk)]
+    sharded = {part.config.use_distributed_optimizer for part in parts_of(optimizer)}
+    found = [error for chunk in model for error in refused_model(chunk.config) + _refused_chunk(chunk, sharded)]
+    if not found:  # else a part may hold its parameters in another way than those that are known
+        found = [error for part in parts_of(optimizer) for error in _refused_part(part)]
     for chunk in model:
         scales = chunk.config.grad_scale_func
         if scales is not None and getattr(scales, "__self__", None) is not optimizer:
@@ -102,11 +104,17 @@ def _main_dtype(part: Optimizer, main: Any) -> Any:
     return main.dtype
 
 
-def _refused_chunk(chunk: Any) -> list[Fp16PatchError]:
+def _refused_chunk(chunk: Any, sharded: set[bool]) -> list[Fp16PatchError]:
+    """``sharded``: ``use_distributed_optimizer`` of the parts of its optimizer."""
     config = chunk.ddp_config
     if config.use_megatron_fsdp:
         return [_refusal("use_megatron_fsdp=True", "False", "use the distributed optimizer")]
     found = []
+    if sharded != {config.use_distributed_optimizer}:
+        theirs = ", ".join(map(str, sorted(sharded)))
+        what = f"use_distributed_optimizer={theirs} in OptimizerConfig and {config.use_distributed_optimizer} in"
+        allowed = "one value in both: each rank would update its own gradients only, and ranks drift apart silently"
+        found.append(_refusal(f"{what} DistributedDataParallelConfig", allowed, "set both to True"))
     for name in ("check_for_nan_in_grad", "check_for_large_grads"):
         if getattr(config, name):
             what = f"{name}=True in DistributedDataParallelConfig"

@@ -23,6 +23,8 @@ def refused(rank: int) -> Result:
 REFUSED: dict[str, dict[str, Any]] = {
     "static": {"optimizer": {"loss_scale": 1024.0}},
     "nan-check": {"ddp": {"check_for_nan_in_grad": True}},
+    "large-check": {"ddp": {"check_for_large_grads": True}},
+    "half-sharded": {"distributed": False, "ddp": {"use_distributed_optimizer": True}},
     "fp16-sums": {"ddp": {"grad_reduce_in_fp32": False}},
     "router": {"experts": 4, "transformer": {"moe_router_dtype": None}},
     "bf16": {"dtype": "bf16"},

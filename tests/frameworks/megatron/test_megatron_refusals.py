@@ -34,6 +34,8 @@ class TestReal:
         [
             ("static", "loss_scale=1024.0, a static scale"),
             ("nan-check", "check_for_nan_in_grad=True"),
+            ("large-check", "check_for_large_grads=True"),
+            ("half-sharded", "use_distributed_optimizer=False in OptimizerConfig and True in"),
             ("fp16-sums", "gradients accumulated in torch.float16"),
             ("router", "moe_router_dtype=None with num_moe_experts=4"),
             ("bf16", "fp16=False"),

@@ -97,6 +97,15 @@ REFUSED = {
     (f"+{OPTIMIZER}.exp_avg_dtype=fp16",): f"{OPTIMIZER}.exp_avg_dtype=fp16",
     (f"+{OPTIMIZER}.optimizer_cpu_offload=True",): f"{OPTIMIZER}.optimizer_cpu_offload=True",
     (f"+{OPTIMIZER}.use_precision_aware_optimizer=True",): f"{OPTIMIZER}.use_precision_aware_optimizer=True",
+    (f"+{OPTIMIZER}.optimizer=sgd",): f"{OPTIMIZER}.optimizer=sgd",
+    (f"+{OPTIMIZER}.use_distributed_optimizer=False",): f"{OPTIMIZER}.use_distributed_optimizer=False",
+    (f"+{OPTIMIZER}.fp16=False",): f"{OPTIMIZER}.fp16=False",
+    (f"+{TRANSFORMER}.fp16=False",): f"{TRANSFORMER}.fp16=False",
+    (f"+{DDP}.use_distributed_optimizer=False",): f"{DDP}.use_distributed_optimizer=False",
+    (f"+{DDP}.use_megatron_fsdp=True",): f"{DDP}.use_megatron_fsdp=True",
+    (f"+{DDP}.check_for_large_grads=True",): f"{DDP}.check_for_large_grads=True",
+    (f"{ACTOR}.megatron.use_mbridge=False",): f"{ACTOR}.megatron.use_mbridge=False",
+    (f"{ACTOR}.strategy=fsdp2",): f"{ACTOR}.strategy=fsdp2: there is {ACTOR}.megatron",
     ("actor_rollout_ref.rollout.checkpoint_engine.backend=delta_sharded",): "backend=delta_sharded",
     ("fp16_patch.fp32_modules=[lm_head]",): "fp16_patch.fp32_modules=lm_head",
     (f"~{ACTOR}.megatron",): f"{ACTOR}.megatron=None",
@@ -113,6 +122,34 @@ def test_refused_with_one_clear_error(compose, overrides):
     assert "allowed:" in str(refused.value)
     assert "next step:" in str(refused.value)
     assert OmegaConf.to_container(config, resolve=False) == before, "half applied"
+
+
+def test_what_says_no_more_than_the_flag_may_stand(compose):
+    flagged(
+        compose,
+        f"+{OPTIMIZER}.fp16=True",
+        f"+{OPTIMIZER}.bf16=False",
+        f"+{OPTIMIZER}.optimizer=adam",
+        f"+{OPTIMIZER}.optimizer_cpu_offload=False",
+        f"+{TRANSFORMER}.bf16=False",
+        f"+{DDP}.use_megatron_fsdp=False",
+    )
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_a_checkpoint_of_fsdp_is_refused_before_anything_starts(compose, tmp_path, mode):
+    step = tmp_path / "global_step_3"
+    (step / "actor").mkdir(parents=True)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    places = {
+        "auto": f"trainer.default_local_dir={tmp_path}",
+        "resume_path": f"trainer.resume_from_path={step}",
+    }
+    overrides = (f"trainer.resume_mode={mode}", places[mode])
+    flagged(compose, *overrides)
+    (step / "actor" / "loss_scaler.json").write_text("{}")
+    with pytest.raises(Fp16PatchError, match=r"global_step_3/actor/loss_scaler\.json is the loss scaler of an FSDP"):
+        flagged(compose, *overrides)
 
 
 def test_a_critic_that_the_run_has_not_is_not_looked_at(compose):

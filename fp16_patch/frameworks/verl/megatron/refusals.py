@@ -15,16 +15,27 @@ from omegaconf import DictConfig
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.megatron import optimizer_choice
 from fp16_patch.frameworks.verl.keys import refusal, value_of
+from fp16_patch.frameworks.verl.megatron import resuming
 from fp16_patch.frameworks.verl.megatron.installation import unfit_installation
 from fp16_patch.frameworks.verl.megatron.rules import sections
 from fp16_patch.precision import Precision, short_name
 
+_OWN_FSDP = "Megatron's own FSDP has a gradient buffer and a scaler path of its own"
+_ONE_OPTIMIZER = "the model and its optimizer must both be sharded: ranks drift apart silently where one is not"
+
 ENGINE: dict[str, tuple[tuple[Any, ...], str]] = {
     "vanilla_mbridge": ((False,), "the deprecated mbridge has not been proven; Megatron-Bridge has"),
-    "use_megatron_fsdp": ((False,), "Megatron's own FSDP has a gradient buffer and a scaler path of its own"),
+    "use_mbridge": ((True,), "weights that leave another way than through Megatron-Bridge have not been proven"),
+    "use_megatron_fsdp": ((False,), _OWN_FSDP),
+    "override_ddp_config.use_megatron_fsdp": ((False, None), _OWN_FSDP),
     "use_distributed_optimizer": ((True,), "verl's weight export breaks without it (utils/megatron_utils.py:827)"),
+    "override_ddp_config.use_distributed_optimizer": ((True, None), _ONE_OPTIMIZER),
     "qat.enable": ((False, None), "quantization-aware training has its own dtypes"),
     "override_ddp_config.check_for_nan_in_grad": (
+        (False, None),
+        "it raises at the first overflow, before the update can be skipped (distributed_data_parallel_config.py)",
+    ),
+    "override_ddp_config.check_for_large_grads": (
         (False, None),
         "it raises at the first overflow, before the update can be skipped (distributed_data_parallel_config.py)",
     ),
@@ -34,6 +45,14 @@ ENGINE: dict[str, tuple[tuple[Any, ...], str]] = {
 
 DTYPES_OF_THE_MODEL = ("params_dtype", "pipeline_dtype", "autocast_dtype", "fp16", "bf16", "fp8", "fp4")
 DTYPES_OF_THE_OPTIMIZER = ("params_dtype", "fp16", "bf16", "loss_scale", "fp8_recipe", "optimizer_cpu_offload")
+_ADAM_ONLY = "in FP16 only Megatron's Adam has been proven; Muon and its like refuse FP16 themselves"
+OVERRIDES_OF_THE_OPTIMIZER: dict[str, tuple[Any, str]] = {
+    "optimizer": ("adam", _ADAM_ONLY),
+    "use_distributed_optimizer": (True, _ONE_OPTIMIZER),
+}
+"""Key under ``override_optimizer_config`` -> the value that may stand, and why no other."""
+HARMLESS = {"fp16": True, "bf16": False, "fp8": False, "optimizer_cpu_offload": False}
+"""Of these, what says no more than the flag does."""
 STATE_DTYPES = ("main_params_dtype", "main_grads_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
@@ -46,6 +65,8 @@ def unsupported(config: DictConfig, precision: Precision, critic: bool) -> Itera
         yield from _engine(config, f"{section}.megatron", trains=role != "reference")
         if role != "reference" and precision.train == "fp16":
             yield from _optimizer(config, f"{section}.optim")
+    if engines and precision.train == "fp16":
+        yield from resuming.from_other_trainers(config)
     for pattern in precision.fp32_modules if engines else ():
         if not fnmatchcase("mlp.router", f"*{pattern.strip('*')}*"):
             why = "Megatron keeps all weights of a model in one buffer of its dtype; its router alone can be FP32"
@@ -59,7 +80,7 @@ def _engine(config: DictConfig, path: str, trains: bool) -> Iterator[Fp16PatchEr
             yield refusal(f"{path}.{name}", value, why, str(allowed[0]), f"set {path}.{name}={allowed[0]}")
     overrides = value_of(config, f"{path}.override_transformer_config") or {}
     for name in DTYPES_OF_THE_MODEL:
-        if overrides.get(name):
+        if overrides.get(name) not in (None, HARMLESS.get(name)):
             key, why = f"{path}.override_transformer_config.{name}", "the flag sets the dtype of the model"
             yield refusal(key, overrides[name], why, "unset", f"remove {key}")
 
@@ -67,12 +88,14 @@ def _engine(config: DictConfig, path: str, trains: bool) -> Iterator[Fp16PatchEr
 def _optimizer(config: DictConfig, path: str) -> Iterator[Fp16PatchError]:
     name = str(value_of(config, f"{path}.optimizer")).lower()
     if name != "adam":
-        why = "in FP16 only Megatron's Adam has been proven; Muon and other emerging optimizers refuse FP16 themselves"
-        yield refusal(f"{path}.optimizer", name, why, "adam", f"set {path}.optimizer=adam")
+        yield refusal(f"{path}.optimizer", name, _ADAM_ONLY, "adam", f"set {path}.optimizer=adam")
     path = f"{path}.override_optimizer_config"
     overrides = value_of(config, path) or {}
+    for name, (allowed, why) in OVERRIDES_OF_THE_OPTIMIZER.items():
+        if overrides.get(name) not in (None, allowed):
+            yield refusal(f"{path}.{name}", overrides[name], why, str(allowed), f"remove {path}.{name}")
     for name in DTYPES_OF_THE_OPTIMIZER:
-        if overrides.get(name):
+        if overrides.get(name) not in (None, HARMLESS.get(name)):
             why = (
                 "a fixed loss scale is no dynamic one"
                 if name == "loss_scale"
