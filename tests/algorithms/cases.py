@@ -39,7 +39,8 @@ def cases(framework: str) -> Iterator[Case]:
             if load(path).toy is None:
                 continue
             recipe = load(path, scale)
-            if framework not in recipe.frameworks or (recipe.verl and recipe.verl.strategy == "megatron"):
+            wants_gpus = scale == "paper" and recipe.verl is not None and recipe.verl.strategy == "megatron"
+            if framework not in recipe.frameworks or wants_gpus:
                 continue
             for arm in recipe.arms:
                 job = Job(recipe, arm, ArmFiles(Path("/nowhere")))

@@ -23,7 +23,7 @@ def python() -> Python:
             env={**clean, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=290,
             check=False,
         )
 

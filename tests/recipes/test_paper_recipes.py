@@ -39,6 +39,7 @@ def test_every_panel_of_figure_1_has_a_recipe_with_its_algorithm_and_numbers() -
         assert {"bf16", "fp16"} == set(found[where].arms) == set(found[where].published), where
 
 
+@pytest.mark.timeout(400)  # each arm is composed by the framework itself
 @pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
 def test_every_arm_at_every_scale_would_start(path: Path) -> None:
     checked = list(check(path))
