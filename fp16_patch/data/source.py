@@ -98,7 +98,7 @@ def _from_hub(name: str) -> Path:
     except Exception as no_answer:  # offline, no such dataset, no permission: the hub's own words say which
         try:
             return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
-        except Exception:
+        except Exception:  # nor is it in the cache; what matters is why the hub did not answer
             raise Fp16PatchError(
                 f"--dataset {name}: no such file or folder, not in the cache, and the hub does not give it "
                 f"({type(no_answer).__name__})",

@@ -14,17 +14,14 @@ def measure(kept: Kept) -> dict[str, float | None]:
     - ``slope_per_1000_tokens``: of the least-squares line through (tokens, log pi - log mu) of each answer, in nats;
       None where all are equally long;
     - ``sequence_kl``: mean of log mu - log pi of whole answers, the plain estimate of KL[mu|pi], in nats;
-    - ``prob_diff_mean``: mean of |pi - mu| of single tokens (probabilities);
     - ``answers`` and ``tokens``: how many.
     """
     ratios, lengths = kept.log_ratios(), kept.lengths.astype(np.float64)
-    mu, pi = kept.mu.astype(np.float64), kept.pi.astype(np.float64)
     deviations = lengths - lengths.mean()
     spread = float(deviations @ deviations)
     return {
         "slope_per_1000_tokens": 1000 * float(deviations @ ratios) / spread if spread else None,
         "sequence_kl": float(-ratios.mean()),
-        "prob_diff_mean": float(np.abs(np.exp(pi) - np.exp(mu)).mean()),
         "answers": float(len(lengths)),
         "tokens": float(lengths.sum()),
     }

@@ -15,7 +15,6 @@ from fp16_patch.recipes.terminal import show
 _OFFLINE = {
     "slope_per_1000_tokens": ("slope of log π - log μ, nats per 1,000 tokens", ".3g"),
     "sequence_kl": ("KL[μ|π] of whole answers, nats", ".3g"),
-    "prob_diff_mean": ("mean |π - μ| of a token", ".2e"),
     "answers": ("answers", ",.0f"),
     "tokens": ("tokens", ",.0f"),
 }

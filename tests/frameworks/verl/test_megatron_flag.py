@@ -125,7 +125,7 @@ def test_refused_with_one_clear_error(compose, overrides):
 
 
 def test_what_says_no_more_than_the_flag_may_stand(compose):
-    flagged(
+    config = flagged(
         compose,
         f"+{OPTIMIZER}.fp16=True",
         f"+{OPTIMIZER}.bf16=False",
@@ -134,6 +134,7 @@ def test_what_says_no_more_than_the_flag_may_stand(compose):
         f"+{TRANSFORMER}.bf16=False",
         f"+{DDP}.use_megatron_fsdp=False",
     )
+    assert (value(config, f"{OPTIMIZER}.optimizer"), value(config, f"{TRANSFORMER}.bf16")) == ("adam", False)
 
 
 @pytest.mark.parametrize("mode", ["auto", "resume_path"])

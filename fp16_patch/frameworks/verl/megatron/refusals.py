@@ -21,6 +21,7 @@ from fp16_patch.frameworks.verl.megatron.rules import sections
 from fp16_patch.precision import Precision, short_name
 
 _OWN_FSDP = "Megatron's own FSDP has a gradient buffer and a scaler path of its own"
+_RAISES = "it raises at the first overflow, before the update can be skipped (distributed_data_parallel_config.py)"
 _ONE_OPTIMIZER = "the model and its optimizer must both be sharded: ranks drift apart silently where one is not"
 
 ENGINE: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -31,14 +32,8 @@ ENGINE: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_distributed_optimizer": ((True,), "verl's weight export breaks without it (utils/megatron_utils.py:827)"),
     "override_ddp_config.use_distributed_optimizer": ((True, None), _ONE_OPTIMIZER),
     "qat.enable": ((False, None), "quantization-aware training has its own dtypes"),
-    "override_ddp_config.check_for_nan_in_grad": (
-        (False, None),
-        "it raises at the first overflow, before the update can be skipped (distributed_data_parallel_config.py)",
-    ),
-    "override_ddp_config.check_for_large_grads": (
-        (False, None),
-        "it raises at the first overflow, before the update can be skipped (distributed_data_parallel_config.py)",
-    ),
+    "override_ddp_config.check_for_nan_in_grad": ((False, None), _RAISES),
+    "override_ddp_config.check_for_large_grads": ((False, None), _RAISES),
     "override_ddp_config.grad_reduce_in_fp32": ((True, None), "gradients of micro-batches would be summed in FP16"),
 }
 """Key under ``megatron`` -> values that may stand, and why no other."""
