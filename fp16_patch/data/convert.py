@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 from fp16_patch.data.output import Output, dataset_facts
 from fp16_patch.data.reading import Wanted, read
+from fp16_patch.folder_lock import alone
 
 
 def convert(wanted: Wanted, output: Output, *, limit: int | None = None, say: Callable[[str], None] = print) -> None:
     """Raises ``Fp16PatchError`` where the dataset is missing, or files of somebody else's are in the way."""
-    from fp16_patch.recipes.run_directory import alone
-
     output.check()
     found = read(wanted, limit)
     with alone(output.folder):

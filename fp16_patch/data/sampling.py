@@ -15,6 +15,7 @@ from typing import Any
 from fp16_patch.data.answers import Answers, Sampled
 from fp16_patch.data.problem import Problem
 from fp16_patch.data.selection import SAMPLES
+from fp16_patch.duration import duration
 from fp16_patch.errors import Fp16PatchError
 
 
@@ -105,8 +106,6 @@ def sample_missing(
     say: Callable[[str], None],
 ) -> None:
     """Add to ``answers`` those to the ``problems`` that it has none to, ``batch`` problems at a time."""
-    from fp16_patch.recipes.progress import duration
-
     done = {sampled.key for sampled in answers}
     left = wanted = sum(problem.key not in done for problem in problems)
     if left < len(problems):

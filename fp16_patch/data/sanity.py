@@ -21,6 +21,7 @@ from fp16_patch.data.reading import Read, Wanted, read
 from fp16_patch.data.sampling import Sampling, revision_of, sample_missing
 from fp16_patch.data.selection import KEEP, Selection
 from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.folder_lock import alone
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -50,8 +51,6 @@ def build(sanity: Sanity, output: Output, say: Say = print) -> Selection[Problem
 
     Raises ``Fp16PatchError``, before anything is loaded wherever possible; nothing that was sampled is lost by it.
     """
-    from fp16_patch.recipes.run_directory import alone
-
     found, reward = _what_is_there(sanity, output)
     with alone(output.folder):
         answers = Answers(output.folder / f"{output.name}.sampling")

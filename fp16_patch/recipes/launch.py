@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from fp16_patch.duration import duration
 from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.folder_lock import alone
 from fp16_patch.proof.report import versions
 from fp16_patch.recipes import failure, requirements, resuming, run_directory
 from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
 from fp16_patch.recipes.loading import load, scales, text_of
 from fp16_patch.recipes.overrides import key_value
-from fp16_patch.recipes.progress import Progress, duration
+from fp16_patch.recipes.progress import Progress
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.session import Session
 from fp16_patch.recipes.signals import terminable, uninterrupted
@@ -80,7 +82,7 @@ def run_recipe(
         if problems := list(requirements.lacking(recipe, TRAINERS[framework].needs(wanted))):
             raise several(problems)
     results = []
-    with run_directory.alone(out):
+    with alone(out):
         run_directory.check(out, recipe, framework)
         for arm in resuming.completed(out, {arm: command for arm, (_, command) in planned.items()}) if resume else []:
             say(f"{arm} has completed in {out} and is kept")

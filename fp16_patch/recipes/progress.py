@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.duration import duration
 from fp16_patch.recipes.series import value_of
 
 _TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
@@ -91,13 +92,6 @@ def step_line(step: int, total: int | None, data: dict[str, Any], remaining_s: f
         f"  KL {show('k3_kl', '.2e')}  loss scale {show('loss_scale', 'g')}  {show('seconds', '.1f')} s/step"
         f"  left {'-' if remaining_s is None else duration(remaining_s)}"
     )
-
-
-def duration(seconds: float) -> str:
-    """``"1:02:03"`` or ``"2:03"``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _NewLines:

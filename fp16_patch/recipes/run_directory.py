@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a run directory ready: one recipe on one framework, an empty folder for each arm, the world they share.
 
-No run is lost: what an arm left before is set aside, and one process at a time writes here.
+No run is lost: what an arm left before is set aside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
@@ -21,34 +19,7 @@ from fp16_patch.recipes.schema import Recipe
 EARLIER = "earlier"
 """Folder of a run directory: runs that a later one of the same arm took the place of."""
 
-_LOCK = ".lock"
 _WORLD_SEED = 0
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Nobody else writes into ``out`` meanwhile. A process that was killed keeps nobody out.
-
-    Raises :class:`Fp16PatchError`, naming the process, where somebody does, and where ``out`` cannot be written to.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise Fp16PatchError(f"--out {out}: {error.strerror}", next_step="choose a folder you can write to") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise Fp16PatchError(
-                f"{out} is in use: process {lock.read().strip() or 'unknown'} writes into it",
-                next_step="wait for it, or choose another --out",
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
 
 
 def check(out: Path, recipe: Recipe, framework: str) -> None:

@@ -247,7 +247,7 @@ def test_two_runs_into_one_directory_are_refused_and_a_killed_one_keeps_nobody_o
     write_recipe: Write, stand_in: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    script = "import sys; from pathlib import Path; from fp16_patch.recipes.run_directory import alone\n"
+    script = "import sys; from pathlib import Path; from fp16_patch.folder_lock import alone\n"
     script += "with alone(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", script, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

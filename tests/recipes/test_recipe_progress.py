@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.recipes.progress import Progress, duration
+from fp16_patch.duration import duration
+from fp16_patch.recipes.progress import Progress
 from fp16_patch.recipes.trainers import TRAINERS
 
 VERL, OPENRLHF = (TRAINERS[name].PHASES for name in ("verl", "openrlhf"))
