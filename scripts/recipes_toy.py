@@ -9,6 +9,7 @@ reported with the rest; a run that ended well is not repeated.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from collections.abc import Iterator
@@ -46,8 +47,12 @@ HEADER = (
 
 
 def main() -> int:
-    out = Path(sys.argv[1])
-    paths = [find(name) for name in sys.argv[2:]] or [path for path in available() if load(path).toy]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE")
+    asked = parser.parse_args()
+    out = asked.out
+    paths = [find(name) for name in asked.recipes] or [path for path in available() if load(path).toy]
     for path, framework in ((file, name) for file in paths for name in load(file).frameworks):
         folder = out / f"{path.stem}-{framework}"
         if folder.exists() and all(arm.status == "completed" for arm in read_run(folder)[1]):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,12 +19,14 @@ from matplotlib.figure import Figure
 
 from fp16_patch.cli import table
 from fp16_patch.recipes.loading import find, load
-from fp16_patch.recipes.plots import COLOURS
+from fp16_patch.recipes.plot_style import COLOURS
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "benchmarks" / "toy_experiment.jsonl"
 PLAIN = ROOT / "benchmarks" / "dose_response.jsonl"
 PAGE, FIGURE = ROOT / "docs" / "results-toy.md", ROOT / "docs" / "results-toy.png"
+TOY = {"bf16": COLOURS["bf16"][0], "fp16": COLOURS["fp16"][0]}
+ALGORITHMS = {"GRPO": ("o", COLOURS["fp16"][1]), "PG-Seq-IS": ("s", COLOURS["bf16"][2])}
 AN_EPOCH = 10
 """Steps in which every problem is asked once: what training accuracy is averaged over."""
 PAPER_TOKEN = {"BF16": (0.004, 0.0155), "FP16": (0.0006, 0.0008)}
@@ -39,7 +42,8 @@ HEADER = (
     "steps",
     "abs(pi - mu)",
     "KL of an answer",
-    "accuracy, last epoch",
+    "accuracy, by quarters",
+    "last epoch",
     "of the trained weights",
     "skipped",
     "minutes",
@@ -78,13 +82,16 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 def write_page() -> None:
     """Fill the page's generated parts and draw its figure."""
-    runs, plain = read_records(), read_plain()
-    text = PAGE.read_text(encoding="utf-8")
-    for name, records in (("runs", runs), ("plain", plain)):
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    draw(FIGURE)
+
+
+def filled(text: str) -> str:
+    """The page's ``text`` with its tables as the kept runs make them."""
+    for name, records in (("runs", read_records()), ("plain", read_plain())):
         part = re.compile(f"(<!-- {name}: [^>]*-->\n).*(<!-- end of {name} -->)", re.DOTALL)
         text = part.sub(lambda found, records=records: f"{found[1]}{as_table(records)}\n{found[2]}", text)  # type: ignore[misc]
-    PAGE.write_text(text, encoding="utf-8")
-    draw({"verl and vLLM, 100 steps": runs, "plain torch, 60 steps": plain})
+    return text
 
 
 def as_table(records: Sequence[Record]) -> str:
@@ -103,6 +110,7 @@ def _row(algorithm: str, arm: str, group: Sequence[Record]) -> tuple[str, ...]:
         " ".join(dict.fromkeys(str(record["steps"]) for record in ended)) or "-",
         interval([token_mismatch(record) for record in ended], "{:.2e}"),
         interval([answer_kl(record) for record in ended], "{:.1e}"),
+        " ".join(interval(values, "{:.3f}", spread=False) for values in zip(*map(by_quarters, ended), strict=True)),
         interval([accuracy(record) for record in ended], "{:.3f}"),
         interval([record["policy_accuracy"] for record in ended], "{:.3f}"),
         " ".join("-" if record["skipped"] is None else str(record["skipped"]) for record in ended),
@@ -110,11 +118,11 @@ def _row(algorithm: str, arm: str, group: Sequence[Record]) -> tuple[str, ...]:
     )
 
 
-def interval(values: Sequence[float | None], form: str) -> str:
-    """Mean and half of its 95% interval over seeds (Student's t); the value alone where there is one seed."""
+def interval(values: Sequence[float | None], form: str, *, spread: bool = True) -> str:
+    """Mean and, with ``spread``, half of its 95% interval over seeds (Student's t) where there are several."""
     known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return form.format(known[0]) if known else "-"
+    if len(known) < 2 or not spread:
+        return form.format(fmean(known)) if known else "-"
     half = T_95[len(known) - 1] * stdev(known) / math.sqrt(len(known))
     return f"{form.format(fmean(known))} ±{form.format(half)}"
 
@@ -122,6 +130,13 @@ def interval(values: Sequence[float | None], form: str) -> str:
 def accuracy(record: Record) -> float:
     """Training accuracy over the last epoch, as the (rounded) rollout samples it."""
     return fmean(record["reward"][-AN_EPOCH:])
+
+
+def by_quarters(record: Record) -> list[float]:
+    """Training accuracy over each quarter of the run."""
+    rewards = record["reward"]
+    ends = [len(rewards) * i // 4 for i in range(5)]
+    return [fmean(rewards[start:end]) for start, end in pairwise(ends)]
 
 
 def token_mismatch(record: Record) -> float | None:
@@ -140,15 +155,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def draw(runs: Mapping[str, Sequence[Record]]) -> None:
+def draw(file: Path) -> None:
     """Accuracy of the trained weights against the mismatch measured, by the token and by the answer."""
+    runs = {"verl and vLLM, 100 steps": read_records(), "plain torch, 60 steps": read_plain()}
     figure = Figure(figsize=(13.5, 4.8), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     with mpl.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, measure, paper in ((left, token_mismatch, PAPER_TOKEN), (right, answer_kl, PAPER_ANSWER)):
-            for i, (precision, band) in enumerate(paper.items()):
-                axes.axvspan(*band, color=COLOURS[i], alpha=0.2, lw=1.5, label=f"paper, 1.5B model, {precision}")
+            for precision, band in paper.items():
+                colour, label = TOY[precision.lower()], f"paper, 1.5B model, {precision}"
+                axes.axvspan(*band, color=colour, alpha=0.2, lw=1.5, label=label)
             for where, records in runs.items():
                 _points(axes, where, records, measure)
             axes.set_xscale("log")
@@ -157,7 +174,7 @@ def draw(runs: Mapping[str, Sequence[Record]]) -> None:
         left.set_ylim(min(0.85, left.get_ylim()[0]), 1.0)
         right.set(xlabel="KL[μ|π] of an answer, nats")
         right.legend(loc="lower left", frameon=False, fontsize=9)
-        figure.savefig(FIGURE)
+        figure.savefig(file)
 
 
 def _points(axes: Axes, where: str, records: Sequence[Record], measure: Measure) -> None:
@@ -170,7 +187,7 @@ def _points(axes: Axes, where: str, records: Sequence[Record], measure: Measure)
             places.setdefault((record["algorithm"], record["arm"]), []).append((x, record["policy_accuracy"]))
     named = set()
     for (algorithm, arm), points in places.items():
-        mark, colour = {"GRPO": ("o", COLOURS[2]), "PG-Seq-IS": ("s", COLOURS[3])}[algorithm]
+        mark, colour = ALGORITHMS[algorithm]
         if not any(x for x, _ in points):  # no mismatch has no place on a logarithmic axis
             axes.axhline(fmean(y for _, y in points), color=colour, ls="--", lw=1.2, label=f"{algorithm}, no mismatch")
             continue
@@ -180,5 +197,5 @@ def _points(axes: Axes, where: str, records: Sequence[Record], measure: Measure)
         axes.plot(*zip(*points, strict=True), mark, color=colour, mfc=fill, ms=7, label=label)
         x, y = (fmean(values) for values in zip(*points, strict=True))
         axes.annotate(arm.removeprefix("bits-"), (x, y), xytext=(7, 5), textcoords="offset points", fontsize=8)
-        if arm in ("bf16", "fp16"):
-            axes.axvline(x, color=COLOURS[arm == "fp16"], ls=":", lw=1.2, label=f"toy, {arm.upper()}")
+        if arm in TOY:
+            axes.axvline(x, color=TOY[arm], ls=":", lw=1.2, label=f"toy, {arm.upper()}")
