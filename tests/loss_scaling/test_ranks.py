@@ -21,12 +21,12 @@ import pytest
 
 import fp16_patch
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(450)]
 
 HERE = Path(__file__).parent
 FORKING = HERE.parent / "frameworks" / "verl"
 """Where engine_ranks.py is."""
-SECONDS = 240
+SECONDS = 400
 
 Ranks = list[dict[str, Any]]
 Results = Callable[[str], Ranks]

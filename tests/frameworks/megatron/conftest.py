@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-SECONDS = 200
+SECONDS = 350
 REFERENCE = Path(__file__).parents[2] / "loss_scaling"
 """Where test_scaler.py and its model of the scale are."""
 

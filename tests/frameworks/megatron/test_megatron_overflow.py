@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.timeout(250),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(find_spec("megatron") is None, reason="megatron-core is not installed"),
 ]
 

@@ -21,7 +21,7 @@ from fp16_patch.loss_scaling.rule import ScaleRule
 Outcomes = Callable[[str], list[dict[str, Any]]]
 REAL = [
     pytest.mark.distributed,
-    pytest.mark.timeout(250),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(find_spec("megatron") is None, reason="megatron-core is not installed"),
 ]
 

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 FORKING = HERE.parent / "verl"
 """Where engine_ranks.py and engine_building.py are."""
 PLATFORM = "fp16_patch.platforms.cpu.verl,fp16_patch.platforms.cpu.megatron"
-SECONDS = 280
+SECONDS = 400
 Ranks = list[dict[str, Any]]
 Results = Callable[[str], Ranks]
 

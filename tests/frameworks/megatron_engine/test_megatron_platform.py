@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(450)]
 
 Results = Callable[[str], list[dict[str, Any]]]
 IN_BF16_TOO = ["1", "tp2", "pp2", "dp2", "moe-1", "moe-ep2"]

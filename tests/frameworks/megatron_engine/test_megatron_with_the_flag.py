@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(450)]
 
 Ranks = list[dict[str, Any]]
 Results = Callable[[str], Ranks]
