@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dose-response without the frameworks: policy, problems and loss of the recipes, in FP32, in one process.
 
-    dose_response.py WORLD --algorithm GRPO --bits 3 --seed 0 [--steps 60]
+    dose_response.py OUT --recipes dose-response --bits 0 3 2 1 --seeds 0 1 [--steps 60]
 
 The rollout's linear layers are rounded to that many explicit bits of significand (0: not rounded), the trainer's are
 not: vLLM, verl and half precision are left out, and a run takes minutes. mu is computed in one pass over the answers
-and not token by token. Appends a line to benchmarks/dose_response.jsonl.
+and not token by token. Each run appends a line to
+benchmarks/dose_response.jsonl; what stands there is not run again. The recipes' worlds are made in OUT.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +27,44 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 from fp16_patch.mismatch.metrics import mismatch_metrics
 from fp16_patch.platforms.cpu.significand import rounded
 from fp16_patch.recipes.hyperparameters import values
-from fp16_patch.recipes.loading import find, load
+from fp16_patch.recipes.loading import available, find, load
+from fp16_patch.toy import WORLDS, build
 from fp16_patch.toy.reward import compute_score
 from fp16_patch.toy.sampling import sample, solved_counts
 from fp16_patch.toy.task import Problem
 
 RUNS = Path(__file__).with_suffix(".jsonl")
+RECIPES = [path.stem for path in available() if path.stem.startswith("dose-response")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", type=Path)
-    parser.add_argument("--algorithm", choices=("GRPO", "PG-Seq-IS"), required=True)
-    parser.add_argument("--bits", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, required=True)
+    parser.add_argument("--bits", nargs="+", type=int, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--steps", type=int, default=60)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    started = time.monotonic()
-    steps, accuracy = train(asked.world, asked.algorithm, asked.bits, asked.seed, asked.steps)
-    curves = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
-    record = {**vars(asked), "policy_accuracy": accuracy, **curves, "seconds": round(time.monotonic() - started)}
-    del record["world"]
-    with RUNS.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(record) + "\n")
+    for seed, recipe, bits in product(asked.seeds, asked.recipes, asked.bits):
+        run = {"recipe": recipe, "bits": bits, "seed": seed, "steps": asked.steps}
+        recorded = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+        if any(run.items() <= other.items() for other in recorded):
+            continue
+        print(run, flush=True)
+        world, started = str(load(find(recipe)).world), time.monotonic()
+        build(asked.out / world, settings=WORLDS[world])
+        steps, accuracy = train(asked.out / world, recipe, bits, seed, asked.steps)
+        curves = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
+        record = {**run, "policy_accuracy": accuracy, **curves, "seconds": round(time.monotonic() - started)}
+        with RUNS.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
 
 
-def train(world: Path, algorithm: str, bits: int, seed: int, steps: int) -> tuple[list[dict[str, float]], float]:
+def train(world: Path, recipe: str, bits: int, seed: int, steps: int) -> tuple[list[dict[str, float]], float]:
     """The metrics of each step, and the accuracy of the trained policy, not rounded, on the problems."""
-    h: dict[str, Any] = values(load(find("dose-response")).hyperparameters)
+    loaded = load(find(recipe))
+    algorithm, h = loaded.algorithm.name, values(loaded.hyperparameters)
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     model = Qwen2ForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     lines = [json.loads(line) for line in (world / "train.jsonl").read_text(encoding="utf-8").splitlines()]

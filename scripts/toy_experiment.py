@@ -28,6 +28,7 @@ from fp16_patch.toy.sampling import solved_counts
 from fp16_patch.toy.task import Problem, token_limits
 
 RECIPES = ("dose-response", "dose-response-pg-seq-is")
+"""Those with longer answers are run where they are asked for."""
 SEED_KEYS = ("data.seed", "actor_rollout_ref.rollout.seed")
 """The order of the problems, and vLLM's sampling. The policy that a run starts from is the same for all seeds."""
 CURVES = ("reward", "prob_diff_mean", "k3_kl", "grad_norm")

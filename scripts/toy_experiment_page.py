@@ -26,7 +26,13 @@ RUNS = ROOT / "benchmarks" / "toy_experiment.jsonl"
 PLAIN = ROOT / "benchmarks" / "dose_response.jsonl"
 PAGE, FIGURE = ROOT / "docs" / "results-toy.md", ROOT / "docs" / "results-toy.png"
 TOY = {"bf16": COLOURS["bf16"][0], "fp16": COLOURS["fp16"][0]}
-ALGORITHMS = {"GRPO": ("o", COLOURS["fp16"][1]), "PG-Seq-IS": ("s", COLOURS["bf16"][2])}
+ALGORITHMS = {"GRPO": COLOURS["fp16"][1], "PG-Seq-IS": COLOURS["bf16"][2]}
+MARKS = {
+    "dose-response": "o",
+    "dose-response-pg-seq-is": "s",
+    "dose-response-long": "^",
+    "dose-response-long-pg-seq-is": "D",
+}
 AN_EPOCH = 10
 """Steps in which every problem is asked once: what training accuracy is averaged over."""
 PAPER_TOKEN = {"BF16": (0.004, 0.0155), "FP16": (0.0006, 0.0008)}
@@ -37,6 +43,7 @@ T_95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Student's t by degrees of freedom, two-sided 95%."""
 HEADER = (
     "algorithm",
+    "tokens",
     "arm",
     "seeds",
     "steps",
@@ -55,9 +62,8 @@ Measure = Callable[[Record], float | None]
 
 def read_records() -> list[dict[str, Any]]:
     """The runs of the recipes, in the order of their arms, and seeds."""
-    records = [{**record, "algorithm": load(find(record["recipe"])).algorithm.name} for record in _lines(RUNS)]
     arms = list(load(find("dose-response")).arms)
-    return sorted(records, key=lambda r: (r["recipe"], arms.index(r["arm"]), -r["asked"], r["seed"]))
+    return sorted(_lines(RUNS), key=lambda r: (r["recipe"], arms.index(r["arm"]), -r["asked"], r["seed"]))
 
 
 def read_plain() -> list[dict[str, Any]]:
@@ -73,11 +79,12 @@ def read_plain() -> list[dict[str, Any]]:
         }
         for record in _lines(PLAIN)
     ]
-    return sorted(records, key=lambda r: (r["algorithm"], -(r["bits"] or math.inf), r["seed"]))
+    return sorted(records, key=lambda r: (r["recipe"], -(r["bits"] or math.inf), r["seed"]))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [{**record, "algorithm": load(find(record["recipe"])).algorithm.name} for record in map(json.loads, lines)]
 
 
 def write_page() -> None:
@@ -97,15 +104,16 @@ def filled(text: str) -> str:
 def as_table(records: Sequence[Record]) -> str:
     groups: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
-        groups.setdefault((record["algorithm"], record["arm"], record["asked"]), []).append(record)
-    return table.markdown(HEADER, [_row(*names[:2], group) for names, group in groups.items()])
+        groups.setdefault((record["recipe"], record["arm"], record["asked"]), []).append(record)
+    return table.markdown(HEADER, [_row(group) for group in groups.values()])
 
 
-def _row(algorithm: str, arm: str, group: Sequence[Record]) -> tuple[str, ...]:
+def _row(group: Sequence[Record]) -> tuple[str, ...]:
     ended = [record for record in group if record["status"] == "completed"]
     return (
-        algorithm,
-        arm,
+        group[0]["algorithm"],
+        f"{fmean(record['answer_tokens'] for record in ended):.0f}" if ended else "-",
+        group[0]["arm"],
         " ".join(str(record["seed"]) for record in ended) or f"none ({group[0]['status']})",
         " ".join(dict.fromkeys(str(record["steps"]) for record in ended)) or "-",
         interval([token_mismatch(record) for record in ended], "{:.2e}"),
@@ -158,7 +166,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def draw(file: Path) -> None:
     """Accuracy of the trained weights against the mismatch measured, by the token and by the answer."""
     runs = {"verl and vLLM, 100 steps": read_records(), "plain torch, 60 steps": read_plain()}
-    figure = Figure(figsize=(13.5, 4.8), layout="constrained", dpi=130)
+    figure = Figure(figsize=(16, 4.8), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     with mpl.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         left, right = figure.subplots(1, 2, sharey=True)
@@ -173,7 +181,7 @@ def draw(file: Path) -> None:
         left.set(xlabel="mean |π - μ| of a token", ylabel="accuracy of the trained weights, in FP32")
         left.set_ylim(min(0.85, left.get_ylim()[0]), 1.0)
         right.set(xlabel="KL[μ|π] of an answer, nats")
-        right.legend(loc="lower left", frameon=False, fontsize=9)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
         figure.savefig(file)
 
 
@@ -181,19 +189,28 @@ def _points(axes: Axes, where: str, records: Sequence[Record], measure: Measure)
     """A point for each run, filled where the frameworks ran it; its arm beside it, and a line at BF16 and FP16."""
     places: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in records:
-        same = [measure(other) for other in records if other["arm"] == record["arm"]]  # an algorithm may log none
+        long = "long" in record["recipe"]
+        same = [
+            measure(other)  # an algorithm may log none
+            for other in records
+            if (other["arm"], "long" in other["recipe"]) == (record["arm"], long)
+        ]
         x = measure(record) or _mean(same)
         if x is not None and record["policy_accuracy"] is not None:
-            places.setdefault((record["algorithm"], record["arm"]), []).append((x, record["policy_accuracy"]))
+            places.setdefault((record["recipe"], record["arm"]), []).append((x, record["policy_accuracy"]))
     named = set()
-    for (algorithm, arm), points in places.items():
-        mark, colour = ALGORITHMS[algorithm]
+    for (recipe, arm), points in places.items():
+        of_recipe = [record for record in records if record["recipe"] == recipe]
+        algorithm, tokens = of_recipe[0]["algorithm"], fmean(record["answer_tokens"] for record in of_recipe)
+        what = f"{algorithm}, {tokens:.0f} tokens"
+        colour, mark = ALGORITHMS[algorithm], MARKS[recipe]
         if not any(x for x, _ in points):  # no mismatch has no place on a logarithmic axis
-            axes.axhline(fmean(y for _, y in points), color=colour, ls="--", lw=1.2, label=f"{algorithm}, no mismatch")
+            style = ":" if "long" in recipe else "--"
+            axes.axhline(fmean(y for _, y in points), color=colour, ls=style, lw=1.2, label=f"{what}, no mismatch")
             continue
         fill = colour if "verl" in where else "none"
-        label = None if algorithm in named else f"{algorithm}, {where}"
-        named.add(algorithm)
+        label = None if recipe in named else f"{what}, {where}"
+        named.add(recipe)
         axes.plot(*zip(*points, strict=True), mark, color=colour, mfc=fill, ms=7, label=label)
         x, y = (fmean(values) for values in zip(*points, strict=True))
         axes.annotate(arm.removeprefix("bits-"), (x, y), xytext=(7, 5), textcoords="offset points", fontsize=8)

@@ -28,10 +28,11 @@ def read(path: Path) -> Any:
         raise Fp16PatchError(f"{path} is not readable as YAML: {error}") from error
 
 
-def composed(path: Path, shared: Path) -> Any:
+def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> Any:
     """The recipe with what it ``extends`` filled in: its own keys win, an earlier shared file's before a later one's.
 
-    Shared files are looked for beside the recipe, then in ``shared``.
+    Shared files are looked for beside the recipe, then in ``shared``, and may extend others. Raises
+    :class:`Fp16PatchError` where one is missing or extends itself.
     """
     content = read(path)
     if not isinstance(content, dict) or "extends" not in content:
@@ -44,7 +45,9 @@ def composed(path: Path, shared: Path) -> Any:
         if not found:
             known = sorted(str(file.relative_to(shared).with_suffix("")) for file in shared.glob("shared/*.yaml"))
             raise Fp16PatchError(f"{path.name}: extends {name!r}, and there is no such file", allowed=", ".join(known))
-        content = merge(read(found[0]), content)
+        if found[0] in (path, *extended_by):
+            raise Fp16PatchError(f"{path.name}: extends {name!r}, which extends it", next_step="break the circle")
+        content = merge(composed(found[0], shared, (path, *extended_by)), content)
     return {key: content[key] for key in sorted(content, key=_place_of)}
 
 

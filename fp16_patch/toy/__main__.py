@@ -16,7 +16,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fp16_patch.toy", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another world (default 0)")
-    parser.add_argument("--world", choices=WORLDS, default="toy", help="toy-moe has a mixture of experts")
+    parser.add_argument(
+        "--world",
+        choices=WORLDS,
+        default="toy",
+        help="toy-moe: experts; toy-long: longer answers",
+    )
     arguments = parser.parse_args()
     started = time.monotonic()
 

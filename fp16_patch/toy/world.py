@@ -48,7 +48,11 @@ class Settings:
     """A problem is kept when its share of solved samples lies between the two, both included."""
 
 
-WORLDS = {"toy": Settings(), "toy-moe": Settings(layers=4, experts=4)}
+WORLDS = {
+    "toy": Settings(),
+    "toy-moe": Settings(layers=4, experts=4),
+    "toy-long": Settings(digits=10, max_steps=1600),
+}
 """By the names that recipes call them."""
 
 

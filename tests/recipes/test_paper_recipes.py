@@ -80,6 +80,20 @@ def test_a_shared_file_is_filled_in_and_the_recipes_own_keys_win(tmp_path: Path)
     assert found == {"a": {"x": 1, "y": {"value": 2}}, "b": 1, "c": None}
 
 
+def test_a_shared_file_may_extend_others_but_not_itself(tmp_path: Path) -> None:
+    for name, content in {
+        "own": {"extends": ["middle"], "a": 1},
+        "middle": {"extends": ["base"], "b": 2, "gone": None},
+        "base": {"a": 3, "b": 3, "c": 3, "gone": 3},
+        "one": {"extends": ["other"]},
+        "other": {"extends": ["one"]},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    assert composition.composed(tmp_path / "own.yaml", tmp_path) == {"a": 1, "b": 2, "c": 3}
+    with pytest.raises(Fp16PatchError, match=r"other.yaml: extends 'one', which extends it"):
+        composition.composed(tmp_path / "one.yaml", tmp_path)
+
+
 MISTAKES = {
     "unknown hyperparameter": ("hyperparameters.promts", {"promts": {"value": 1, "source": "fork"}}, "prompts"),
     "kind of value": ("hyperparameters.prompts.value='64'", {"prompts": {"value": "64", "source": "fork"}}, "whole"),
