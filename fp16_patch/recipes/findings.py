@@ -10,7 +10,7 @@ from typing import Any
 from fp16_patch.recipes import collapse
 from fp16_patch.recipes.html_table import html_table
 from fp16_patch.recipes.reaching import COSTS
-from fp16_patch.recipes.terminal import show
+from fp16_patch.recipes.terminal import show, show_measured
 
 _OFFLINE = {
     "slope_per_1000_tokens": ("slope of log π - log μ, nats per 1,000 tokens", ".3g"),
@@ -82,9 +82,9 @@ def offline(arms: Mapping[str, Any]) -> str:
     """What was measured of the log-probs that were kept."""
     if not any(arm["offline"] for arm in arms.values()):
         return ""
-    found = [arm["offline"] or dict.fromkeys(_OFFLINE) for arm in arms.values()]
-    rows = [(words, *(show(one[name], form) for one in found)) for name, (words, form) in _OFFLINE.items()]
-    return f"<h2>Answers and their tokens</h2>{html_table(['', *arms], rows)}"
+    found = [arm["offline"] or {} for arm in arms.values()]
+    rows = [(words, *(show_measured(one, name, form) for one in found)) for name, (words, form) in _OFFLINE.items()]
+    return f"<h2>Answers and their tokens</h2>{html_table(['± standard error', *arms], rows)}"
 
 
 def repeated(rows: Sequence[Mapping[str, Any]]) -> str:

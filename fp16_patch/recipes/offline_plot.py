@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from fp16_patch.mismatch.offline import measure
 from fp16_patch.recipes.plot_style import Curves, finish, new_figure, save
+from fp16_patch.recipes.terminal import show_measured
 
 _MOST_DOTS = 20_000
 """More tokens than that are thinned out evenly."""
@@ -42,10 +43,11 @@ def _answers(axes: Axes, curves: Curves) -> None:
             continue
         lengths, ratios = kept.lengths, kept.log_ratios()
         axes.scatter(lengths, ratios, s=10, color=curve.colour, alpha=0.5, linewidths=0)
-        if (slope := measure(kept)["slope_per_1000_tokens"]) is not None:
+        found = measure(kept)
+        if (slope := found["slope_per_1000_tokens"]) is not None:
             ends = np.array([lengths.min(), lengths.max()])
             line = ratios.mean() + slope / 1000 * (ends - lengths.mean())  # least squares: through the means
-            words = f"{curve.label}: {slope:+.2g} per 1,000 tokens"
+            words = f"{curve.label}: {show_measured(found, 'slope_per_1000_tokens', '+.2g')} per 1,000 tokens"
             axes.plot(ends, line, curve.line, color=curve.colour, label=words)
     axes.axhline(0, color="#888888", linewidth=0.8)
     finish(axes, "Log-ratio of an answer", "log π - log μ, nats", "tokens of the answer")

@@ -64,7 +64,7 @@ def _offline(arms: Mapping[str, Any]) -> list[list[str]]:
         return []
     rows = {"slope of log-ratio per 1000 tokens": "slope_per_1000_tokens", "KL of whole answers, nats": "sequence_kl"}
     return [
-        [words, *(show((arm["offline"] or {}).get(name), ".3g") for arm in arms.values()), ""]
+        [words, *(show_measured(arm["offline"] or {}, name, ".3g") for arm in arms.values()), ""]
         for words, name in rows.items()
     ]
 
@@ -87,6 +87,12 @@ def _published(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def show(value: Any, form: str) -> str:
     """The number in that format, ``-`` where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def show_measured(found: Mapping[str, Any], name: str, form: str) -> str:
+    """The number with its standard error, where it has one."""
+    error = found.get(f"{name}_standard_error")
+    return show(found.get(name), form) + ("" if error is None else f" ±{error:.2g}")
 
 
 def _means(arms: Mapping[str, Any], name: str, form: str) -> list[str]:

@@ -63,6 +63,28 @@ def test_the_slope_is_the_drift_of_every_token(lengths: list[int], drift: float)
     assert (found["answers"], found["tokens"]) == (len(lengths), tokens)
 
 
+def test_standard_errors_are_those_of_least_squares_and_of_a_mean() -> None:
+    lengths, chance = np.arange(10, 210), np.random.default_rng(0)
+    noise = chance.normal(0, 0.5, 200)
+    mu = np.full(lengths.sum(), -1.0)
+    pi = mu - 1e-3
+    pi[np.cumsum(lengths) - 1] += noise
+    found = measure(Kept(mu, pi, lengths))
+    design = np.stack([np.ones(200), lengths], 1)
+    ratios = noise - 1e-3 * lengths
+    best, rest, *_ = np.linalg.lstsq(design, ratios, rcond=None)
+    error = np.sqrt(np.linalg.inv(design.T @ design)[1, 1] * rest[0] / 198)
+    assert found["slope_per_1000_tokens"] == pytest.approx(1000 * best[1])
+    assert found["slope_per_1000_tokens_standard_error"] == pytest.approx(1000 * error)
+    assert found["sequence_kl_standard_error"] == pytest.approx(ratios.std(ddof=1) / np.sqrt(200))
+
+
+def test_two_answers_have_a_slope_without_an_error() -> None:
+    found = measure(Kept(np.zeros(3), np.ones(3), np.array([1, 2])))
+    assert found["slope_per_1000_tokens"] == 1000
+    assert found["slope_per_1000_tokens_standard_error"] is None
+
+
 def test_answers_of_one_length_have_no_slope() -> None:
     found = measure(Kept(np.zeros(4), np.ones(4), np.array([2, 2])))
     assert found["slope_per_1000_tokens"] is None

@@ -63,6 +63,7 @@ def test_the_papers_numbers_stand_beside_them(run: Path) -> None:
 
 def test_the_picture_is_drawn_and_shown(run: Path) -> None:
     compared(run)
+    assert "-0.07 ±" in (run / "report.html").read_text()
     assert (run / "offline.png").read_bytes().startswith(b"\x89PNG")
     assert "Answers and their tokens" in (run / "report.html").read_text()
 
