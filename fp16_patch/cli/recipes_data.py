@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, metavar="D", help="a file, a folder, or a hub id")
     parser.add_argument("--config", metavar="C", help="of a dataset that has several, such as main of openai/gsm8k")
-    parser.add_argument("--split", default="train", metavar="S", help="(default: train)")
+    parser.add_argument("--split", metavar="S", help="of a dataset that has several (default: train)")
     parser.add_argument("--question-key", metavar="K", help="column of the question, where it is none of the usual")
     parser.add_argument("--answer-key", metavar="K", help="column of the answer, where it is none of the usual")
     parser.add_argument(

@@ -18,6 +18,8 @@ from fp16_patch.errors import Fp16PatchError
 QUESTIONS = ("problem", "question", "prompt", "input", "instruction")
 ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label", "solution")
 """Columns in which a question, or an answer, is looked for, in this order; upper and lower case are one."""
+WORKED = ANSWERS[-1]
+"""The column of MATH's worked solutions: one that marks no answer holds none."""
 
 _DAPO = re.compile(
     r"Solve the following math problem step by step\. .*?\n\n(?P<question>.*)\n\n"
@@ -36,24 +38,22 @@ class Columns:
 
 
 def question_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str | tuple[Message, ...], str]:
-    """The question, or the whole prompt where the row has one, and the answer, "" where the row leaves it empty.
+    """The question, or the whole prompt where the row has one, and the answer; "" for one that the row does not hold.
 
     Raises ``Fp16PatchError`` naming the columns there are.
     """
-    asked_for = _question(_cell(row, columns.question, QUESTIONS, "--question-key"))
-    truth = (row.get("reward_model") or {}).get("ground_truth") if columns.answer is None else None
-    if truth is None:
-        truth = _cell(row, columns.answer, ANSWERS, "--answer-key")
-    return asked_for, answer_in("" if truth is None else str(truth))
+    _, question = _cell(row, columns.question, QUESTIONS, "--question-key")
+    verl = row.get("reward_model") if columns.answer is None else None
+    truth = verl.get("ground_truth") if isinstance(verl, Mapping) else None
+    if truth is not None:
+        return _question(question), _answer(truth)
+    name, truth = _cell(row, columns.answer, ANSWERS, "--answer-key")
+    return _question(question), _answer(truth, worked=columns.answer is None and name == WORKED)
 
 
 def answer_in(text: str) -> str:
     """What stands in the last ``\\boxed{}``, or behind the last ``####``; else the text itself."""
-    if (boxed := last_boxed(text)) is not None:
-        return boxed.strip()
-    if "####" in text:
-        return text.rpartition("####")[2].strip().replace(",", "")
-    return text.strip()
+    return text.strip() if (marked := _marked(text)) is None else marked
 
 
 def last_boxed(text: str) -> str | None:
@@ -69,9 +69,19 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def _marked(text: str) -> str | None:
+    if (boxed := last_boxed(text)) is not None:
+        return boxed.strip()
+    if "####" in text:
+        return text.rpartition("####")[2].strip().replace(",", "")
+    return None
+
+
 def _question(cell: Any) -> str | tuple[Message, ...]:
     if isinstance(cell, str):
         return cell.strip()
+    if not isinstance(cell, list) or not cell or not all(map(_is_message, cell)):
+        return ""
     messages = tuple(Message(turn["role"], turn["content"]) for turn in cell)
     text = messages[-1].content
     if len(messages) == 1 and (dapo := _DAPO.fullmatch(text.strip())):
@@ -79,11 +89,22 @@ def _question(cell: Any) -> str | tuple[Message, ...]:
     return messages
 
 
-def _cell(row: Mapping[str, Any], wanted: str | None, known: tuple[str, ...], option: str) -> Any:
+def _is_message(turn: Any) -> bool:
+    said = [turn.get("role"), turn.get("content")] if isinstance(turn, Mapping) else [None]
+    return all(isinstance(text, str) and text.strip() for text in said)
+
+
+def _answer(cell: Any, *, worked: bool = False) -> str:
+    if not isinstance(cell, (str, int, float)) or cell != cell:  # pandas writes a missing number as NaN
+        return ""
+    return (_marked(str(cell)) or "") if worked else answer_in(str(cell))
+
+
+def _cell(row: Mapping[str, Any], wanted: str | None, known: tuple[str, ...], option: str) -> tuple[str, Any]:
     there = {name.lower(): name for name in row}
-    for name in [wanted] if wanted else known:
-        if name.lower() in there:
-            return row[there[name.lower()]]
+    if names := [name for name in ([wanted] if wanted else known) if name.lower() in there]:
+        cells = [(name, row[there[name.lower()]]) for name in names]
+        return next((cell for cell in cells if cell[1] is not None), cells[0])
     raise Fp16PatchError(
         f"no column {wanted or ' or '.join(known)} in the dataset: it has {', '.join(row)}",
         next_step=f"name the column with {option}",

@@ -68,11 +68,12 @@ def dataset_facts(wanted: Wanted, found: Read) -> dict[str, Any]:
     return {
         "dataset": source.name,
         "config": source.config,
-        "split": source.split,
+        "split": source.part,
         "revision": found.revision,
         "template": wanted.template,
         "problems": len(found.problems),
         "repeated_rows": found.repeated,
+        "rows_without_question": found.unasked,
         "rows_without_answer": found.unanswered,
     }
 

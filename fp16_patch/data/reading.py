@@ -29,15 +29,20 @@ class Wanted:
 
 @dataclass
 class Read:
-    """``repeated`` rows ask what an earlier one asked, ``unanswered`` ones have no answer: neither is a problem."""
+    """``repeated`` rows ask what an earlier one asked; of others, question or answer is missing: none is a problem."""
 
     problems: list[Problem] = field(default_factory=list)
     revision: str | None = None
     repeated: int = 0
+    unasked: int = 0
     unanswered: int = 0
 
     def __str__(self) -> str:
-        left_out = [(self.repeated, "repeated"), (self.unanswered, "without an answer")]
+        left_out = [
+            (self.repeated, "repeated"),
+            (self.unasked, "without a question"),
+            (self.unanswered, "without an answer"),
+        ]
         told = [f"{count} rows {why} left out" for count, why in left_out if count]
         return ", ".join([f"{len(self.problems)} problems", *told])
 
@@ -49,9 +54,10 @@ def read(wanted: Wanted, limit: int | None = None) -> Read:
     for problem in itertools.islice(_distinct(wanted, rows, found), limit):
         found.problems.append(problem)
     if not found.problems:
+        split, columns = wanted.source.part, "the columns with --question-key and --answer-key"
         raise Fp16PatchError(
-            f"--dataset {wanted.source.name}, split {wanted.source.split}, holds no problem with an answer",
-            next_step="name another --split, or the column with --answer-key",
+            f"--dataset {wanted.source.name}{f', split {split},' if split else ''} holds no problem: {found}",
+            next_step=f"name another --split, or {columns}" if split else f"name {columns}",
         )
     return found
 
@@ -60,10 +66,11 @@ def _distinct(wanted: Wanted, rows: Iterator[dict[str, object]], found: Read) ->
     seen: set[tuple[Message, ...]] = set()
     for row in rows:
         question, answer = question_and_answer(row, wanted.columns)
-        prompt = _prompt(question, wanted.template)
-        if not answer:
+        if not question:
+            found.unasked += 1
+        elif not answer:
             found.unanswered += 1
-        elif prompt in seen:
+        elif (prompt := _prompt(question, wanted.template)) in seen:
             found.repeated += 1
         else:
             seen.add(prompt)

@@ -104,7 +104,7 @@ def _stamp(sanity: Sanity) -> dict[str, Any]:
         **asdict(sanity.sampling),
         "dataset": source.name,
         "config": source.config,
-        "split": source.split,
+        "split": source.part,
         "template": sanity.wanted.template,
         "vllm": versions().get("vllm"),
     }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fp16_patch.data.fields import Columns, answer_in, question_and_answer
+from fp16_patch.data.output import dataset_facts
 from fp16_patch.data.problem import Message, asked
 from fp16_patch.data.reading import Read, Wanted, read
 from fp16_patch.data.source import Source
@@ -46,6 +47,22 @@ DAPO = (
         # OpenRLHF's
         ({"input": "Q", "label": "34"}, "Q", "34"),
         ({"problem": "Q", "answer": None}, "Q", ""),
+        # an empty cell is no column
+        ({"problem": None, "question": "Q", "answer": None, "solution": r"\boxed{3}"}, "Q", "3"),
+        # a worked solution that marks no answer, and what is neither text nor number
+        ({"problem": "Q", "solution": "no box"}, "Q", ""),
+        ({"problem": "Q", "answer": ["1"]}, "Q", ""),
+        ({"problem": "Q", "answer": float("nan")}, "Q", ""),
+        ({"problem": "Q", "reward_model": "rule", "answer": "1"}, "Q", "1"),
+        # no question
+        ({"problem": None, "answer": "1"}, "", "1"),
+        ({"problem": 5, "answer": "1"}, "", "1"),
+        ({"problem": " ", "answer": "1"}, "", "1"),
+        ({"prompt": [], "answer": "1"}, "", "1"),
+        ({"prompt": ["Q"], "answer": "1"}, "", "1"),
+        ({"prompt": [{"role": "user"}], "answer": "1"}, "", "1"),
+        ({"prompt": [{"role": "user", "content": None}], "answer": "1"}, "", "1"),
+        ({"prompt": [{"content": "Q"}], "answer": "1"}, "", "1"),
     ],
 )  # fmt: skip
 def test_question_and_answer(row: dict[str, Any], question: object, answer: str) -> None:
@@ -55,6 +72,7 @@ def test_question_and_answer(row: dict[str, Any], question: object, answer: str)
 def test_columns_of_other_names() -> None:
     row = {"frage": "Q", "antwort": "3", "answer": "no"}
     assert question_and_answer(row, Columns("frage", "antwort")) == ("Q", "3")
+    assert question_and_answer({"problem": "Q", "solution": "3"}, Columns(answer="solution")) == ("Q", "3")
     with pytest.raises(Fp16PatchError, match=r"it has frage, antwort, answer(.|\n)*--question-key"):
         question_and_answer(row, Columns())
 
@@ -90,6 +108,15 @@ def test_each_problem_once_and_none_without_an_answer(tmp_path: Path) -> None:
     assert "2 problems, 4 rows repeated left out, 3 rows without an answer left out" in str(found)
     assert len(read(wanted(tmp_path / "rows.jsonl"), limit=1).problems) == 1
     assert len({problem.key for problem in found.problems}) == 2
+
+
+def test_rows_without_a_question_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"problem": "Q", "answer": "1"}, {"problem": None, "answer": "2"}, {"answer": "3"}, {"problem": "R"}]
+    found = read(wanted(jsonl(tmp_path / "rows.jsonl", *rows)))
+    assert str(found) == "1 problems, 2 rows without a question left out, 1 rows without an answer left out"
+    assert dataset_facts(wanted(tmp_path / "rows.jsonl"), found)["rows_without_question"] == 2
+    with pytest.raises(Fp16PatchError, match=r"no problem: 0 problems, 1 rows without a question(.|\n)*--question-key"):
+        read(wanted(jsonl(tmp_path / "numbers.jsonl", {"problem": 5, "answer": "1"})))
 
 
 @pytest.mark.parametrize(
@@ -154,16 +181,47 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("name", "contents", "said"),
     [
         ("rows.csv", "a,b", "files that end in .parquet, .jsonl, .json"),
-        ("rows.jsonl", '{"problem": "Q"', "cannot read"),
+        ("rows.jsonl", '{"problem": "Q"}\n\n{"problem": "Q', "rows.jsonl: line 3, column 13: Unterminated string"),
+        ("rows.jsonl", '{"problem": "Q"}\n5\n', "line 2 is no object"),
         ("rows.json", '{"problem": "Q"}', "does not hold a list of objects"),
         ("rows.parquet", "no parquet", "cannot read"),
-        ("empty.jsonl", "", "holds no problem with an answer"),
+        ("empty.jsonl", "", "empty.jsonl holds no problem: 0 problems"),
     ],
 )
 def test_a_file_that_is_no_dataset(tmp_path: Path, name: str, contents: str, said: str) -> None:
     (tmp_path / name).write_text(contents)
     with pytest.raises(Fp16PatchError, match=said):
         read(wanted(tmp_path / name))
+
+
+def test_a_split_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    file, table, splits = jsonl(tmp_path / "rows.jsonl", *ROWS), tmp_path / "table", tmp_path / "splits"
+    datasets.Dataset.from_list(ROWS).save_to_disk(table)
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(splits)
+    for place in (file, table):
+        with pytest.raises(Fp16PatchError, match=r"--config main and --split test: --dataset (.|\n)*leave it out"):
+            read(Wanted(Source(str(place), "main", "test")))
+        assert Source(str(place)).part is None
+    with pytest.raises(Fp16PatchError, match="--config main: "):
+        read(Wanted(Source(str(splits), "main")))
+    assert Source(str(splits)).part == "train"
+
+
+def test_the_cause_is_told_of_files_that_do_not_fit_together(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    jsonl(tmp_path / "train.jsonl", *ROWS)
+    jsonl(tmp_path / "test.jsonl", {"other": 1})
+    with pytest.raises(Fp16PatchError, match="column names don't match"):
+        read(wanted(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./nosuch", "/no/such/folder", "no/such/folder", "nosuch.jsonl"])
+def test_a_path_is_not_to_be_fetched_from_the_hub(name: str) -> None:
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(Fp16PatchError, match=f"{name}: no such file or folder") as error:
+        read(Wanted(Source(name)))
+    assert "hf download" not in str(error.value)
 
 
 def test_a_missing_dataset_says_what_to_fetch() -> None:
