@@ -22,19 +22,27 @@ def alone(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("a+", encoding="utf-8")
+        lock = (out / _LOCK).open("ab+", buffering=0)  # with a buffer, closing fails again where the disk is full
     except OSError as error:
-        raise Fp16PatchError(f"--out {out}: {error.strerror}", next_step="choose a folder you can write to") from error
+        raise _not_writable(out, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
             raise Fp16PatchError(
-                f"{out} is in use: process {lock.read().strip() or 'unknown'} writes into it",
+                f"{out} is in use: process {lock.read().decode().strip() or 'unknown'} writes into it",
                 next_step="wait for it, or choose another --out",
             ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise _not_writable(out, error) from error
         yield
+
+
+def _not_writable(out: Path, error: OSError) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"--out {out}: {error.strerror}", next_step="choose a folder you can write to, with room in it"
+    )

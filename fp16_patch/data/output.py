@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.data import writing
+from fp16_patch.data import disk, writing
 from fp16_patch.data.problem import Problem
 from fp16_patch.data.reading import Read, Wanted
 from fp16_patch.errors import Fp16PatchError
@@ -38,9 +38,19 @@ class Output:
     def manifest(self) -> Path:
         return self.folder / f"{self.name}.manifest.json"
 
+    def __post_init__(self) -> None:
+        one_word = self.name == Path(self.name).name and self.name.isprintable()
+        if not self.name or not one_word or self.name.startswith("."):
+            raise Fp16PatchError(
+                f"--name {self.name!r} cannot be the name of a file",
+                allowed="a name without an ending, without / and without a dot in front; --out takes the folder",
+            )
+
     def check(self) -> None:
         """Raises ``Fp16PatchError`` where files of these names were written by somebody else."""
-        if foreign := [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]:
+        with disk.writing(self.folder):
+            foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
+        if foreign:
             raise Fp16PatchError(
                 f"{' and '.join(map(str, foreign))}: in the way, and not written by this (no {self.manifest.name})",
                 next_step="choose another --out or --name",
@@ -48,6 +58,10 @@ class Output:
 
     def write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float] = ()) -> None:
         """Write the three; the manifest says ``facts``, the versions here and the digest of either file."""
+        with disk.writing(self.folder):
+            self._write(problems, facts, rates)
+
+    def _write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{self.name}.", dir=self.folder))
         try:

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What keeps a file from being written is one error: a full disk, a name too long, a folder for reading only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, next_step: str = "make room there or choose another --out; then the same command"
+) -> Iterator[None]:
+    """Raises ``Fp16PatchError``, naming ``path``, in place of ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        raise Fp16PatchError(f"{path}: {error.strerror or error}", next_step=next_step) from error

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A disk that fills up is one error, and what stood there before still does. A limit on files stands in for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fp16_patch.data.convert import convert
+from fp16_patch.data.output import Output
+from fp16_patch.data.reading import Wanted
+from fp16_patch.data.source import Source
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.folder_lock import alone
+
+pytest.importorskip("pyarrow")
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(Fp16PatchError, match=rf"--out {tmp_path}: .*\n.*with room in it"), room_for(0), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_the_files(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"problem": "Q", "answer": "1"}))
+    wanted, output = Wanted(Source(str(rows))), Output(tmp_path / "out")
+    convert(wanted, output, say=lambda _: None)
+    before = {path.name: path.read_bytes() for path in output.folder.iterdir()}
+    with pytest.raises(Fp16PatchError, match="make room there"), room_for(100):
+        convert(wanted, output, say=lambda _: None)
+    assert {path.name: path.read_bytes() for path in output.folder.iterdir()} == before
+
+
+def test_a_name_that_no_disk_takes(tmp_path: Path) -> None:
+    with pytest.raises(Fp16PatchError, match="name too long"):
+        Output(tmp_path, "x" * 300).check()
