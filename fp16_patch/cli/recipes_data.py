@@ -78,8 +78,8 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def _sanity(arguments: argparse.Namespace) -> int:
     from fp16_patch.data.output import Output
-    from fp16_patch.data.sampling import Sampling
     from fp16_patch.data.sanity import Sanity, build
+    from fp16_patch.data.settings import Sampling
 
     sanity = Sanity(
         wanted=_wanted(arguments),
@@ -131,15 +131,22 @@ def _options(words: Sequence[str]) -> dict[str, object]:
     """``["enforce_eager=true"]`` -> ``{"enforce_eager": True}``; values are YAML."""
     import yaml
 
-    if wrong := [word for word in words if not word.partition("=")[2]]:
-        raise Fp16PatchError(f"--vllm {wrong[0]!r} has no value", allowed="--vllm KEY=VALUE")
-    return {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words)}
+    options = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise Fp16PatchError(f"--vllm {word!r} cannot be read", allowed="KEY=VALUE, a value in YAML") from error
+        if not key or not value:
+            raise Fp16PatchError(f"--vllm {word!r} has no {'value' if key else 'key'}", allowed="--vllm KEY=VALUE")
+    return options
 
 
 def _positive(word: str) -> int:
-    if (number := int(word)) < 1:
-        raise ValueError(word)
-    return number
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r}; allowed: a whole number, 1 or more")
+    return int(word)
 
 
 def _say(line: str) -> None:

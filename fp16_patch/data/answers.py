@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.data import disk
 from fp16_patch.errors import Fp16PatchError
+
+_OPTIONS = "vllm_options"
+"""Beside the settings, and never compared: how vLLM runs, and not what is asked of it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,11 @@ class Answers:
 
     def settings(self) -> dict[str, Any] | None:
         """What was sampled with; None where nothing was yet. Raises ``Fp16PatchError`` where nobody can tell."""
+        if next(iter(self), None) is None:
+            return None
         try:
             found = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if not self.file.exists():
-                return None
-            found = None
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             found = None
         if not isinstance(found, dict):
             raise Fp16PatchError(
@@ -59,33 +61,39 @@ class Answers:
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Stamp the folder, or check its stamp. Raises ``Fp16PatchError`` naming the settings that differ."""
+        self._drop_half_a_line()
         before = self.settings()
         if before is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(settings, indent=2) + "\n"
-            new = self.settings_file.with_suffix(".new")
-            new.write_text(text, encoding="utf-8")
-            new.replace(self.settings_file)
-        elif different := [key for key in {**before, **settings} if before.get(key) != settings.get(key)]:
+            self._stamp({**settings, _OPTIONS: []})
+            return
+        keys = [key for key in {**before, **settings} if key != _OPTIONS]
+        if different := [key for key in keys if before.get(key) != settings.get(key)]:
             told = ", ".join(f"{key}: {before.get(key)!r} there, {settings.get(key)!r} now" for key in different)
             raise Fp16PatchError(
                 f"{self.folder} was sampled with other settings: {told}",
-                allowed="the same settings, to go on; another --reward, --keep or --limit is none of them",
+                allowed="the same settings, to go on; another --reward, --keep, --limit or --vllm is none of them",
                 next_step="choose another --out",
             )
-        self._drop_half_a_line()
+
+    def options(self) -> list[dict[str, Any]]:
+        """Every set of further arguments of ``vllm.LLM`` that answers here were sampled with."""
+        return list((self.settings() or {}).get(_OPTIONS, []))
+
+    def sampled_with(self, options: Mapping[str, object]) -> None:
+        """The batch to come was sampled with these. Recorded before it, so that no answer is without."""
+        stamp = json.loads(self.settings_file.read_text(encoding="utf-8"))
+        if options not in (before := stamp.setdefault(_OPTIONS, [])):
+            self._stamp({**stamp, _OPTIONS: [*before, options]})
 
     def append(self, batch: Sequence[Sampled]) -> None:
         """Add a batch; it is on the disk when this returns. Raises ``Fp16PatchError`` where it cannot be."""
-        try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(asdict(sampled)) + "\n" for sampled in batch))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise Fp16PatchError(
-                f"{self.file}: {error.strerror}", next_step="make room; the same command goes on from the batch before"
-            ) from error
+        with (
+            disk.writing(self.file, "make room; the same command goes on from the batch before"),
+            self.file.open("a", encoding="utf-8") as file,
+        ):
+            file.write("".join(json.dumps(asdict(sampled)) + "\n" for sampled in batch))
+            file.flush()
+            os.fsync(file.fileno())
 
     def __iter__(self) -> Iterator[Sampled]:
         """All there are, in the order of sampling. Raises ``Fp16PatchError`` naming a line that cannot be read."""
@@ -101,6 +109,13 @@ class Answers:
                         f"{self.file}, line {number}, cannot be read: {error}",
                         next_step="remove that line: its problem is then sampled again, and no other",
                     ) from error
+
+    def _stamp(self, settings: Mapping[str, Any]) -> None:
+        with disk.writing(self.settings_file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            new = self.settings_file.with_suffix(".new")
+            new.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            new.replace(self.settings_file)
 
     def _drop_half_a_line(self) -> None:
         """What a process that was killed while it wrote has left at the end."""

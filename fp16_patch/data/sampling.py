@@ -8,29 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fp16_patch.data.answers import Answers, Sampled
 from fp16_patch.data.problem import Problem
-from fp16_patch.data.selection import SAMPLES
+from fp16_patch.data.settings import Sampling
 from fp16_patch.duration import duration
 from fp16_patch.errors import Fp16PatchError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are sampled: all of it decides what they are. ``max_tokens`` limits one answer."""
-
-    model: str
-    samples: int = SAMPLES
-    max_tokens: int = 8192
-    temperature: float = 1.0
-    top_p: float = 1.0
-    dtype: str = "float16"
-    tensor_parallel_size: int = 1
-    seed: int = 0
 
 
 def seed_of(problem: Problem, seed: int) -> int:
@@ -120,6 +105,7 @@ def sample_missing(
         if not (missing := [problem for problem in problems[start : start + batch] if problem.key not in done]):
             continue
         sampled = sampler.sample(missing)
+        answers.sampled_with(options)
         answers.append(sampled)
         left -= len(missing)
         tokens += sum(sum(one.tokens) for one in sampled)

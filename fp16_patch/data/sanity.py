@@ -18,8 +18,9 @@ from fp16_patch.data.judging import judge
 from fp16_patch.data.output import Output, dataset_facts, file_digest, versions
 from fp16_patch.data.problem import Problem
 from fp16_patch.data.reading import Read, Wanted, read
-from fp16_patch.data.sampling import Sampling, revision_of, sample_missing
+from fp16_patch.data.sampling import revision_of, sample_missing
 from fp16_patch.data.selection import KEEP, Selection
+from fp16_patch.data.settings import Sampling, check_options
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.folder_lock import alone
 
@@ -44,6 +45,7 @@ class Sanity:
             raise Fp16PatchError(
                 f"--keep {self.keep[0]:g} {self.keep[1]:g}", allowed="two shares, 0 <= LOW <= HIGH <= 1"
             )
+        check_options(self.vllm)
 
 
 def build(sanity: Sanity, output: Output, say: Say = print) -> Selection[Problem]:
@@ -62,7 +64,7 @@ def build(sanity: Sanity, output: Output, say: Say = print) -> Selection[Problem
         manifest = {
             "dataset": dataset_facts(sanity.wanted, found),
             "sampling": {**asdict(sanity.sampling), "model_revision": revision_of(sanity.sampling.model)},
-            "vllm": dict(sanity.vllm),
+            "vllm": answers.options(),
             "reward": {"name": sanity.reward, "digest": file_digest(reward)},
             "keep": list(sanity.keep),
             "tried": len(selection.rates),

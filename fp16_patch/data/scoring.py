@@ -91,7 +91,12 @@ def _load(path: Path) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise Fp16PatchError(f"--reward {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file of somebody else's raises
+        raise Fp16PatchError(
+            f"--reward {path} cannot be loaded: {error!r}", next_step="mend it, and give the same command again"
+        ) from error
     function = getattr(module, "compute_score", None)
     if not callable(function):
         raise Fp16PatchError(f"--reward {path} has no function compute_score", allowed="the signature that verl calls")

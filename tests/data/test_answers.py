@@ -55,6 +55,29 @@ def test_other_settings_are_refused_by_name_and_nothing_is_lost(answers: Answers
     assert answers.file.read_bytes() == before
 
 
+@pytest.mark.parametrize("left", [None, "", '{"key": "half a li'])
+def test_an_attempt_that_sampled_nothing_leaves_the_settings_free(tmp_path: Path, left: str | None) -> None:
+    answers = Answers(tmp_path)
+    answers.begin({"model": "m", "max_tokens": 8192})
+    if left is not None:
+        answers.file.write_text(left)
+    answers.begin({"model": "m", "max_tokens": 24})
+    answers.append([FIRST])
+    answers.begin({"model": "m", "max_tokens": 24})
+    with pytest.raises(Fp16PatchError, match="max_tokens: 24 there, 8192 now"):
+        answers.begin({"model": "m", "max_tokens": 8192})
+
+
+def test_what_vllm_ran_with_is_told_of_the_answers_and_not_of_the_last_attempt(tmp_path: Path) -> None:
+    answers = Answers(tmp_path)
+    answers.begin(SETTINGS)
+    for options in ({"enforce_eager": True}, {"enforce_eager": True}, {}):
+        answers.sampled_with(options)
+        answers.append([FIRST])
+    answers.begin(SETTINGS)
+    assert answers.options() == [{"enforce_eager": True}, {}]
+
+
 @pytest.mark.parametrize("stamp", [None, "{", "[]"])
 def test_answers_without_their_settings_are_refused(answers: Answers, stamp: str | None) -> None:
     answers.settings_file.unlink() if stamp is None else answers.settings_file.write_text(stamp)

@@ -17,6 +17,7 @@ from fp16_patch.data.judging import Lengths, judge
 from fp16_patch.data.output import Output
 from fp16_patch.data.problem import Message, Problem, asked
 from fp16_patch.data.selection import Selection
+from fp16_patch.data.settings import Sampling
 from fp16_patch.errors import Fp16PatchError
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -85,7 +86,13 @@ def test_a_worker_that_dies_is_one_error_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("contents", "said"),
-    [(None, "no such file"), ("", "no function compute_score"), ("compute_score = 3", "no function")],
+    [
+        (None, "no such file"),
+        ("", "no function compute_score"),
+        ("compute_score = 3", "no function"),
+        ("def compute_score(:", "reward.py cannot be loaded: SyntaxError"),
+        ("import no_such_module", "cannot be loaded: ModuleNotFoundError"),
+    ],
 )
 def test_a_reward_that_is_none(tmp_path: Path, contents: str | None, said: str) -> None:
     path = tmp_path / "reward.py"
@@ -177,6 +184,48 @@ def test_a_range_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     words = ["--model", "m", "--dataset", "d", "--out", str(tmp_path), "--keep", "0.8", "0.2"]
     assert main(["recipes", "data", "sanity", *words]) == 2
     assert "0 <= LOW <= HIGH <= 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--temperature", "-1"], "--temperature -1\n  allowed: more than 0, at most 2"),
+        (["--temperature", "0"], "0 only with --samples 1"),
+        (["--temperature", "nan"], "--temperature nan"),
+        (["--top-p", "3"], "--top-p 3\n  allowed: more than 0, at most 1"),
+        (["--top-p", "0", "--temperature", "3"], "2 problems, nothing was started"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--vllm", "dtype=bfloat16"], "--vllm dtype=...: the command sets it\n  next step: use --dtype"),
+        (["--vllm", "max_model_len=10"], "use --max-tokens"),
+        (["--vllm", "max_tokens=3"], "use --max-tokens"),
+        (["--vllm", "a=["], "--vllm 'a=[' cannot be read"),
+        (["--vllm", "=3"], "--vllm '=3' has no key"),
+        (["--vllm", "a"], "--vllm 'a' has no value"),
+        (["--name", ""], "--name '' cannot be the name of a file"),
+        (["--name", "../evil"], "without /"),
+        (["--name", ".hidden"], "without a dot in front"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(["recipes", "data", "sanity", "--model", "no/m", "--dataset", "no/d", "--out", str(out), *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "hf download" not in told
+    assert not out.exists()
+
+
+def test_one_greedy_answer_is_fine() -> None:
+    assert Sampling("m", samples=1, temperature=0).temperature == 0
+
+
+def test_a_number_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("0", "-3", "x"):
+        with pytest.raises(SystemExit):
+            main(["recipes", "data", "convert", "--dataset", "d", "--out", str(tmp_path), f"--limit={word}"])
+        assert f"argument --limit: '{word}'; allowed: a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_every_problem_has_a_seed_of_its_own() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fp16_patch.data.answers import Answers, Sampled
 from fp16_patch.data.convert import convert
 from fp16_patch.data.output import Output
 from fp16_patch.data.reading import Wanted
@@ -47,6 +48,20 @@ def test_the_files(tmp_path: Path) -> None:
     with pytest.raises(Fp16PatchError, match="make room there"), room_for(100):
         convert(wanted, output, say=lambda _: None)
     assert {path.name: path.read_bytes() for path in output.folder.iterdir()} == before
+
+
+def test_the_settings_and_the_answers(tmp_path: Path) -> None:
+    answers = Answers(tmp_path / "sampling")
+    with pytest.raises(Fp16PatchError, match=r"settings\.json: .*\n.*make room there"), room_for(10):
+        answers.begin({"model": "m"})
+    answers.begin({"model": "m"})
+    first = Sampled("a", ("1",), (1,), 0)
+    answers.append([first])
+    room = answers.file.stat().st_size + 5
+    with pytest.raises(Fp16PatchError, match="goes on from the batch before"), room_for(room):
+        answers.append([first])
+    answers.begin({"model": "m"})
+    assert list(answers) == [first]
 
 
 def test_a_name_that_no_disk_takes(tmp_path: Path) -> None:

@@ -105,6 +105,9 @@ def test_killed_and_resumed_it_ends_up_where_it_would_have_anyway(world: World, 
 
 
 def _another_range_samples_nothing(world: World, whole: Path, tmp_path: Path) -> None:
-    said = build(command(world, whole, "--keep", "0", "1"), tmp_path / "again.log")
+    more = ["--keep", "0", "1", "--vllm", "gpu_memory_utilization=0.1"]
+    said = build(command(world, whole, *more), tmp_path / "again.log")
     assert "loading" not in said
+    manifest = json.loads((whole / "train.manifest.json").read_text())
+    assert manifest["vllm"] == [{"enforce_eager": True, "kv_cache_memory_bytes": 16777216}], "not what sampled"
     assert len((whole / "train.jsonl").read_text().splitlines()) == PROBLEMS
