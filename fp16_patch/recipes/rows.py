@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _STEP_NAMES = (
 )
 _OPENRLHF_GROUPS = ("train/", "eval/")
 _EXTREMES = ("__MIN", "__MAX")
+_SHOWN = 60
 
 
 @dataclass
@@ -89,18 +90,32 @@ def _add_flat(rows: Rows, row: Mapping[str, Any]) -> None:
 def _csv(path: Path) -> Rows:
     """Columns are named by the metric, or by the run and the metric where they come from a chart."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = csv.DictReader(file)
-        columns = _columns(path, lines.fieldnames or [])
-        rows = Rows()
-        for line in lines:
-            try:
-                _add_flat(rows, {name: _number(line[column]) for column, name in columns.items()})
-            except (ValueError, TypeError):
-                rows.unreadable += 1
+        try:
+            return _cells(path, csv.DictReader(file))
+        except csv.Error as error:  # NUL, or a cell without end
+            raise _no_csv(path, str(error)) from error
+
+
+def _cells(path: Path, lines: csv.DictReader[str]) -> Rows:
+    rows = Rows()
+    columns = _columns(path, lines.fieldnames or [])
+    for line in lines:
+        try:
+            _add_flat(rows, {name: _number(line[column]) for column, name in columns.items()})
+        except (ValueError, TypeError):
+            rows.unreadable += 1
     return rows
 
 
-def _columns(path: Path, header: Iterable[str]) -> dict[str, str]:
+def _no_csv(path: Path, why: str) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"{path} is no CSV file of a run: {why}",
+        allowed=f"cells between commas under a first line of names, one of them {' or '.join(_STEP_NAMES)}",
+        next_step="export it from wandb again",
+    )
+
+
+def _columns(path: Path, header: Sequence[str]) -> dict[str, str]:
     """Column -> metric, without the extremes that wandb puts beside a line of its chart."""
     columns: dict[str, str] = {}
     runs: dict[str, None] = {}
@@ -115,6 +130,9 @@ def _columns(path: Path, header: Iterable[str]) -> dict[str, str]:
             f"{path} holds several runs: {', '.join(runs)}",
             next_step="export them from wandb one by one, and give each to its arm",
         )
+    if not set(_STEP_NAMES).intersection(columns.values()):
+        begins = ",".join(header)[:_SHOWN]
+        raise _no_csv(path, f"its first line names no steps, it is {begins!r}" if header else "it is empty")
     return columns
 
 

@@ -145,3 +145,19 @@ def test_what_is_no_log_is_refused(tmp_path: Path, name: str, content: str | Non
 def test_a_line_that_is_json_and_no_row_is_counted(tmp_path: Path) -> None:
     file = text(tmp_path / "odd.jsonl", "[1, 2]", "7", "{}", '{"step": "x", "data": {}}', '{"step": 1, "data": 3}')
     assert (read(file).steps, read(file).unreadable_lines) == ([], 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"Step;critic/score/mean\n1;0.5\n", r"names no steps, it is 'Step;critic/score/mean'(?s:.*)between commas"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "names no steps, it is"),
+        (b'Step,"' + b"x" * 200_000, "field larger than field limit"),
+    ],
+    ids=["empty", "semicolons", "binary", "no end"],
+)
+def test_a_file_that_is_no_csv_is_said_to_be_none(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "bin.csv").write_bytes(content)
+    with pytest.raises(Fp16PatchError, match=rf"bin\.csv is no CSV file of a run: .*{message}"):
+        read_rows(tmp_path / "bin.csv")
