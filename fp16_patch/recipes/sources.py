@@ -8,11 +8,14 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.loading import find, load, scales
-from fp16_patch.recipes.rows import Rows, read_rows
+from fp16_patch.recipes.rows import Rows
 from fp16_patch.recipes.runs import ArmRun, read_run
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.series import KEYS, Series, framework_of, series_of
 from fp16_patch.recipes.settings import Run
+from fp16_patch.recipes.several_files import read_together
+
+_IMPORTED = "imported"
 
 
 def read_sources(given: Sequence[str], recipe: str | None = None, scale: str | None = None) -> list[Run]:
@@ -26,8 +29,9 @@ def read_sources(given: Sequence[str], recipe: str | None = None, scale: str | N
     for text in (text for text in given if "=" in text and not Path(text).exists()):
         arm, _, path = text.partition("=")
         logs.setdefault(arm, []).append(Path(path))
+    _refuse_twice(folders)
     found = [read_run(folder) for folder in folders]
-    labels = _labels(folders, [arms[0].framework for _, arms in found])
+    labels = _labels(folders, [arms[0].framework for _, arms in found], beside=[_IMPORTED] if logs else [])
     runs = [Run(labels[i], folders[i], of, arms) for i, (of, arms) in enumerate(found)]
     if not logs and (recipe or scale):
         raise Fp16PatchError("--recipe and --scale are of logs", next_step="give some as ARM=PATH, or leave them out")
@@ -38,19 +42,31 @@ def read_sources(given: Sequence[str], recipe: str | None = None, scale: str | N
             f"{', '.join(logs)}: nothing says what these are runs of", next_step="give --recipe, a name or a path"
         )
     file = find(recipe)
-    label = "imported" if runs else ""
+    label = _IMPORTED if runs else ""
     return [*runs, Run(label, None, *_imported(load(file, scale or scales(file)[0]), logs))]
 
 
-def _labels(folders: Sequence[Path], frameworks: Sequence[str]) -> list[str]:
-    """What tells the runs apart: the framework or, where two ran on the same, the folder; nothing for a single run."""
-    if len(folders) <= 1:
+def _refuse_twice(folders: Sequence[Path]) -> None:
+    """A run by two names is one run, and no repeat of itself."""
+    first: dict[Path, Path] = {}
+    for folder in folders:
+        if (there := first.setdefault(folder.resolve(), folder)) is not folder:
+            again = "" if there == folder else f": it is {there} too"
+            raise Fp16PatchError(f"the run directory {folder} is given twice{again}", next_step="give each once")
+
+
+def _labels(folders: Sequence[Path], frameworks: Sequence[str], beside: Sequence[str]) -> list[str]:
+    """What tells the runs apart, from those ``beside`` them too; nothing for a single run.
+
+    The framework or, where two ran on the same or logs say nothing of theirs, the folder.
+    """
+    if len(folders) + len(beside) <= 1:
         return [""] * len(folders)
-    names = [list(frameworks), [folder.resolve().name for folder in folders], [str(folder) for folder in folders]]
-    for labels in names:
-        if len(set(labels)) == len(folders):
-            return labels
-    raise Fp16PatchError("a run directory is given twice", next_step="give each once")
+    names = [folder.resolve().name for folder in folders]
+    candidates = [names, [str(folder) for folder in folders], [str(folder.resolve()) for folder in folders]]
+    if not beside:
+        candidates.insert(0, list(frameworks))
+    return next(labels for labels in candidates if len({*labels, *beside}) == len(folders) + len(beside))
 
 
 def _imported(recipe: Recipe, logs: dict[str, list[Path]]) -> tuple[Recipe, list[ArmRun]]:
@@ -61,9 +77,7 @@ def _imported(recipe: Recipe, logs: dict[str, list[Path]]) -> tuple[Recipe, list
 
 
 def _arm(recipe: Recipe, name: str, paths: list[Path]) -> ArmRun:
-    rows = Rows()
-    for path in paths:
-        rows.merge(read_rows(path))
+    rows = read_together(name, paths)
     series = series_of(rows)
     _check(series, rows, name, paths)
     return ArmRun(

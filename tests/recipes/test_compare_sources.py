@@ -87,7 +87,53 @@ def test_two_files_of_one_arm_are_read_together(write: Write, tmp_path: Path) ->
 def test_a_run_directory_and_logs_stand_in_one_report(write: Write, tmp_path: Path) -> None:
     run = write("run")
     report = quiet(run, f"fp16={run / 'fp16'}", recipe="sanity-grpo", out=tmp_path / "out")
-    assert [list(run["arms"]) for run in report["runs"].values()] == [["bf16", "fp16"], ["fp16"]]
+    assert {label: list(run["arms"]) for label, run in report["runs"].items()} == {
+        "run": ["bf16", "fp16"],
+        "imported": ["fp16"],
+    }
+    with pytest.raises(Fp16PatchError, match="run and imported: recipe: sanity-grpo and sanity-gspo"):
+        quiet(run, f"fp16={run / 'fp16'}", recipe="sanity-gspo", out=tmp_path / "out")
+
+
+def test_a_folder_of_that_name_is_told_from_imported_logs(write: Write, tmp_path: Path) -> None:
+    run = write("imported")
+    report = quiet(run, f"fp16={run / 'fp16'}", recipe="sanity-grpo", out=tmp_path / "out")
+    assert list(report["runs"]) == [str(run), "imported"]
+
+
+def test_files_of_two_runs_for_one_arm_are_refused_by_metric_step_and_both_files(write: Write, tmp_path: Path) -> None:
+    run = write("run")
+    one, other = run / "bf16" / "metrics.jsonl", run / "fp16" / "metrics.jsonl"
+    with pytest.raises(Fp16PatchError) as refused:
+        quiet(f"bf16={one}", f"bf16={other}", recipe="sanity-grpo", out=tmp_path / "out")
+    assert refused.value.what.startswith("bf16: critic/score/mean at step 1 is 0.")
+    assert all(f" in {file}" in refused.value.what for file in (one, other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_logs_of_one_run_may_overlap(tmp_path: Path) -> None:
+    """TensorBoard rounds to float32, verl's file logger writes NaN as null, and wandb's clock is of a call."""
+    logs = {
+        "a.jsonl": '{"step": 1, "data": {"critic/score/mean": 0.1, "actor/grad_norm": null}}',
+        "b.jsonl": '{"_step": 1, "critic/score/mean": 0.10000000149011612, "actor/grad_norm": "NaN", "_runtime": 1.0}',
+        "c.jsonl": '{"_step": 1, "critic/score/mean": 0.1, "_runtime": 2.0}',
+    }
+    for name, text in logs.items():
+        (tmp_path / name).write_text(text + "\n")
+    given = [f"fp16={tmp_path / name}" for name in logs]
+    assert quiet(*given, recipe="sanity-grpo", out=tmp_path / "out")["arms"]["fp16"]["steps"] == 1
+    (tmp_path / "c.jsonl").write_text('{"_step": 1, "actor/grad_norm": 0.5}\n')
+    with pytest.raises(Fp16PatchError, match=r"actor/grad_norm at step 1 is None in .*a\.jsonl and 0\.5 in .*c\.jsonl"):
+        quiet(*given, recipe="sanity-grpo", out=tmp_path / "out")
+
+
+def test_a_run_by_two_names_is_one_run(write: Write, tmp_path: Path) -> None:
+    run = write("run")
+    (tmp_path / "link").symlink_to(run)
+    for again in (tmp_path / "link", run / ".." / "run"):
+        with pytest.raises(Fp16PatchError) as refused:
+            quiet(run, again, out=tmp_path / "out")
+        assert refused.value.what == f"the run directory {again} is given twice: it is {run} too"
 
 
 @pytest.mark.parametrize(
