@@ -46,3 +46,15 @@ def _not_writable(out: Path, error: OSError) -> Fp16PatchError:
     return Fp16PatchError(
         f"--out {out}: {error.strerror}", next_step="choose a folder you can write to, with room in it"
     )
+
+
+def in_use(out: Path) -> bool:
+    """Somebody is in :func:`alone` with ``out``. Of another machine that is known where the file system tells."""
+    try:
+        with (out / _LOCK).open(encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or none that can be read
+        return False
+    return False

@@ -10,7 +10,7 @@ from typing import Any
 from fp16_patch.recipes import collapse
 from fp16_patch.recipes.html_table import html_table
 from fp16_patch.recipes.reaching import COSTS
-from fp16_patch.recipes.terminal import show, show_measured
+from fp16_patch.recipes.terminal import show, show_cost, show_measured
 
 _OFFLINE = {
     "slope_per_1000_tokens": ("slope of log π - log μ, nats per 1,000 tokens", ".3g"),
@@ -40,15 +40,14 @@ def collapses(arms: Mapping[str, Any]) -> str:
     return f"<h2>Collapse</h2>{html_table(['arm', 'collapse', 'how', 'warning'], rows)}<p class=small>{how}</p>"
 
 
-def to_reward(label: str, found: Mapping[str, Any]) -> str:
+def to_reward(label: str, found: Mapping[str, Any], arms: Mapping[str, Any]) -> str:
     """What each arm needed to the same reward."""
     if found["reward"] is None:
         return ""
-    arms = found["arms"]
     rows = [
         (
             words,
-            *("not reached" if costs is None else show(costs[name], ",.0f") for costs in arms.values()),
+            *(show_cost(arm, found["arms"][of], name, ",.0f") for of, arm in arms.items()),
             show(found["ratio"][name], ".2f"),
         )
         for name, words in COSTS.items()

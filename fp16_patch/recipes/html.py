@@ -39,7 +39,7 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, Path]) -> str:
         "<h2>The figure</h2>",
         _figure(plots["figure"], f"Reward and mismatch are a {first['smoothing']['how']}; faint, what was logged."),
         collapses(arms),
-        *(to_reward(label, run["to_reward"]) for label, run in runs.items()),
+        *(to_reward(label, run["to_reward"], run["arms"]) for label, run in runs.items()),
         *(published(label, run["published"]) for label, run in runs.items()),
         offline(arms),
         _figure(plots["offline"], _OFFLINE) if "offline" in plots else "",

@@ -144,7 +144,7 @@ def _arm(arm: ArmRun, window: int) -> dict[str, Any]:
         "skipped_updates": arm.skipped_updates,
         "last_loss_scale": next(reversed(series.known("loss_scale")), None),
         "versions": {
-            **arm.result.get("versions", {}),
+            **(arm.result.get("versions") or {}),
             **(reported_versions if isinstance(reported_versions, dict) else {}),
         },
         "command": arm.command or None,

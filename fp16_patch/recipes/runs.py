@@ -10,19 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.folder_lock import in_use
 from fp16_patch.mismatch import kept
 from fp16_patch.mismatch.kept import Kept
 from fp16_patch.recipes.command import ArmFiles
 from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.series import Series, number, read_series
+from fp16_patch.recipes.standing import WORDS, standing
 
-_STATUS_WORDS = {"interrupted": "was interrupted", "running": "has no result (it still runs, or was killed)"}
+_STATUS_WORDS = {"interrupted": "was interrupted", **WORDS}
+_RESULT = {
+    "status": str,
+    "framework": str | None,
+    "error": str | None,
+    "seconds": int | float | None,
+    "command": str | None,
+    "versions": dict | None,
+}
+"""What of the launcher's record is read, with its types."""
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm as found on disk. ``result`` is the launcher's record, empty where the arm never ran.
+    """One arm as found on disk. ``result`` is the launcher's record, empty where there is none that can be read, and
+    ``standing`` says why.
 
     ``overflow_report`` is there where too many skipped updates stopped it. ``command`` is the one it was started with,
     empty where that is not kept; ``imported_from`` are the files of a run that the launcher did not start.
@@ -39,15 +51,14 @@ class ArmRun:
     """The log-probs of both engines, where the run kept them."""
     command: str = ""
     imported_from: tuple[Path, ...] = ()
+    standing: str = "not run"
 
     @property
     def status(self) -> str:
-        """completed, failed, timed out, interrupted, running, not run or imported."""
+        """completed, failed, timed out, interrupted, running, unfinished, unreadable, not run or imported."""
         if self.imported_from:
             return "imported"
-        if self.result:
-            return str(self.result.get("status", "unknown"))
-        return "running" if self.series.steps else "not run"
+        return str(self.result["status"]) if self.result else self.standing
 
     @property
     def ended(self) -> bool:
@@ -74,15 +85,16 @@ class ArmRun:
             return [f"{self.name} is read from {files}: its settings, and whether it has ended, are not known"]
         if self.status == "not run":
             return [f"{self.name} has not been run"]
+        running = self.status == "running"
         doubts = {
             f"{_STATUS_WORDS.get(self.status, self.status)} after {steps} steps": self.status != "completed",
-            "logged no training step": steps == 0,
+            "logged no training step": steps == 0 and not running,
             "logged no mismatch metrics": steps > 0 and not self.series.known("k3_kl"),
             f"has unreadable lines in metrics.jsonl: {self.series.unreadable_lines}": self.series.unreadable_lines,
             "counts the skipped updates of these steps only": self.status not in ("completed", "not run")
             and bool(self.series.known("updates_skipped_total"))
             and not self._skipped_at_stop(),
-            "left no readable precision report": self.precision_report is None,
+            "left no readable precision report": self.precision_report is None and not running,
         }
         return [f"{self.name} {words}" for words, holds in doubts.items() if holds]
 
@@ -101,22 +113,33 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
             if of_an_arm
             else "give the folder that `fp16-patch recipes run` wrote to, or a log as ARM=PATH with --recipe",
         )
-    recipe = load(recipe_file)
-    framework = framework_of(folder, recipe)
-    return recipe, [_read_arm(ArmFiles(folder / name), framework, arm.precision) for name, arm in recipe.arms.items()]
+    try:
+        recipe = load(recipe_file)
+    except Fp16PatchError as error:
+        raise Fp16PatchError(
+            f"the recipe kept in {folder} is damaged: {error.what}",
+            allowed=error.allowed,
+            next_step="put recipe.yaml back there as `fp16-patch recipes run` wrote it",
+        ) from error
+    framework, writing = framework_of(folder, recipe), in_use(folder)
+    return recipe, [
+        _read_arm(ArmFiles(folder / name), framework, arm.precision, writing) for name, arm in recipe.arms.items()
+    ]
 
 
-def _read_arm(files: ArmFiles, framework: str, precision: str) -> ArmRun:
+def _read_arm(files: ArmFiles, framework: str, precision: str, writing: bool) -> ArmRun:
+    series = read_series(files.metrics)
     return ArmRun(
         name=files.folder.name,
         framework=framework,
         precision=precision,
-        series=read_series(files.metrics),
+        series=series,
         result=result_of(files),
         precision_report=_read_json(files.precision_report),
         overflow_report=_read_json(files.overflow_report),
         kept=kept.read(files.folder / kept.FOLDER),
         command=_command(files),
+        standing=standing(files, logged=bool(series.steps), in_use=writing),
     )
 
 
@@ -131,12 +154,13 @@ def _command(files: ArmFiles) -> str:
 def framework_of(folder: Path, recipe: Recipe) -> str:
     """The framework that the arms in a run directory ran on; the recipe's first one where none has ended yet."""
     results = (result_of(ArmFiles(folder / name)) for name in recipe.arms)
-    return next((str(result["framework"]) for result in results if "framework" in result), recipe.frameworks[0])
+    return next((str(result["framework"]) for result in results if result.get("framework")), recipe.frameworks[0])
 
 
 def result_of(files: ArmFiles) -> dict[str, Any]:
-    """The launcher's record of an arm; empty where it left none."""
-    return _read_json(files.result) or {}
+    """The launcher's record of an arm; empty where it left none that can be read."""
+    found = _read_json(files.result) or {}
+    return found if all(isinstance(found.get(key), kind) for key, kind in _RESULT.items()) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ def table(report: Mapping[str, Any], label: str, folder: Path | None) -> str:
             "",
         ],
         ["collapse", *(collapse.words(arm["collapse"]) for arm in arms.values()), ""],
-        *_to_reward(report["to_reward"]),
+        *_to_reward(report["to_reward"], arms),
         *_offline(arms),
         ["skipped updates", *(show(arm["skipped_updates"], "d") for arm in arms.values()), ""],
         ["last loss scale", *(show(arm["last_loss_scale"], "g") for arm in arms.values()), ""],
@@ -46,13 +46,13 @@ def table(report: Mapping[str, Any], label: str, folder: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _to_reward(found: Mapping[str, Any]) -> list[list[str]]:
+def _to_reward(found: Mapping[str, Any], arms: Mapping[str, Any]) -> list[list[str]]:
     if found["reward"] is None:
         return []
     return [
         [
             f"{words} to reward {found['reward']:.3g}",
-            *("not reached" if costs is None else show(costs[name], ".4g") for costs in found["arms"].values()),
+            *(show_cost(arm, found["arms"][of], name, ".4g") for of, arm in arms.items()),
             show(found["ratio"][name], ".2f"),
         ]
         for name, words in reaching.COSTS.items()
@@ -87,6 +87,13 @@ def _published(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def show(value: Any, form: str) -> str:
     """The number in that format, ``-`` where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def show_cost(arm: Mapping[str, Any], costs: Mapping[str, Any] | None, name: str, form: str) -> str:
+    """What the arm took to the reward. One without a step has not been on its way."""
+    if costs is None:
+        return "not reached" if arm["steps"] else "-"
+    return show(costs[name], form)
 
 
 def show_measured(found: Mapping[str, Any], name: str, form: str) -> str:

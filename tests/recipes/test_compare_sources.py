@@ -14,6 +14,7 @@ import pytest
 
 from fp16_patch.cli import main
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.folder_lock import alone
 from fp16_patch.recipes.report import compare
 
 pytest.importorskip("matplotlib")
@@ -221,24 +222,48 @@ def test_arms_that_differ_as_their_recipe_says_are_compared(write_run: Write, ri
 def test_a_half_finished_run_is_drawn_as_far_as_it_got(write: Write) -> None:
     """Killed while writing a line, the launcher too: no result, a recipe, a command and a log."""
     run = write("run")
-    (run / "fp16" / "result.json").write_text('{"status": "compl')
+    (run / "fp16" / "result.json").unlink()
     shutil.rmtree(run / "bf16")
     with (run / "fp16" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "data": {"critic')
     report = quiet(run)
     assert report["arms"]["fp16"]["steps"] == 40
     assert "bf16 has not been run" in report["notes"]
-    assert "fp16 has no result (it still runs, or was killed) after 40 steps" in report["notes"]
-    assert {row["verdict"] for row in report["published"]} == {"no data", "not reached", "unknown"} - {
-        "unknown"
-    } or True
+    assert "fp16 has no result (it was killed, or runs on another machine) after 40 steps" in report["notes"]
+    assert {row["verdict"] for row in report["published"]} <= {"no data", "not reached", "unknown"}
     assert (run / "figure.png").stat().st_size > 10_000
+
+
+def test_an_arm_that_has_just_been_started_runs(write: Write) -> None:
+    """Minutes pass before it logs a step. The launcher has kept its command, and holds the folder."""
+    run, said = write("run"), list[str]()
+    for name in ("result.json", "metrics.jsonl"):
+        (run / "fp16" / name).unlink()
+    with alone(run):
+        report = compare(run, say=said.append)
+    assert (report["arms"]["fp16"]["status"], report["arms"]["fp16"]["steps"]) == ("running", 0)
+    assert [note for note in report["notes"] if "fp16" in note] == ["fp16 still runs after 0 steps"]
+    (row,) = (line.split() for line in "\n".join(said).splitlines() if "training steps to reward" in line)
+    assert row[-2:] == ["-", "-"], "an arm without a step has not missed the reward"
+    assert "<td>not reached</td>" not in (run / "report.html").read_text()
+    assert quiet(run)["arms"]["fp16"]["status"] == "unfinished", "killed: nobody holds the folder any more"
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"status": "compl', "[]", "{}", '{"status": 5}', '{"status": "x", "seconds": "y"}']
+)
+def test_a_result_that_cannot_be_read_is_said_to_be_unreadable(write: Write, text: str) -> None:
+    run = write("run", arms=("fp16",))
+    (run / "fp16" / "result.json").write_text(text)
+    report = quiet(run)
+    assert report["arms"]["fp16"]["status"] == "unreadable"
+    assert "fp16 has a result.json that cannot be read after 40 steps" in report["notes"]
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "name: x\n"])
 def test_a_run_whose_recipe_cannot_be_read_is_one_error_that_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(Fp16PatchError, match=r"recipe\.yaml"):
+    with pytest.raises(Fp16PatchError, match=rf"the recipe kept in {tmp_path} is damaged: (?s:.*)recipe\.yaml"):
         quiet(tmp_path)
 
 
