@@ -150,6 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.launch import commands, run_recipe
     from fp16_patch.recipes.loading import find
     from fp16_patch.recipes.report import compare
+    from fp16_patch.recipes.report_files import check
 
     path = find(arguments.recipe)
     toy = "toy" if arguments.scale == "toy" else None
@@ -165,6 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
         ).items():
             print(f"# {arm}\n{command}\n")
         return 0
+    check(out)  # at the end the report must have its place
     try:
         results = run_recipe(
             path,

@@ -13,6 +13,7 @@ from typing import Any
 
 from fp16_patch.recipes.findings import collapses, offline, published, repeated, to_reward
 from fp16_patch.recipes.html_table import html_table
+from fp16_patch.recipes.report_files import TITLE
 from fp16_patch.recipes.terminal import show
 
 _PLOTS = {
@@ -58,7 +59,7 @@ def render_html(report: Mapping[str, Any], plots: Mapping[str, Path]) -> str:
     return (
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(name)} - fp16_patch</title>\n<style>\n{style}</style></head>\n"
+        f"<title>{escape(name)}{TITLE}\n<style>\n{style}</style></head>\n"
         f"<body><main>\n{chr(10).join(filter(None, parts))}\n</main></body></html>\n"
     )
 

@@ -18,6 +18,7 @@ from fp16_patch.recipes.html import render_html
 from fp16_patch.recipes.published import beside
 from fp16_patch.recipes.reaching import default_reward, reaching
 from fp16_patch.recipes.repeats import repeats
+from fp16_patch.recipes.report_files import DATA, PAGE, written_aside
 from fp16_patch.recipes.runs import ArmRun
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.series import Series
@@ -44,7 +45,8 @@ def compare(
     ``reward`` is the one to which time and tokens are counted (default: :func:`reaching.default_reward`), ``window``
     the steps of the smoothing (default: :func:`smoothing.window_for`). Works on partial runs too: what is missing is
     said in a report's ``notes`` and left out of the plots. Raises :class:`Fp16PatchError` when a source is no run, when
-    settings differ that should not and ``allow_different`` is not given, or when matplotlib is not installed.
+    settings differ that should not and ``allow_different`` is not given, when ``out`` holds files of others or cannot
+    be written to, or when matplotlib is not installed.
     """
     runs = read_sources([str(source) for source in sources], recipe, scale)
     out = _out(runs, out)
@@ -58,16 +60,16 @@ def compare(
     report: dict[str, Any] = {"runs": reports, "differences": between, "repeats": repeats(runs, window)}
     if len(runs) == 1:
         report = reports[runs[0].label]
-    out.mkdir(parents=True, exist_ok=True)
-    plots = _draw(runs, window, out)
-    text = json.dumps(report, indent=2, allow_nan=False)
-    (out / "report.json").write_text(text + "\n", encoding="utf-8")
-    (out / "report.html").write_text(render_html(report, plots), encoding="utf-8")
+    with written_aside(out) as aside:
+        plots = _draw(runs, window, aside)
+        text = json.dumps(report, indent=2, allow_nan=False)
+        (aside / DATA).write_text(text + "\n", encoding="utf-8")
+        (aside / PAGE).write_text(render_html(report, plots), encoding="utf-8")
     for run in runs:
         say(table(reports[run.label], run.label, run.folder))
     for line in between:
         say(f"  note: settings differ: {line}")
-    say(f"\nlook next\n  {out / 'report.html'}   plots, precision reports, commands, versions")
+    say(f"\nlook next\n  {out / PAGE}   plots, precision reports, commands, versions")
     return report
 
 

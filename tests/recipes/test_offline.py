@@ -12,6 +12,7 @@ import pytest
 
 from fp16_patch.mismatch.kept import FOLDER, keep
 from fp16_patch.recipes.report import compare
+from fp16_patch.recipes.report_files import PICTURES
 
 torch = pytest.importorskip("torch")
 matplotlib = pytest.importorskip("matplotlib")
@@ -65,6 +66,7 @@ def test_the_picture_is_drawn_and_shown(run: Path) -> None:
     compared(run)
     assert "-0.07 ±" in (run / "report.html").read_text()
     assert (run / "offline.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in run.glob("*.png")} == set(PICTURES), "all are known when a folder is looked at"
     assert "Answers and their tokens" in (run / "report.html").read_text()
 
 
