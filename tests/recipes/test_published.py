@@ -63,7 +63,7 @@ def test_a_run_that_has_not_got_there_is_not_compared(
     end = found["fp16", "training reward at the end"]
     assert (end["verdict"], end["why"]) == ("not reached", "the run has 500 steps, the number is of 2040")
     score = found["fp16", "AIME24 score at the end"]
-    assert (score["verdict"], score["why"]) == ("unknown", "the run has not ended: running")
+    assert (score["verdict"], score["why"]) == ("unknown", "the run has not ended: unfinished")
 
 
 def test_a_toy_run_is_never_compared_with_the_paper(write_run: Write, rises: Any, tmp_path: Path) -> None:
