@@ -35,6 +35,7 @@ def _rebuild(cls: type[Fp16PatchError], what: str, allowed: str | None, next_ste
 
 def several(errors: Sequence[Fp16PatchError]) -> Fp16PatchError:
     """One error out of many, so that a user mends a configuration once and not key by key."""
+    errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         return errors[0]
     body = "\n".join(str(e).replace("fp16_patch: ", "- ", 1) for e in errors)

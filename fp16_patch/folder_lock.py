@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 
-_LOCK = ".lock"
+LOCK = ".lock"
+"""Stays in a folder that was once written into."""
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def alone(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("ab+", buffering=0)  # with a buffer, closing fails again where the disk is full
+        lock = (out / LOCK).open("ab+", buffering=0)  # with a buffer, closing fails again where the disk is full
     except OSError as error:
         raise _not_writable(out, error) from error
     with lock:
@@ -51,7 +52,7 @@ def _not_writable(out: Path, error: OSError) -> Fp16PatchError:
 def in_use(out: Path) -> bool:
     """Somebody is in :func:`alone` with ``out``. Of another machine that is known where the file system tells."""
     try:
-        with (out / _LOCK).open(encoding="utf-8") as lock:
+        with (out / LOCK).open(encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once
     except BlockingIOError:
         return True

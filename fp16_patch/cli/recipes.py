@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.schema import SCALES
 
 if TYPE_CHECKING:
+    from fp16_patch.recipes.checking import Checked
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Subparsers = Any
@@ -56,7 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
     run.add_argument("--print", action="store_true", dest="only_print", help="print the commands and start nothing")
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
     run.add_argument("--arm", action="append", default=[], metavar="A", help="run this arm only; may be repeated")
-    run.add_argument("--timeout", type=float, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
+    run.add_argument("--timeout", type=_minutes, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
     run.add_argument(
         "--resume",
         action="store_true",
@@ -124,14 +127,14 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from fp16_patch.recipes.checking import check
     from fp16_patch.recipes.loading import available, find
 
-    paths = [find(name) for name in arguments.recipes] or (available() if arguments.all else [])
-    if not paths:
-        raise Fp16PatchError("no recipe to check", next_step="name some, or give --all")
+    if bool(arguments.recipes) == arguments.all:
+        found_none = "both names and --all" if arguments.all else "no recipe to check"
+        raise Fp16PatchError(found_none, next_step="name some, or give --all")
+    paths = available() if arguments.all else [find(name) for name in arguments.recipes]
     found = []
-    for checked in (checked for path in paths for checked in check(path)):
+    for checked in (checked for path in paths for checked in _checked(path)):
         found.append(checked)
         if not arguments.json:
             what = f"{checked.recipe}  {checked.scale}  {checked.framework}  {checked.arm}"
@@ -146,9 +149,20 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _checked(path: Path) -> Iterator[Checked]:
+    """A file that is no recipe is a finding like any other: the others are still checked."""
+    from fp16_patch.recipes.checking import Checked, check
+
+    try:
+        yield from check(path)
+    except Fp16PatchError as error:
+        yield Checked(path.stem, "-", "-", "-", str(error).removeprefix("fp16_patch: "))
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    from fp16_patch.recipes.launch import commands, run_recipe
-    from fp16_patch.recipes.loading import find
+    from fp16_patch.recipes.launch import run_recipe
+    from fp16_patch.recipes.loading import find, load, scales
+    from fp16_patch.recipes.planning import commands
     from fp16_patch.recipes.report import compare
     from fp16_patch.recipes.report_files import check
 
@@ -165,6 +179,10 @@ def _run(arguments: argparse.Namespace) -> int:
             scale=arguments.scale,
         ).items():
             print(f"# {arm}\n{command}\n")
+        if world := load(path, arguments.scale or scales(path)[0]).world:
+            print(
+                f"# Its world, which a run makes first:\npython -m fp16_patch.toy --world {world} --out {out / 'world'}"
+            )
         return 0
     check(out)  # at the end the report must have its place
     try:
@@ -175,15 +193,15 @@ def _run(arguments: argparse.Namespace) -> int:
             arms=arguments.arm,
             overrides=arguments.overrides,
             scale=arguments.scale,
-            timeout_s=arguments.timeout * 60 if arguments.timeout else None,
+            timeout_s=None if arguments.timeout is None else arguments.timeout * 60,
             resume=arguments.resume,
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Ctrl-C, SIGTERM
         print(
             f"\ninterrupted; what there is: fp16-patch recipes compare {out}"
             "\nthe arms still missing: the same command with --resume"
         )
-        return 130
+        return 130 if isinstance(stopped, KeyboardInterrupt) else int(stopped.code or 0)
     compare(out, allow_different=True)  # what has been run is reported, whatever it is
     return 0 if all(result.status == "completed" for result in results) else 1
 
@@ -207,6 +225,13 @@ def _window(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no number of steps; 1 smooths nothing")
     return int(text)
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes; more than zero")
+    return minutes
 
 
 def _reward(text: str) -> float:

@@ -28,6 +28,8 @@ class Definition:
     verl: dict[str, object] | None = None
     openrlhf: dict[str, object] | None = None
     not_on: dict[str, str] = field(default_factory=dict)
+    otherwise_on: dict[str, str] = field(default_factory=dict)
+    """Framework -> in what its loss differs from ``loss``."""
 
     def options(self, framework: str, hyperparameters: Mapping[str, object]) -> dict[str, object]:
         """The framework's options with the hyperparameters filled in. Raises where it has not the algorithm."""

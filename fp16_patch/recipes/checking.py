@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,28 @@ def check(path: Path) -> Iterator[Checked]:
         for framework in recipe.frameworks:
             for arm in recipe.arms:
                 yield Checked(path.stem, scale, framework, arm, _problem(recipe, framework, arm))
+
+
+def refused(framework: str, commands: Mapping[str, Command]) -> list[Fp16PatchError]:
+    """What the framework's own configuration has against the commands of these arms; one error for the same words.
+
+    In a process of its own, so that what it imports, some 600 MB, does not stay for as long as a run takes.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(_refused, framework, commands).result()
+
+
+def _refused(framework: str, commands: Mapping[str, Command]) -> list[Fp16PatchError]:
+    problems: dict[str, tuple[list[str], Fp16PatchError]] = {}
+    for arm, command in commands.items():
+        try:
+            TRAINERS[framework].composed(command)
+        except Fp16PatchError as error:
+            problems.setdefault(str(error), ([], error))[0].append(arm)
+    return [
+        Fp16PatchError(f"{', '.join(arms)}: {error.what}", allowed=error.allowed, next_step=error.next_step)
+        for arms, error in problems.values()
+    ]
 
 
 def command(recipe: Recipe, framework: str, arm: str, folder: Path) -> Command:

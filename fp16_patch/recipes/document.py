@@ -55,7 +55,7 @@ def _sections(recipe: Recipe) -> Iterator[str]:
     ]
     yield "\n".join(f"- {name}: {value}" for name, value in facts if value)
     if recipe.hyperparameters:
-        yield "\n\n".join(_loss(name, algorithms()[name]) for name in _algorithms(recipe))
+        yield "\n\n".join(_loss(name, algorithms()[name], recipe) for name in _algorithms(recipe))
     yield table.markdown(("arm", "trainer", "rollout", "algorithm", "the paper shows"), list(_arms(recipe)))
     if recipe.hyperparameters:
         yield table.markdown(("hyperparameter", "value", "source", "note", "toy"), list(_settings(recipe)))
@@ -77,8 +77,10 @@ def _frameworks(recipe: Recipe) -> str:
     return "; ".join([", ".join(has), *sorted(why)])
 
 
-def _loss(name: str, definition: Definition) -> str:
-    return f"**{name}**: {definition.about}.\n\n```\nA    = {definition.advantage}\nloss = {definition.loss}\n```"
+def _loss(name: str, definition: Definition, recipe: Recipe) -> str:
+    formula = f"**{name}**: {definition.about}.\n\n```\nA    = {definition.advantage}\nloss = {definition.loss}\n```"
+    otherwise = [f"{why}." for framework, why in definition.otherwise_on.items() if framework in recipe.frameworks]
+    return "\n\n".join([formula, *otherwise])
 
 
 def _arms(recipe: Recipe) -> Iterator[tuple[str, ...]]:

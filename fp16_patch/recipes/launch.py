@@ -14,15 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fp16_patch.duration import duration
-from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.folder_lock import alone
 from fp16_patch.proof.report import versions
-from fp16_patch.recipes import failure, requirements, resuming, run_directory
-from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
-from fp16_patch.recipes.loading import load, scales, text_of
-from fp16_patch.recipes.overrides import key_value
+from fp16_patch.recipes import failure, planning, resuming, run_directory
+from fp16_patch.recipes.command import Command, Job
+from fp16_patch.recipes.loading import scales, text_of
 from fp16_patch.recipes.progress import Progress
-from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.session import Session
 from fp16_patch.recipes.signals import terminable, uninterrupted
 from fp16_patch.recipes.trainers import TRAINERS
@@ -74,25 +71,25 @@ def run_recipe(
     start anew. Raises :class:`Fp16PatchError` before anything is started; KeyboardInterrupt after the running arm is
     cleaned up.
     """
-    recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
+    recipe, framework, chosen = planning.choose(path, framework, arms, overrides, scale)
     out = out.resolve()
-    planned = _planned(recipe, framework, chosen, out, overrides, module)
+    planned = planning.planned(recipe, framework, chosen, out, overrides, module)
+    run_directory.check(out, recipe, framework, [job.files for job, _ in planned.values()])
     if module is None:  # a stand-in needs nothing
-        _, wanted = planned[chosen[0]]
-        if problems := list(requirements.lacking(recipe, TRAINERS[framework].needs(wanted))):
-            raise several(problems)
+        planning.check_commands(recipe, framework, {arm: command for arm, (_, command) in planned.items()}, say)
     results = []
-    with alone(out):
-        run_directory.check(out, recipe, framework)
+    with terminable(), alone(out):
         for arm in resuming.completed(out, {arm: command for arm, (_, command) in planned.items()}) if resume else []:
             say(f"{arm} has completed in {out} and is kept")
             del planned[arm]
+        if not resume:
+            run_directory.check_checkpoints(job.files for job, _ in planned.values())
         run_directory.keep_recipe(out, text_of(path, recipe.scale or scales(path)[0]))
         for job, _ in planned.values():
-            run_directory.fresh(job.files, say, checkpoints_too=resume)
+            run_directory.fresh(job.files, say)
         run_directory.build_world(recipe, out, say)
         for job, command in planned.values():
-            limit_s = timeout_s or recipe.hardware.timeout_minutes * 60
+            limit_s = timeout_s if timeout_s is not None else recipe.hardware.timeout_minutes * 60
             progress = Progress(
                 job.files.log,
                 job.files.metrics,
@@ -103,50 +100,6 @@ def run_recipe(
             )
             results.append(_run_arm(job, framework, command, progress, limit_s, say))
     return results
-
-
-def _planned(
-    recipe: Recipe, framework: str, arms: Sequence[str], out: Path, overrides: Sequence[str], module: str | None = None
-) -> dict[str, tuple[Job, Command]]:
-    """Each arm with its command in the run directory ``out``. Nothing is written."""
-    trainer, world = TRAINERS[framework], world_in(out, recipe)
-    jobs = {arm: Job(recipe, arm, ArmFiles(out / arm), world, tuple(overrides)) for arm in arms}
-    return {arm: (job, trainer.build_command(job, module or trainer.MODULE)) for arm, job in jobs.items()}
-
-
-def choose(
-    path: Path, framework: str | None, arms: Sequence[str], overrides: Sequence[str], scale: str | None
-) -> tuple[Recipe, str, list[str]]:
-    """The recipe at its scale, the framework and the arms to run. Raises :class:`Fp16PatchError`."""
-    recipe = load(path, scale or scales(path)[0])
-    framework = _framework(recipe, framework)
-    _check_overrides(framework, overrides)
-    for arm in arms:
-        if arm not in recipe.arms:
-            raise Fp16PatchError(f"{recipe.name} has no arm {arm!r}", allowed=", ".join(recipe.arms))
-    return recipe, framework, list(arms) or list(recipe.arms)
-
-
-def commands(
-    path: Path,
-    out: Path,
-    *,
-    framework: str | None = None,
-    arms: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    scale: str | None = None,
-) -> dict[str, str]:
-    """Arm -> its command for a shell, as :func:`run_recipe` would start it. Nothing is checked, written or started."""
-    recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
-    planned = _planned(recipe, framework, chosen, out.resolve(), overrides)
-    return {arm: command.as_shell() for arm, (_, command) in planned.items()}
-
-
-def _framework(recipe: Recipe, wanted: str | None) -> str:
-    """The one to run on. Raises :class:`Fp16PatchError` when the recipe does not run on the wanted one."""
-    if wanted is None or wanted in recipe.frameworks:
-        return wanted or recipe.frameworks[0]
-    raise Fp16PatchError(f"{recipe.name} does not run on {wanted!r}", allowed=", ".join(recipe.frameworks))
 
 
 def _run_arm(
@@ -212,12 +165,3 @@ def _error(status: str, exit_code: int | None, timeout_s: float, phase: str, log
     else:
         head = f"exit code {exit_code} during: {phase}"
     return f"{head}\n{failure.reason(log)}"
-
-
-def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
-    for override in overrides:
-        key, value = key_value(override)
-        if "=" not in override:
-            raise Fp16PatchError(f"the override {override!r} has no value", allowed="KEY=VALUE")
-        for error in TRAINERS[framework].check(key, value):
-            raise Fp16PatchError(f"{override}: {error.what}", allowed=error.allowed, next_step=error.next_step)

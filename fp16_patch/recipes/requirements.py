@@ -23,6 +23,13 @@ class Needs:
     files: Mapping[str, str]
 
 
+def count(key: str, value: object) -> int:
+    """How many GPUs or nodes an option asks for. Raises :class:`Fp16PatchError` where it is no such number."""
+    if not str(value).isdecimal() or not int(str(value)):
+        raise Fp16PatchError(f"{key}={value}", allowed="a whole number, 1 or more")
+    return int(str(value))
+
+
 def lacking(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
     """One error for each thing that is missing. Nothing is, on a platform without GPUs that makes its own world."""
     if recipe.platform is None:

@@ -11,7 +11,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.proof.report import versions
 from fp16_patch.recipes.command import ArmFiles, Command
 from fp16_patch.recipes.runs import result_of
-from fp16_patch.recipes.settings import settings
+from fp16_patch.recipes.settings import placeless
 
 
 def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
@@ -24,8 +24,8 @@ def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
         result = result_of(ArmFiles(out / arm))
         if result.get("status") != "completed":
             continue
-        before = {**settings(str(result.get("command"))), **dict(result.get("versions") or {})}
-        now = {**settings(command.as_shell()), "python": platform.python_version(), **versions()}
+        before = {**placeless(str(result.get("command")), arm), **dict(result.get("versions") or {})}
+        now = {**placeless(command.as_shell(), arm), "python": platform.python_version(), **versions()}
         differences = [
             f"  {name}: it ran with {before.get(name, 'nothing')}, and now there is {now.get(name, 'nothing')}"
             for name in dict.fromkeys((*before, *now))

@@ -7,10 +7,11 @@ No run is lost: what an arm left before is set aside.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.folder_lock import LOCK
 from fp16_patch.recipes.command import ArmFiles
 from fp16_patch.recipes.loading import load
 from fp16_patch.recipes.runs import framework_of
@@ -22,11 +23,18 @@ EARLIER = "earlier"
 _WORLD_SEED = 0
 
 
-def check(out: Path, recipe: Recipe, framework: str) -> None:
-    """Raises :class:`Fp16PatchError` when ``out`` holds runs of another recipe, or on another framework."""
+def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -> None:
+    """Raises :class:`Fp16PatchError` when ``out`` holds runs of another recipe, on another framework, or what no run
+    left where these arms would go."""
+    kept = out / "recipe.yaml"
+    if kept.exists() and not (out / LOCK).exists():
+        raise Fp16PatchError(f"{kept} was there before any run", next_step="choose another --out")
+    for files in arms:
+        if files.folder.exists() and any(files.folder.iterdir()) and not files.script.exists():
+            raise Fp16PatchError(f"{files.folder} holds files that are not ours", next_step="choose another --out")
     other, there = recipe.name, framework
     with contextlib.suppress(Fp16PatchError, FileNotFoundError, NotADirectoryError):  # none yet, or of an older format
-        old = load(out / "recipe.yaml")
+        old = load(kept)
         other, there = old.name, framework_of(out, old)
     if (other, there) != (recipe.name, framework):
         raise Fp16PatchError(f"{out} holds runs of the recipe {other!r} on {there}", next_step="choose another --out")
@@ -37,19 +45,21 @@ def keep_recipe(out: Path, text: str) -> None:
     (out / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
-def fresh(files: ArmFiles, say: Callable[[str], None], *, checkpoints_too: bool = False) -> None:
-    """Make an empty folder for an arm. Sets an earlier run of ours aside; foreign files are refused, checkpoints too
-    unless told otherwise."""
-    folder = files.folder
-    if folder.exists() and any(folder.iterdir()):
-        if not files.script.exists():
-            raise Fp16PatchError(f"{folder} holds files that are not ours", next_step="choose another --out")
-        if files.checkpoints.exists() and not checkpoints_too:
+def check_checkpoints(arms: Iterable[ArmFiles]) -> None:
+    """Raises :class:`Fp16PatchError` where an arm's folder holds checkpoints."""
+    for files in arms:
+        if files.checkpoints.exists():
             raise Fp16PatchError(
-                f"{folder} holds checkpoints",
+                f"{files.folder} holds checkpoints",
                 next_step="choose another --out; or --resume, to keep the arms that completed, set this one aside with "
                 "its checkpoints, and start it anew",
             )
+
+
+def fresh(files: ArmFiles, say: Callable[[str], None]) -> None:
+    """Make an empty folder for an arm, and set an earlier run aside."""
+    folder = files.folder
+    if folder.exists() and any(folder.iterdir()):
         say(f"the earlier run in {folder} is kept as {_set_aside(folder)}")
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -20,6 +20,8 @@ from fp16_patch.recipes.trainers import TRAINERS
 
 _PLACE = Path("/the-run")  # stands for the run directory, so that runs in different places compare
 _STARTS_A_PROGRAM = " -m "
+_OF_THE_PLACE = ("export RAY_TMPDIR",)
+"""Made out of where the run directory lies, in other words than its path."""
 _VERIFIER = re.compile(rf"/[^\s=]*/{re.escape(MATH_REWARD.name)}")
 
 
@@ -45,6 +47,13 @@ def settings(shell: str) -> dict[str, str]:
     """A saved command, which has a setting a line; a line without ``=`` is one by itself."""
     lines = (line.removesuffix("\\").strip() for line in shell.splitlines())
     return {name: value or "given" for name, _, value in (line.partition("=") for line in lines)}
+
+
+def placeless(shell: str, arm: str) -> dict[str, str]:
+    """The settings in an arm's command, wherever it ran: it says itself where its metrics went."""
+    ending = f"/{arm}/metrics.jsonl"
+    place = next((v.removesuffix(ending) for v in _read(shell).values() if v.endswith(ending)), None)
+    return _read(shell.replace(place, str(_PLACE)) if place else shell)
 
 
 def between_runs(runs: Sequence[Run]) -> list[str]:
@@ -97,10 +106,7 @@ def _is_seed(difference: Difference) -> bool:
 
 
 def _ran(arm: ArmRun) -> dict[str, str]:
-    """The settings in the arm's command, wherever it ran: it says itself where its metrics went."""
-    ending = f"/{arm.name}/metrics.jsonl"
-    place = next((v.removesuffix(ending) for v in _read(arm.command).values() if v.endswith(ending)), None)
-    return _read(arm.command.replace(place, str(_PLACE)) if place else arm.command)
+    return placeless(arm.command, arm.name)
 
 
 def _meant(recipe: Recipe, arm: ArmRun) -> dict[str, str]:
@@ -113,7 +119,8 @@ def _meant(recipe: Recipe, arm: ArmRun) -> dict[str, str]:
 def _read(shell: str) -> dict[str, str]:
     """Without the lines that name an interpreter and a module, a shell's quotes, and where this package lies."""
     lines = "\n".join(line for line in shell.splitlines() if _STARTS_A_PROGRAM not in line)
-    return settings(_VERIFIER.sub(MATH_REWARD.name, lines.replace("'", "")))
+    found = settings(_VERIFIER.sub(MATH_REWARD.name, lines.replace("'", "")))
+    return {name: value for name, value in found.items() if name not in _OF_THE_PLACE}
 
 
 def _hyperparameters(recipe: Recipe) -> dict[str, str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from fp16_patch.errors import Fp16PatchError, several
@@ -114,7 +115,7 @@ def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     problems += [
         Fp16PatchError(f"{source}: {key}={value!r}", allowed="more than zero")
         for key, value in positive.items()
-        if value <= 0
+        if not 0 < value < math.inf
     ]
     bits = {f"arms.{name}.rollout_significand": arm.rollout_significand for name, arm in recipe.arms.items()}
     fewest, most = significand.FEWEST, significand.MOST

@@ -138,3 +138,37 @@ def test_an_option_of_the_trainer_before_the_dashes(capsys):
     said = capsys.readouterr().err
     assert "fp16_patch: --ds.param_dtype stands before the --" in said
     assert "next step:" in said
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_a_limit_that_is_none_is_argparses_error(minutes, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["recipes", "run", "quickstart", "--timeout", minutes])
+    assert stopped.value.code == 2
+    assert "--timeout" in capsys.readouterr().err
+
+
+def test_names_and_all_at_once_are_refused(capsys):
+    assert main(["recipes", "check", "quickstart", "--all"]) == 2
+    assert "both names and --all" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_recipe_is_a_finding_and_the_others_are_checked(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("name: [")
+    assert main(["recipes", "check", str(tmp_path / "bad.yaml"), "quickstart", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["recipe"], one["problem"] is None) for one in found] == [
+        ("bad", False),
+        ("quickstart", True),
+        ("quickstart", True),
+    ]
+
+
+def test_a_scale_that_the_recipe_has_not(capsys):
+    assert main(["recipes", "run", "quickstart", "--scale", "paper", "--print"]) == 2
+    assert "quickstart has no paper scale\n  allowed: toy" in capsys.readouterr().err
+
+
+def test_printed_commands_say_how_to_make_their_world(capsys):
+    assert main(["recipes", "run", "sanity-grpo", "--scale", "toy", "--print"]) == 0
+    assert "python -m fp16_patch.toy --world toy --out runs/sanity-grpo-toy/world" in capsys.readouterr().out

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.recipes.launch import commands
 from fp16_patch.recipes.loading import find, load, text_of
+from fp16_patch.recipes.planning import commands
 
 TEXT = """
 name: tiny

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.launch import run_recipe
+from fp16_patch.recipes.loading import find
 
 Write = Callable[..., Path]
 
@@ -205,7 +207,12 @@ def test_an_unknown_arm_is_refused_before_anything_starts(write_recipe: Write, t
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("trainer.logger=[wandb]", "which the launcher sets"), ("trainer.nnodes", "'trainer.nnodes' has no value")],
+    [
+        ("trainer.logger=[wandb]", "which the launcher sets"),
+        ("trainer.nnodes", "'trainer.nnodes' has no value"),
+        ("=3", "'=3' has no key"),
+        ("fp16_patch.loss_scaling.init_scale=8", r"bf16 trains in another precision(?s:.*)next step: .*--arm fp16"),
+    ],
 )
 def test_overrides_that_cannot_hold_are_refused(
     write_recipe: Write, tmp_path: Path, override: str, message: str
@@ -241,6 +248,42 @@ def test_a_second_run_keeps_the_first_and_never_moves_checkpoints_or_foreign_fil
     (arm / "command.sh").unlink()
     with pytest.raises(Fp16PatchError, match="files that are not ours"):
         run()
+
+
+def test_what_was_there_before_any_run_is_left_alone(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+    own = write_recipe().rename(tmp_path / "recipe.yaml")
+    before = own.read_text()
+    with pytest.raises(Fp16PatchError, match=r"recipe.yaml was there before any run(?s:.*)another --out"):
+        run_recipe(own, tmp_path, module=stand_in)
+    assert own.read_text() == before
+    out = tmp_path / "out"
+    (out / "fp16").mkdir(parents=True)
+    (out / "fp16" / "notes.txt").write_text("mine")
+    with pytest.raises(Fp16PatchError, match="fp16 holds files that are not ours"):
+        run_recipe(own, out, module=stand_in)
+    assert [path.name for path in out.iterdir()] == ["fp16"]
+
+
+@pytest.mark.parametrize(
+    ("framework", "override", "named"),
+    [
+        ("verl", "trainer.total_training_stepss=3", "trainer.total_training_stepss"),
+        ("verl", "actor_rollout_ref.rollout.dtype=float32", "contradicts the flag"),
+        ("openrlhf", "eval.stepps=3", "--eval.stepps"),
+    ],
+)
+def test_what_the_framework_refuses_is_one_error_before_an_earlier_run_is_touched(
+    tmp_path: Path, framework: str, override: str, named: str
+) -> None:
+    out = tmp_path / "run"
+    (out / "fp16").mkdir(parents=True)
+    for file in (".lock", "fp16/command.sh", "fp16/result.json"):
+        (out / file).write_text("of an earlier run")
+    with pytest.raises(Fp16PatchError, match=re.escape(named)) as error:
+        run_recipe(find("sanity-grpo"), out, framework=framework, scale="toy", overrides=[override], say=[].append)
+    assert "bf16, fp16: " in str(error.value) or "contradicts" in named, "one error for both arms"
+    assert (out / "fp16" / "result.json").read_text() == "of an earlier run"
+    assert not (out / "world").exists()
 
 
 def test_two_runs_into_one_directory_are_refused_and_a_killed_one_keeps_nobody_out(

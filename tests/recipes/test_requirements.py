@@ -12,8 +12,9 @@ import pytest
 from fp16_patch.cli import main
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes import requirements
-from fp16_patch.recipes.launch import commands, run_recipe
+from fp16_patch.recipes.launch import run_recipe
 from fp16_patch.recipes.loading import find
+from fp16_patch.recipes.planning import commands
 
 
 @pytest.fixture
@@ -44,6 +45,16 @@ def test_too_few_gpus_missing_files_and_a_missing_model(tmp_path: Path, framewor
     assert "data/sanity/train" in said
     assert "fp16-patch recipes data convert --dataset sail/Sanity-Test-R1D-1.5B --out data/sanity" in said
     assert "hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B" in said
+
+
+@pytest.mark.parametrize(
+    ("framework", "override"),
+    [("verl", "trainer.nnodes=abc"), ("verl", "trainer.n_gpus_per_node=0"), ("openrlhf", "actor.num_nodes=-1")],
+)
+def test_a_number_of_gpus_that_is_none(tmp_path: Path, framework: str, override: str) -> None:
+    assert f"{override}\n  allowed: a whole number, 1 or more" in lacks(
+        tmp_path, "sanity-grpo", override, framework=framework
+    )
 
 
 @pytest.mark.usefixtures("gpus")

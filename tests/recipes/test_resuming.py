@@ -83,6 +83,16 @@ def test_other_settings_are_refused_by_name_and_nothing_is_touched(
     assert contents(out) == before
 
 
+def test_a_folder_that_was_moved_goes_on_where_it_is(
+    write_recipe: Callable[..., Path], stand_in: str, tmp_path: Path, said: list[str]
+) -> None:
+    recipe, here, there = write_recipe(("model:", "platform: cpu\nmodel:")), tmp_path / "a", tmp_path / "b"
+    run_recipe(recipe, here, arms=["bf16"], module=stand_in, say=said.append)
+    here.rename(there)
+    assert run_recipe(recipe, there, arms=["bf16"], module=stand_in, say=said.append, resume=True) == []
+    assert f"bf16 has completed in {there} and is kept" in said
+
+
 def test_other_versions_are_refused_by_name(run: Run, out: Path) -> None:
     run(arms=["bf16"])
     record = out / "bf16" / "result.json"

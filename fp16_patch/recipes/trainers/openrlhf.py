@@ -12,7 +12,7 @@ from fp16_patch.frameworks.openrlhf.metrics import METRICS_VARIABLE
 from fp16_patch.launcher import OPENRLHF
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, merge, render
-from fp16_patch.recipes.requirements import Needs
+from fp16_patch.recipes.requirements import Needs, count
 from fp16_patch.recipes.trainers.openrlhf_composition import composed
 from fp16_patch.recipes.trainers.openrlhf_hyperparameters import arguments
 
@@ -116,8 +116,8 @@ def needs(command: Command) -> Needs:
     values = dict(_read(word) for word in command.arguments if word.startswith("--") and "=" in word)
     gpus, nodes = "actor.num_gpus_per_node", "actor.num_nodes"
     return Needs(
-        gpus=(gpus, int(str(values[gpus]))),
-        nodes=(nodes, int(str(values[nodes]))),
+        gpus=(gpus, count(gpus, values[gpus])),
+        nodes=(nodes, count(nodes, values[nodes])),
         model=("actor.model_name_or_path", str(values["actor.model_name_or_path"])),
         files={key: str(values[key]) for key in _FILES if key in values},
     )

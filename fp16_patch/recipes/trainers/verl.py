@@ -10,7 +10,7 @@ from pathlib import Path
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, key_value, merge, render
-from fp16_patch.recipes.requirements import Needs
+from fp16_patch.recipes.requirements import Needs, count
 from fp16_patch.recipes.trainers.verl_composition import composed
 from fp16_patch.recipes.trainers.verl_hyperparameters import overrides
 
@@ -108,9 +108,10 @@ def build_command(job: Job, module: str = MODULE) -> Command:
 def needs(command: Command) -> Needs:
     """What the command takes for granted."""
     values = {key: value.strip("'") for key, value in map(key_value, command.arguments[3:])}
+    gpus, nodes = "trainer.n_gpus_per_node", "trainer.nnodes"
     return Needs(
-        gpus=("trainer.n_gpus_per_node", int(values["trainer.n_gpus_per_node"])),
-        nodes=("trainer.nnodes", int(values["trainer.nnodes"])),
+        gpus=(gpus, count(gpus, values[gpus])),
+        nodes=(nodes, count(nodes, values[nodes])),
         model=("actor_rollout_ref.model.path", values["actor_rollout_ref.model.path"]),
         files={key: values[key] for key in _FILES if values.get(key, "null") != "null"},
     )

@@ -36,7 +36,7 @@ def _composed(overrides: list[str]) -> Any:
     try:
         with initialize_config_module("verl.trainer.config", version_base=None):
             return compose("ppo_trainer", overrides=overrides, return_hydra_config=True)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: what is no override at all
         raise Fp16PatchError(f"Hydra refuses the overrides: {error}") from error
 
 

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run would start: the recipe at its scale, the framework, each arm's command, and what speaks against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.recipes import checking, requirements
+from fp16_patch.recipes.algorithms import algorithms
+from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
+from fp16_patch.recipes.loading import load, scales
+from fp16_patch.recipes.overrides import key_value
+from fp16_patch.recipes.schema import Recipe
+from fp16_patch.recipes.trainers import TRAINERS
+
+_LOSS_SCALING = "fp16_patch.loss_scaling."
+
+
+def choose(
+    path: Path, framework: str | None, arms: Sequence[str], overrides: Sequence[str], scale: str | None
+) -> tuple[Recipe, str, list[str]]:
+    """The recipe at its scale, the framework and the arms to run. Raises :class:`Fp16PatchError`."""
+    has = scales(path)
+    if scale is not None and scale not in has:
+        raise Fp16PatchError(f"{path.stem} has no {scale} scale", allowed=", ".join(has))
+    recipe = load(path, scale or has[0])
+    framework = _framework(recipe, framework)
+    for arm in arms:
+        if arm not in recipe.arms:
+            raise Fp16PatchError(f"{recipe.name} has no arm {arm!r}", allowed=", ".join(recipe.arms))
+    chosen = list(arms) or list(recipe.arms)
+    _check_overrides(framework, overrides)
+    _check_loss_scaling({arm: recipe.arms[arm].precision for arm in chosen}, overrides)
+    return recipe, framework, chosen
+
+
+def planned(
+    recipe: Recipe, framework: str, arms: Sequence[str], out: Path, overrides: Sequence[str], module: str | None = None
+) -> dict[str, tuple[Job, Command]]:
+    """Each arm with its command in the run directory ``out``. Nothing is written."""
+    trainer, world = TRAINERS[framework], world_in(out, recipe)
+    jobs = {arm: Job(recipe, arm, ArmFiles(out / arm), world, tuple(overrides)) for arm in arms}
+    return {arm: (job, trainer.build_command(job, module or trainer.MODULE)) for arm, job in jobs.items()}
+
+
+def commands(
+    path: Path,
+    out: Path,
+    *,
+    framework: str | None = None,
+    arms: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+) -> dict[str, str]:
+    """Arm -> its command for a shell, as ``run_recipe`` would start it. Nothing is checked, written or started."""
+    recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
+    found = planned(recipe, framework, chosen, out.resolve(), overrides)
+    return {arm: command.as_shell() for arm, (_, command) in found.items()}
+
+
+def check_commands(recipe: Recipe, framework: str, commands: Mapping[str, Command], say: Callable[[str], None]) -> None:
+    """Raises :class:`Fp16PatchError` with everything that is missing here, or else that the framework refuses."""
+    if problems := list(requirements.lacking(recipe, TRAINERS[framework].needs(next(iter(commands.values()))))):
+        raise several(problems)
+    say(f"composing {framework}'s configuration: {', '.join(commands)}")
+    if problems := checking.refused(framework, commands):
+        raise several(problems)
+
+
+def _framework(recipe: Recipe, wanted: str | None) -> str:
+    """The one to run on. Raises :class:`Fp16PatchError` when the recipe does not run on the wanted one."""
+    if wanted is None or wanted in recipe.frameworks:
+        return wanted or recipe.frameworks[0]
+    algorithm = algorithms().get(recipe.algorithm.name)
+    why = algorithm.not_on.get(wanted) if algorithm and recipe.hyperparameters else None
+    raise Fp16PatchError(
+        f"{recipe.name} does not run on {wanted!r}" + (f": {why}" if why else ""),
+        allowed=", ".join(recipe.frameworks),
+        next_step="fp16-patch recipes list shows what runs where",
+    )
+
+
+def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, value = key_value(override)
+        if "=" not in override or not key:
+            raise Fp16PatchError(f"the override {override!r} has no {'value' if key else 'key'}", allowed="KEY=VALUE")
+        for error in TRAINERS[framework].check(key, value):
+            raise Fp16PatchError(f"{override}: {error.what}", allowed=error.allowed, next_step=error.next_step)
+
+
+def _check_loss_scaling(precisions: Mapping[str, str], overrides: Sequence[str]) -> None:
+    others = [arm for arm, precision in precisions.items() if precision != "fp16"]
+    for override in overrides:
+        if others and key_value(override)[0].startswith(_LOSS_SCALING):
+            fp16 = [f"--arm {arm}" for arm in precisions if arm not in others]
+            raise Fp16PatchError(
+                f"{override}: {', '.join(others)} trains in another precision than FP16, and has no loss scale",
+                next_step=" ".join(["run FP16 alone:", *fp16]) if fp16 else f"remove {override}",
+            )
