@@ -127,7 +127,9 @@ def _run_arm(
             command=shell,
             versions={"python": platform.python_version(), **versions()},
         )
-        files.result.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+        unfinished = files.result.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+        unfinished.rename(files.result)
         say(f"  {duration(seconds):>7}  {arm}: {status}")
         if result.error:
             say(f"\n{result.error}\n\n  whole log: {files.log}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -172,3 +173,12 @@ def test_a_scale_that_the_recipe_has_not(capsys):
 def test_printed_commands_say_how_to_make_their_world(capsys):
     assert main(["recipes", "run", "sanity-grpo", "--scale", "toy", "--print"]) == 0
     assert "python -m fp16_patch.toy --world toy --out runs/sanity-grpo-toy/world" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_one_error(monkeypatch, capsys):
+    def full(options):
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/runs/a/recipe.yaml")
+
+    monkeypatch.setattr("fp16_patch.cli.recipes._run", full)
+    assert main(["recipes", "run", "quickstart"]) == 2
+    assert "/data/runs/a/recipe.yaml: No space left on device\n  next step:" in capsys.readouterr().err
