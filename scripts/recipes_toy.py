@@ -60,7 +60,7 @@ def main() -> int:
         world = out / "world"
         if world.exists() and not (folder / "world").exists():
             shutil.copytree(world, folder / "world")  # found unharmed, it is used as it is
-        run_recipe(path, folder, framework=framework, scale="toy", overrides=TWO_STEPS[framework])
+        run_recipe(path, folder, framework=framework, scale="toy", overrides=TWO_STEPS[framework], check=False)
         if not world.exists():
             shutil.copytree(folder / "world", world)
     rows = [row for folder in sorted(out.glob("*/recipe.yaml")) for row in rows_of(folder.parent)]

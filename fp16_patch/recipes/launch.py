@@ -58,6 +58,7 @@ def run_recipe(
     timeout_s: float | None = None,
     scale: str | None = None,
     resume: bool = False,
+    check: bool = True,
     say: Callable[[str], None] = say_now,
     module: str | None = None,
     heartbeat_s: float = 15.0,
@@ -66,16 +67,17 @@ def run_recipe(
 
     ``framework`` is one of the recipe's, by default its first; ``scale`` is paper or toy, by default the larger it has.
     ``overrides`` are further ``KEY=VALUE`` for every arm. ``timeout_s`` replaces the recipe's limit for one arm.
-    ``module`` is started in place of the trainer. An arm that fails does not keep the next from running. An earlier run
-    of an arm is set aside; with ``resume`` it is kept instead where it completed with the same settings, and the others
-    start anew. Raises :class:`Fp16PatchError` before anything is started; KeyboardInterrupt after the running arm is
-    cleaned up.
+    Before anything is written the commands are composed against the framework's configuration, which takes seconds,
+    unless ``check`` is false. ``module`` is started in place of the trainer. An arm that fails does not keep the next
+    from running. An earlier run of an arm is set aside; with ``resume`` it is kept instead where it completed with the
+    same settings, and the others start anew. Raises :class:`Fp16PatchError` before anything is started;
+    KeyboardInterrupt after the running arm is cleaned up.
     """
     recipe, framework, chosen = planning.choose(path, framework, arms, overrides, scale)
     out = out.resolve()
     planned = planning.planned(recipe, framework, chosen, out, overrides, module)
     run_directory.check(out, recipe, framework, [job.files for job, _ in planned.values()])
-    if module is None:  # a stand-in needs nothing
+    if check and module is None:  # a stand-in needs nothing
         planning.check_commands(recipe, framework, {arm: command for arm, (_, command) in planned.items()}, say)
     results = []
     with terminable(), alone(out):
