@@ -83,6 +83,9 @@ def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
     """A folder, or a hub id that is in the cache or that the hub answers for."""
     if Path(model).expanduser().exists():
         return
+    if model.startswith((".", "/", "~")):
+        yield Fp16PatchError(f"{key}={model}: no such folder", next_step="check the path")
+        return
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(model, "config.json"), str):

@@ -123,3 +123,8 @@ def test_the_list_and_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> N
 def test_check_wants_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "check"]) == 2
     assert "--all" in capsys.readouterr().err
+
+
+def test_a_path_is_not_to_be_fetched() -> None:
+    (error,) = requirements.missing_model("actor_rollout_ref.model.path", "./nosuch")
+    assert error.next_step == "check the path"
