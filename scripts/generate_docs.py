@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the generated parts of the documentation: docs/patches.md, docs/recipes.md, the tables of docs/results-toy.md,
-the README's table of versions."""
+"""Write the generated parts of the documentation: docs/patches.md, docs/recipes.md, docs/recipes-toy.md, the tables of
+docs/results-toy.md, the README's table of versions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import recipes_toy
 import toy_experiment_page
 
 from fp16_patch.cli import table
@@ -92,6 +93,7 @@ def main() -> int:
         ROOT / "docs/patches.md": patches(),
         ROOT / "docs/recipes.md": recipes(),
         ROOT / "README.md": readme(),
+        recipes_toy.PAGE: recipes_toy.page(),
         toy_experiment_page.PAGE: toy_experiment_page.filled(toy_experiment_page.PAGE.read_text(encoding="utf-8")),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]

@@ -3,47 +3,56 @@
 
     recipes_toy.py OUT [RECIPE ...]
 
-Without names: every recipe with a toy section, on every framework it is for. What OUT holds already is kept and
-reported with the rest; a run that ended well is not repeated.
+Without names: every recipe with a toy section, on every framework it is for. An arm that completed is recorded in
+benchmarks/recipes_toy.jsonl, and is not run again until its recipe says something else at toy scale; what completed in
+OUT is recorded as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fp16_patch.cli import table
-from fp16_patch.proof.report import versions
 from fp16_patch.recipes.launch import run_recipe
-from fp16_patch.recipes.loading import available, find, load
+from fp16_patch.recipes.loading import available, find, load, text_of
 from fp16_patch.recipes.runs import ArmRun, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "benchmarks" / "recipes_toy.jsonl"
 TWO_STEPS = {"verl": ["trainer.total_training_steps=2"], "openrlhf": ["data.max_samples=32"]}
+CURVES = ("reward", "grad_norm", "prob_diff_mean")
+PAGE = ROOT / "docs" / "recipes-toy.md"
 HEAD = """\
 # The recipes at toy scale
 
 Written by `make recipes-toy`: the toy section of each recipe, run with the real framework and the real vLLM on CPU, two
 steps of two updates. That an arm is here means that its whole path works, rollout to update to the next weights; two
 steps say nothing about learning. mean abs(pi - mu) is not logged by verl where the policy gradient takes mu for pi_old,
-nor by OpenRLHF where it corrects nothing (GSPO).
+nor by OpenRLHF where it corrects nothing (GSPO). The machines were busy with other work to different degrees, so the
+seconds are no measurement. Versions: `benchmarks/recipes_toy.jsonl`.
 
 """
 HEADER = (
     "recipe",
     "framework",
     "arm",
-    "ended",
     "steps",
     "reward",
     "gradient norm",
     "abs(pi - mu)",
     "skipped",
     "seconds",
+    "day",
 )
+
+Record = dict[str, Any]
 
 
 def main() -> int:
@@ -51,38 +60,82 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
     asked = parser.parse_args()
-    out = asked.out
-    paths = [find(name) for name in asked.recipes] or [path for path in available() if load(path).toy]
-    for path, framework in ((file, name) for file in paths for name in load(file).frameworks):
-        folder = out / f"{path.stem}-{framework}"
-        if folder.exists() and all(arm.status == "completed" for arm in read_run(folder)[1]):
-            continue
-        world = out / "world"
-        if world.exists() and not (folder / "world").exists():
-            shutil.copytree(world, folder / "world")  # found unharmed, it is used as it is
-        run_recipe(path, folder, framework=framework, scale="toy", overrides=TWO_STEPS[framework], check=False)
-        if not world.exists():
-            shutil.copytree(folder / "world", world)
-    rows = [row for folder in sorted(out.glob("*/recipe.yaml")) for row in rows_of(folder.parent)]
-    there = ", ".join(f"{name} {version}" for name, version in sorted(versions().items()))
-    (ROOT / "docs" / "recipes-toy.md").write_text(HEAD + table.markdown(HEADER, rows) + f"\n\nWith {there}.\n")
-    return int(any(row[3] != "completed" for row in rows))
+    failed = False
+    for path in [find(name) for name in asked.recipes] or every_recipe():
+        for framework in load(path, "toy").frameworks:
+            missing = [arm for arm in load(path, "toy").arms if recorded(path, framework, arm) is None]
+            if missing:
+                failed |= not run(asked.out, path, framework, missing)
+    PAGE.write_text(page(), encoding="utf-8")
+    return int(failed)
 
 
-def rows_of(folder: Path) -> Iterator[tuple[str, ...]]:
-    recipe, arms = read_run(folder)
-    for arm in arms:
-        name = recipe.name.removesuffix("-toy")
-        yield name, arm.framework, arm.name, arm.status, str(len(arm.series.steps)), *numbers(arm)
+def every_recipe() -> list[Path]:
+    return [path for path in available() if load(path).toy]
 
 
-def numbers(arm: ArmRun) -> tuple[str, ...]:
-    series = [" ".join(f"{value:.3g}" for value in arm.series.known(name)) or "-" for name in SHOWN]
-    skipped = "-" if arm.skipped_updates is None else str(arm.skipped_updates)
-    return (*series, skipped, f"{arm.result.get('seconds', 0):.0f}")
+def run(out: Path, path: Path, framework: str, arms: list[str]) -> bool:
+    """Run these arms and record those that completed, which is whether all did."""
+    folder, name = out / f"{path.stem}-{framework}", str(load(path, "toy").world)
+    world = out / "worlds" / name
+    if world.exists() and not (folder / "world").exists():
+        shutil.copytree(world, folder / "world")  # found unharmed, it is used as it is
+    overrides = TWO_STEPS[framework]
+    run_recipe(path, folder, framework=framework, arms=arms, scale="toy", overrides=overrides, resume=True)
+    if not world.exists():
+        shutil.copytree(folder / "world", world)
+    completed = [arm for arm in read_run(folder)[1] if arm.name in arms and arm.status == "completed"]
+    with RECORDS.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(record(path, framework, arm)) + "\n" for arm in completed)
+    return len(completed) == len(arms)
 
 
-SHOWN = ("reward", "grad_norm", "prob_diff_mean")
+def record(path: Path, framework: str, arm: ArmRun) -> Record:
+    """What a run is remembered by."""
+    return {
+        "recipe": path.stem,
+        "digest": digest(path),
+        "framework": framework,
+        "arm": arm.name,
+        "steps": len(arm.series.steps),
+        **{name: [float(f"{value:.3g}") for value in arm.series.known(name)] for name in CURVES},
+        "skipped": arm.skipped_updates,
+        "seconds": arm.result.get("seconds"),
+        "started": arm.result.get("started"),
+        "versions": arm.result.get("versions"),
+    }
+
+
+def digest(path: Path) -> str:
+    """Of what the recipe says at toy scale."""
+    return hashlib.sha256(text_of(path, "toy").encode()).hexdigest()[:12]
+
+
+def recorded(path: Path, framework: str, arm: str) -> Record | None:
+    """The last run of the arm, if the recipe still says the same."""
+    key = {"recipe": path.stem, "digest": digest(path), "framework": framework, "arm": arm}
+    text = RECORDS.read_text(encoding="utf-8") if RECORDS.exists() else ""
+    return next((r for r in map(json.loads, reversed(text.splitlines())) if key.items() <= r.items()), None)
+
+
+def page() -> str:
+    """docs/recipes-toy.md: a row for each arm of each recipe, run or not."""
+    return HEAD + table.markdown(HEADER, list(rows())) + "\n"
+
+
+def rows() -> Iterator[tuple[str, ...]]:
+    for path in every_recipe():
+        recipe = load(path, "toy")
+        for framework, arm in ((framework, arm) for framework in recipe.frameworks for arm in recipe.arms):
+            found = recorded(path, framework, arm)
+            yield path.stem, framework, arm, *(numbers(found) if found else ("not run", *["-"] * (len(HEADER) - 4)))
+
+
+def numbers(found: Record) -> tuple[str, ...]:
+    series = [" ".join(f"{value:.3g}" for value in found[name]) or "-" for name in CURVES]
+    skipped = "-" if found["skipped"] is None else str(found["skipped"])
+    return str(found["steps"]), *series, skipped, f"{found['seconds']:.0f}", found["started"][:10]
+
 
 if __name__ == "__main__":
     sys.exit(main())
