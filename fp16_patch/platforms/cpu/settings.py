@@ -86,6 +86,9 @@ MEGATRON_TRANSFORMER: dict[str, object] = {
     "gradient_accumulation_fusion": False,
     "moe_grouped_gemm": False,
     "moe_permute_fusion": False,
+    # Frees what is being sent to the next stage. NCCL sends in the order of its stream; gloo reads the memory when the
+    # other side asks. With virtual stages, where Megatron waits for a send only after the next, it sent what lay there.
+    "deallocate_pipeline_outputs": False,
 }
 """``override_transformer_config`` of a Megatron engine."""
 

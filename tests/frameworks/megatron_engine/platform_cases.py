@@ -23,7 +23,8 @@ def round_trip(rank: int, *, layout: str, dtype: str) -> Result:
     sent = against_hugging_face(exported(engine), layout)
     errors = log_prob_errors(engine, layout)
     updates = [facts(engine, train(engine, seed)) for seed in range(STEPS)]
-    return {"sent": sent, "log prob errors": errors, "updates": updates}
+    freed = any(module.config.deallocate_pipeline_outputs for module in engine.module)
+    return {"sent": sent, "log prob errors": errors, "updates": updates, "frees what it sends": freed}
 
 
 def resumed(rank: int, *, layout: str) -> Result:
