@@ -4,7 +4,8 @@
 #                   docs/recipes-toy.md
 # make toy-experiment  SEEDS="1 2 ...": how much mismatch training bears, into docs/results-toy.md; 20 minutes a run on two
 #                   busy cores, 18 runs or 6 hours a seed (ARMS="bits-5 ...", RECIPES="dose-response": those)
-# make test         set up everything and run every check and test (two folders of tests at a time; JOBS=0: one after the other)
+# make test         set up everything and run every check and test, two folders of tests at a time (JOBS=0: one after
+#                   the other)
 VENV ?= .venv
 FRAMEWORK ?= verl
 RECIPE := $(if $(filter verl,$(FRAMEWORK)),quickstart,quickstart-$(FRAMEWORK))

@@ -5,8 +5,8 @@
 
 The rollout's linear layers are rounded to that many explicit bits of significand (0: not rounded), the trainer's are
 not: vLLM, verl and half precision are left out, and a run takes minutes. mu is computed in one pass over the answers
-and not token by token. Each run appends a line to
-benchmarks/dose_response.jsonl; what stands there is not run again. The recipes' worlds are made in OUT.
+and not token by token. Each run appends a line to benchmarks/dose_response.jsonl; what stands there is not run again.
+The recipes' worlds are made in OUT.
 """
 
 from __future__ import annotations

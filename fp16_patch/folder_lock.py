@@ -7,8 +7,10 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from fp16_patch import disk
 from fp16_patch.errors import Fp16PatchError
 
 LOCK = ".lock"
@@ -21,11 +23,9 @@ def alone(out: Path) -> Iterator[None]:
 
     Raises :class:`Fp16PatchError`, naming the process, where somebody does, and where ``out`` cannot be written to.
     """
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / LOCK).open("ab+", buffering=0)  # with a buffer, closing fails again where the disk is full
-    except OSError as error:
-        raise _not_writable(out, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,18 +35,14 @@ def alone(out: Path) -> Iterator[None]:
                 f"{out} is in use: process {lock.read().decode().strip() or 'unknown'} writes into it",
                 next_step="wait for it, or choose another --out",
             ) from error
-        try:
+        with _writing(out):
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n".encode())
-        except OSError as error:
-            raise _not_writable(out, error) from error
         yield
 
 
-def _not_writable(out: Path, error: OSError) -> Fp16PatchError:
-    return Fp16PatchError(
-        f"--out {out}: {error.strerror}", next_step="choose a folder you can write to, with room in it"
-    )
+def _writing(out: Path) -> AbstractContextManager[None]:
+    return disk.writing(f"--out {out}", "choose a folder you can write to, with room in it")
 
 
 def in_use(out: Path) -> bool:

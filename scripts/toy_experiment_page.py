@@ -84,7 +84,11 @@ def read_plain() -> list[dict[str, Any]]:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [{**record, "algorithm": load(find(record["recipe"])).algorithm.name} for record in map(json.loads, lines)]
+    found = []
+    for record in map(json.loads, lines):
+        recipe = load(find(record["recipe"]))
+        found.append({**record, "algorithm": recipe.algorithm.name, "world": recipe.world})
+    return found
 
 
 def write_page() -> None:
@@ -120,7 +124,7 @@ def _row(group: Sequence[Record]) -> tuple[str, ...]:
         interval([answer_kl(record) for record in ended], "{:.1e}"),
         " ".join(interval(values, "{:.3f}", spread=False) for values in zip(*map(by_quarters, ended), strict=True)),
         interval([accuracy(record) for record in ended], "{:.3f}"),
-        interval([record["policy_accuracy"] for record in ended], "{:.3f}"),
+        seeds_and_interval([record["policy_accuracy"] for record in ended]),
         " ".join("-" if record["skipped"] is None else str(record["skipped"]) for record in ended),
         " ".join(f"{record['seconds'] / 60:.0f}" for record in ended),
     )
@@ -133,6 +137,12 @@ def interval(values: Sequence[float | None], form: str, *, spread: bool = True) 
         return form.format(fmean(known)) if known else "-"
     half = T_95[len(known) - 1] * stdev(known) / math.sqrt(len(known))
     return f"{form.format(fmean(known))} ±{form.format(half)}"
+
+
+def seeds_and_interval(values: Sequence[float | None]) -> str:
+    """The interval, and behind it each seed's value where there are several."""
+    each = " ".join("-" if value is None else f"{value:.3f}" for value in values)
+    return interval(values, "{:.3f}") + (f" ({each})" if len(values) > 1 else "")
 
 
 def accuracy(record: Record) -> float:
@@ -189,13 +199,8 @@ def _points(axes: Axes, where: str, records: Sequence[Record], measure: Measure)
     """A point for each run, filled where the frameworks ran it; its arm beside it, and a line at BF16 and FP16."""
     places: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in records:
-        long = "long" in record["recipe"]
-        same = [
-            measure(other)  # an algorithm may log none
-            for other in records
-            if (other["arm"], "long" in other["recipe"]) == (record["arm"], long)
-        ]
-        x = measure(record) or _mean(same)
+        same = [other for other in records if all(other[key] == record[key] for key in ("arm", "world"))]
+        x = measure(record) or _mean([measure(other) for other in same])  # an algorithm may log none
         if x is not None and record["policy_accuracy"] is not None:
             places.setdefault((record["recipe"], record["arm"]), []).append((x, record["policy_accuracy"]))
     named = set()
@@ -205,7 +210,7 @@ def _points(axes: Axes, where: str, records: Sequence[Record], measure: Measure)
         what = f"{algorithm}, {tokens:.0f} tokens"
         colour, mark = ALGORITHMS[algorithm], MARKS[recipe]
         if not any(x for x, _ in points):  # no mismatch has no place on a logarithmic axis
-            style = ":" if "long" in recipe else "--"
+            style = "--" if of_recipe[0]["world"] == "toy" else ":"
             axes.axhline(fmean(y for _, y in points), color=colour, ls=style, lw=1.2, label=f"{what}, no mismatch")
             continue
         fill = colour if "verl" in where else "none"

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,6 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.schema import SCALES
 
 if TYPE_CHECKING:
-    from fp16_patch.recipes.checking import Checked
-
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Subparsers = Any
@@ -83,7 +81,7 @@ def add_parser(subparsers: Subparsers) -> None:
     compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper, if it has it)")
     compare.add_argument(
         "--reward",
-        type=_reward,
+        type=_number,
         metavar="X",
         help="count time and tokens to this smoothed reward (default: nine tenths of the way from the start to the "
         "highest that every arm reaches)",
@@ -127,6 +125,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from fp16_patch.recipes.checking import check
     from fp16_patch.recipes.loading import available, find
 
     if bool(arguments.recipes) == arguments.all:
@@ -134,7 +133,7 @@ def _check(arguments: argparse.Namespace) -> int:
         raise Fp16PatchError(found_none, next_step="name some, or give --all")
     paths = available() if arguments.all else [find(name) for name in arguments.recipes]
     found = []
-    for checked in (checked for path in paths for checked in _checked(path)):
+    for checked in (checked for path in paths for checked in check(path)):
         found.append(checked)
         if not arguments.json:
             what = f"{checked.recipe}  {checked.scale}  {checked.framework}  {checked.arm}"
@@ -147,16 +146,6 @@ def _check(arguments: argparse.Namespace) -> int:
     else:
         print(f"{len(found) - failed} of {len(found)} would start with what is installed here")
     return 1 if failed else 0
-
-
-def _checked(path: Path) -> Iterator[Checked]:
-    """A file that is no recipe is a finding like any other: the others are still checked."""
-    from fp16_patch.recipes.checking import Checked, check
-
-    try:
-        yield from check(path)
-    except Fp16PatchError as error:
-        yield Checked(path.stem, "-", "-", "-", str(error).removeprefix("fp16_patch: "))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -228,14 +217,13 @@ def _window(text: str) -> int:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of minutes; more than zero")
+    if (minutes := _number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: more than zero")
     return minutes
 
 
-def _reward(text: str) -> float:
-    reward = float(text)
-    if not math.isfinite(reward):
-        raise argparse.ArgumentTypeError(f"{text} is no reward")
-    return reward
+def _number(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no number")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.data import disk
+from fp16_patch import disk
 from fp16_patch.errors import Fp16PatchError
 
 _OPTIONS = "vllm_options"

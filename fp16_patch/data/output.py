@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.data import disk, writing
+from fp16_patch import disk
+from fp16_patch.data import writing
 from fp16_patch.data.problem import Problem
 from fp16_patch.data.reading import Read, Wanted
 from fp16_patch.errors import Fp16PatchError

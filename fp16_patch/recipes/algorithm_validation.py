@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes import hyperparameters
 from fp16_patch.recipes.algorithms import algorithms
-from fp16_patch.recipes.schema import PLATFORMS, SCALES, WORLDS, Arm, Recipe
+from fp16_patch.recipes.schema import PLATFORMS, SCALES, Arm, Recipe
+from fp16_patch.toy import WORLDS
 
 STRATEGIES = ("fsdp2", "fsdp", "megatron")
 
@@ -78,6 +79,9 @@ def _toy(recipe: Recipe) -> Iterator[Fp16PatchError]:
                 f"toy.hyperparameters.{name} would change the algorithm, not its scale",
                 allowed=", ".join(sorted(hyperparameters.OF_THE_SCALE)),
             )
-    for key, value, allowed in (("platform", recipe.toy.platform, PLATFORMS), ("world", recipe.toy.world, WORLDS)):
+    for key, value, allowed in (
+        ("platform", recipe.toy.platform, PLATFORMS),
+        ("world", recipe.toy.world, tuple(WORLDS)),
+    ):
         if value not in allowed:
             yield Fp16PatchError(f"toy.{key}={value!r} is unknown", allowed=", ".join(allowed))

@@ -34,10 +34,14 @@ class Checked:
 
 
 def check(path: Path) -> Iterator[Checked]:
-    """Every scale, framework and arm of the recipe. Raises :class:`Fp16PatchError` when the file itself is wrong."""
+    """Every scale, framework and arm of the recipe; one finding without these where the file is no recipe."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whether the hub knows a model is not asked here
-    for scale in scales(path):
-        recipe = load(path, scale)
+    try:
+        recipes = {scale: load(path, scale) for scale in scales(path)}
+    except Fp16PatchError as error:
+        yield Checked(path.stem, "-", "-", "-", _words(error))
+        return
+    for scale, recipe in recipes.items():
         for framework in recipe.frameworks:
             for arm in recipe.arms:
                 yield Checked(path.stem, scale, framework, arm, _problem(recipe, framework, arm))
@@ -75,5 +79,9 @@ def _problem(recipe: Recipe, framework: str, arm: str) -> str | None:
     try:
         TRAINERS[framework].composed(command(recipe, framework, arm, Path(tempfile.gettempdir()) / "runs"))
     except Fp16PatchError as error:
-        return str(error).removeprefix("fp16_patch: ")
+        return _words(error)
     return None
+
+
+def _words(error: Fp16PatchError) -> str:
+    return str(error).removeprefix("fp16_patch: ")

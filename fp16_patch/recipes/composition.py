@@ -45,9 +45,10 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
         if not found:
             known = sorted(str(file.relative_to(shared).with_suffix("")) for file in shared.glob("shared/*.yaml"))
             raise Fp16PatchError(f"{path.name}: extends {name!r}, and there is no such file", allowed=", ".join(known))
-        if found[0] in (path, *extended_by):
+        above = (*extended_by, path.resolve())
+        if found[0].resolve() in above:
             raise Fp16PatchError(f"{path.name}: extends {name!r}, which extends it", next_step="break the circle")
-        content = merge(composed(found[0], shared, (path, *extended_by)), content)
+        content = merge(composed(found[0], shared, above), content)
     return {key: content[key] for key in sorted(content, key=_place_of)}
 
 

@@ -141,16 +141,15 @@ def _run_arm(
 def _watch(command: Command, log: Path, progress: Progress, timeout_s: float) -> tuple[str, int]:
     """Start, show progress, end; whatever happens, nothing of it is left running."""
     deadline = time.monotonic() + timeout_s
-    with terminable():
-        session = Session(command.arguments, command.environment, log)
-        try:
-            while (running := session.running()) and time.monotonic() < deadline:
-                progress.update()
-                session.note_new_shared_memory()
-                time.sleep(_POLL_S)
-        finally:
-            with uninterrupted():
-                exit_code = session.close()
+    session = Session(command.arguments, command.environment, log)
+    try:
+        while (running := session.running()) and time.monotonic() < deadline:
+            progress.update()
+            session.note_new_shared_memory()
+            time.sleep(_POLL_S)
+    finally:
+        with uninterrupted():
+            exit_code = session.close()
     progress.update()
     if running:
         return "timed out", exit_code

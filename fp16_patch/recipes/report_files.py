@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fp16_patch import disk
 from fp16_patch.errors import Fp16PatchError
 
 DATA, PAGE = "report.json", "report.html"
@@ -45,18 +46,15 @@ def written_aside(out: Path) -> Iterator[Path]:
     Raises :class:`Fp16PatchError` as :func:`check` does, and where ``out`` cannot be written to.
     """
     check(out)
-    try:
+    room = "choose a folder you can write to, with room for a few megabytes"
+    with disk.writing(f"--out {out}: the report cannot be written", room):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as aside:
             yield Path(aside)
             # The data first: it tells whose the pictures are, should we be killed between two files.
             for file in sorted(Path(aside).iterdir(), key=lambda file: file.name != DATA):
+                assert file.name in (DATA, PAGE, *PICTURES), f"{file.name} is not looked for before it is written"
                 file.replace(out / file.name)
-    except OSError as error:
-        raise Fp16PatchError(
-            f"--out {out}: the report cannot be written: {error.strerror or error}",
-            next_step="choose a folder you can write to, with room for a few megabytes",
-        ) from error
 
 
 def _is_data(file: Path) -> bool:

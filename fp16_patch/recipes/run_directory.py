@@ -27,7 +27,7 @@ def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -
     """Raises :class:`Fp16PatchError` when ``out`` holds runs of another recipe, on another framework, or what no run
     left where these arms would go."""
     kept = out / "recipe.yaml"
-    if kept.exists() and not (out / LOCK).exists():
+    if kept.exists() and not (out / LOCK).exists() and not any(out.glob("*/command.sh")):
         raise Fp16PatchError(f"{kept} was there before any run", next_step="choose another --out")
     for files in arms:
         if files.folder.exists() and any(files.folder.iterdir()) and not files.script.exists():

@@ -16,7 +16,6 @@ from fp16_patch.recipes.strict import NOT_A_KEY
 SCALES = ("paper", "toy")
 PRECISIONS = ("fp16", "bf16", "fp32")
 PLATFORMS = ("cpu",)
-WORLDS = ("toy", "toy-moe", "toy-long")
 REWARD_PLACE = "{math_reward}"
 """The verifier of this package for mathematics; see ``math_reward``."""
 WORLD_PLACES = tuple(

@@ -9,8 +9,9 @@ import re
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.platforms.cpu import significand
 from fp16_patch.recipes import algorithm_validation
-from fp16_patch.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, WORLDS, Data, OtherData, Recipe
+from fp16_patch.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, Data, OtherData, Recipe
 from fp16_patch.recipes.trainers import TRAINERS
+from fp16_patch.toy import WORLDS
 
 
 def validate(recipe: Recipe, *, source: str) -> None:
@@ -26,7 +27,7 @@ def validate(recipe: Recipe, *, source: str) -> None:
 
 def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     chosen: list[tuple[str, str | None, tuple[str, ...]]]
-    chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, WORLDS)]
+    chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, tuple(WORLDS))]
     problems = [
         Fp16PatchError(f"{source}: {key}={value!r} is unknown", allowed=", ".join(allowed))
         for key, value, allowed in chosen

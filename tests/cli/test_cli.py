@@ -146,7 +146,9 @@ def test_a_limit_that_is_none_is_argparses_error(minutes, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["recipes", "run", "quickstart", "--timeout", minutes])
     assert stopped.value.code == 2
-    assert "--timeout" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"argument --timeout: '{minutes}'" in told
+    assert "_minutes" not in told, "a name of ours"
 
 
 def test_names_and_all_at_once_are_refused(capsys):

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -21,25 +20,17 @@ from fp16_patch.folder_lock import alone
 
 pytest.importorskip("pyarrow")
 
-
-@contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+RoomFor = Callable[[int], AbstractContextManager[None]]
 
 
-def test_the_lock(tmp_path: Path) -> None:
+def test_the_lock(tmp_path: Path, room_for: RoomFor) -> None:
     with pytest.raises(Fp16PatchError, match=rf"--out {tmp_path}: .*\n.*with room in it"), room_for(0), alone(tmp_path):
         pass
     with alone(tmp_path):
         pass
 
 
-def test_the_files(tmp_path: Path) -> None:
+def test_the_files(tmp_path: Path, room_for: RoomFor) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"problem": "Q", "answer": "1"}))
     wanted, output = Wanted(Source(str(rows))), Output(tmp_path / "out")
@@ -50,7 +41,7 @@ def test_the_files(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in output.folder.iterdir()} == before
 
 
-def test_the_settings_and_the_answers(tmp_path: Path) -> None:
+def test_the_settings_and_the_answers(tmp_path: Path, room_for: RoomFor) -> None:
     answers = Answers(tmp_path / "sampling")
     with pytest.raises(Fp16PatchError, match=r"settings\.json: .*\n.*make room there"), room_for(10):
         answers.begin({"model": "m"})

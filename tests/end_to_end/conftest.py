@@ -61,6 +61,7 @@ def _run(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     out = tmp_path / "run"
+    # composing takes seconds a run and is tested with the recipes
     (result,) = run_recipe(recipe, out, overrides=overrides, timeout_s=timeout_s, check=False)
     metrics, report = out / "fp16" / "metrics.jsonl", out / "fp16" / "precision_report.json"
     return Run(

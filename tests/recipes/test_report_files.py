@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +24,6 @@ def run(write_run: Callable[..., Path], rises: Any, tmp_path: Path) -> Path:
 
 def report(run: Path, out: Path | None = None) -> None:
     compare(run, out=out, say=lambda _: None)
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Writing more fails, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,10 +57,10 @@ def test_a_report_over_one_run_or_several_takes_the_place_of_an_earlier_one(run:
     assert not list((tmp_path / "out").glob(".*")), "nothing is left aside"
 
 
-def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(run: Path) -> None:
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(run: Path, room_for: Any) -> None:
     report(run)
     before = contents(run)
-    with files_of_at_most(20_000), pytest.raises(Fp16PatchError, match=f"--out {run}: the report cannot be written: "):
+    with room_for(20_000), pytest.raises(Fp16PatchError, match=f"--out {run}: the report cannot be written: "):
         report(run)
     assert contents(run) == before
     assert not list(run.glob(".report*"))

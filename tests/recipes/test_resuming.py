@@ -89,6 +89,7 @@ def test_a_folder_that_was_moved_goes_on_where_it_is(
     recipe, here, there = write_recipe(("model:", "platform: cpu\nmodel:")), tmp_path / "a", tmp_path / "b"
     run_recipe(recipe, here, arms=["bf16"], module=stand_in, say=said.append)
     here.rename(there)
+    (there / ".lock").unlink()  # as a copy without hidden files
     assert run_recipe(recipe, there, arms=["bf16"], module=stand_in, say=said.append, resume=True) == []
     assert f"bf16 has completed in {there} and is kept" in said
 

@@ -12,10 +12,10 @@ from fp16_patch.errors import Fp16PatchError
 
 @contextlib.contextmanager
 def writing(
-    path: Path, next_step: str = "make room there or choose another --out; then the same command"
+    what: Path | str, next_step: str = "make room there or choose another --out; then the same command"
 ) -> Iterator[None]:
-    """Raises ``Fp16PatchError``, naming ``path``, in place of ``OSError``."""
+    """Raises :class:`Fp16PatchError`, naming ``what`` is written, in place of ``OSError``."""
     try:
         yield
     except OSError as error:
-        raise Fp16PatchError(f"{path}: {error.strerror or error}", next_step=next_step) from error
+        raise Fp16PatchError(f"{what}: {error.strerror or error}", next_step=next_step) from error
