@@ -33,8 +33,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
     show = commands.add_parser("show", help="print a recipe with its shared settings, loss and sources")
     show.add_argument("recipe", metavar="NAME", help="a shipped recipe, or the path of a .yaml file")
-    show.add_argument("--yaml", action="store_true", help="as one YAML file, at --scale")
-    show.add_argument("--scale", choices=SCALES, help="with --yaml (default: the larger there is)")
+    show.add_argument("--yaml", action="store_true", help="as one YAML file, at one scale")
+    show.add_argument("--scale", choices=SCALES, help="only that one (default: both; with --yaml the larger there is)")
     show.set_defaults(run=_show)
 
     check = commands.add_parser("check", help="compose recipes against the installed frameworks; starts nothing")
@@ -115,12 +115,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.document import page
-    from fp16_patch.recipes.loading import find, load, scales, text_of
+    from fp16_patch.recipes.loading import find, scale_of, text_of
 
     path = find(arguments.recipe)
-    load(path)
-    chosen = arguments.scale or scales(path)[0]
-    print(text_of(path, chosen) if arguments.yaml else page(path), end="")
+    scale = scale_of(path, arguments.scale)
+    print(text_of(path, scale) if arguments.yaml else page(path, arguments.scale), end="")
     return 0
 
 
@@ -150,7 +149,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.launch import run_recipe
-    from fp16_patch.recipes.loading import find, load, scales
+    from fp16_patch.recipes.loading import find, load, scale_of
     from fp16_patch.recipes.planning import commands
     from fp16_patch.recipes.report import compare
     from fp16_patch.recipes.report_files import check
@@ -168,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
             scale=arguments.scale,
         ).items():
             print(f"# {arm}\n{command}\n")
-        if world := load(path, arguments.scale or scales(path)[0]).world:
+        if world := load(path, scale_of(path, arguments.scale)).world:
             print(
                 f"# Its world, which a run makes first:\npython -m fp16_patch.toy --world {world} --out {out / 'world'}"
             )

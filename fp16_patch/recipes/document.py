@@ -17,7 +17,7 @@ LIST_HEADER = ("recipe", "reproduces", "algorithm", "frameworks", "hardware", "B
 
 
 def row(recipe: Recipe) -> tuple[str, ...]:
-    """One line of the list. The last two are the first number that the paper shows of each precision."""
+    """One line of the list. The last two: what the paper shows first of each precision."""
     of = {arm.precision: name for name, arm in reversed(recipe.arms.items())}
     shown = [recipe.published.get(of.get(precision, ""), ()) for precision in ("bf16", "fp16")]
     return (
@@ -26,14 +26,14 @@ def row(recipe: Recipe) -> tuple[str, ...]:
         ", ".join(dict.fromkeys(_algorithm_name(recipe, arm) for arm in recipe.arms.values())),
         ", ".join(recipe.frameworks),
         recipe.hardware.about or f"{recipe.hardware.ranks} ranks",
-        *(_number(numbers[0]) if numbers else "-" for numbers in shown),
+        *(f"{numbers[0].what} {_number(numbers[0])}" if numbers else "-" for numbers in shown),
     )
 
 
-def page(path: Path) -> str:
-    """The recipe in Markdown, its shared settings filled in."""
-    recipe = load(path)
-    return "\n\n".join(_sections(recipe)) + "\n"
+def page(path: Path, scale: str | None = None) -> str:
+    """The recipe in Markdown, its shared settings filled in; as one of its scales, or without one with all it has."""
+    commands = "\n".join(_commands(load(path), scale))
+    return "\n\n".join([*_sections(load(path, scale)), f"```bash\n{commands}\n```"]) + "\n"
 
 
 def sources() -> str:
@@ -58,10 +58,10 @@ def _sections(recipe: Recipe) -> Iterator[str]:
         yield "\n\n".join(_loss(name, algorithms()[name], recipe) for name in _algorithms(recipe))
     yield table.markdown(("arm", "trainer", "rollout", "algorithm", "the paper shows"), list(_arms(recipe)))
     if recipe.hyperparameters:
-        yield table.markdown(("hyperparameter", "value", "source", "note", "toy"), list(_settings(recipe)))
+        header = ("hyperparameter", "value", "source", "note", *(["toy"] if recipe.toy else []))
+        yield table.markdown(header, list(_settings(recipe)))
     else:
         yield "Written out in the framework's own options: " + f"`recipes/{recipe.name}.yaml`."
-    yield "```bash\n" + "\n".join(_commands(recipe)) + "\n```"
 
 
 def _frameworks(recipe: Recipe) -> str:
@@ -101,15 +101,17 @@ def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:
         for name, setting in settings.items():
             if name in needed or name not in of_algorithms:
                 small = str(toy[name].value) if name in toy else "the same"
-                yield name + suffix, str(setting.value), setting.source, setting.note, small
+                row = (name + suffix, str(setting.value), setting.source, setting.note)
+                yield (*row, small) if recipe.toy else row
 
 
-def _commands(recipe: Recipe) -> Iterator[str]:
+def _commands(recipe: Recipe, scale: str | None) -> Iterator[str]:
     run = f"fp16-patch recipes run {recipe.name}"
     for framework in recipe.frameworks:
         chosen = f" --framework {framework}" if framework != recipe.frameworks[0] else ""
-        yield run + chosen
-        if recipe.toy:
+        if scale != "toy" or not recipe.toy:
+            yield run + chosen
+        if scale != "paper" and recipe.toy:
             yield f"{run}{chosen} --scale toy"
 
 

@@ -18,7 +18,7 @@ from fp16_patch.folder_lock import alone
 from fp16_patch.proof.report import versions
 from fp16_patch.recipes import failure, planning, resuming, run_directory
 from fp16_patch.recipes.command import Command, Job
-from fp16_patch.recipes.loading import scales, text_of
+from fp16_patch.recipes.loading import scale_of, text_of
 from fp16_patch.recipes.progress import Progress
 from fp16_patch.recipes.session import Session
 from fp16_patch.recipes.signals import terminable, uninterrupted
@@ -86,7 +86,7 @@ def run_recipe(
             del planned[arm]
         if not resume:
             run_directory.check_checkpoints(job.files for job, _ in planned.values())
-        run_directory.keep_recipe(out, text_of(path, recipe.scale or scales(path)[0]))
+        run_directory.keep_recipe(out, text_of(path, scale_of(path, recipe.scale)))
         for job, _ in planned.values():
             run_directory.fresh(job.files, say)
         run_directory.build_world(recipe, out, say)

@@ -18,7 +18,7 @@ from fp16_patch.recipes.validation import validate
 
 def available() -> list[Path]:
     """The shipped recipe files, by name."""
-    return sorted(folder().glob("*.yaml"))
+    return sorted(folder().glob("*.yaml"), key=lambda path: path.stem)
 
 
 def find(name_or_path: str) -> Path:
@@ -56,6 +56,14 @@ def scales(path: Path) -> tuple[str, ...]:
     if recipe.toy is not None:
         return SCALES
     return ("toy",) if recipe.world else ("paper",)
+
+
+def scale_of(path: Path, wanted: str | None) -> str:
+    """The wanted scale, or without one the larger there is. Raises :class:`Fp16PatchError` if it lacks that."""
+    has = scales(path)
+    if wanted is not None and wanted not in has:
+        raise Fp16PatchError(f"{path.stem} has no {wanted} scale", allowed=", ".join(has))
+    return wanted or has[0]
 
 
 def text_of(path: Path, scale: str) -> str:

@@ -10,7 +10,7 @@ from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.recipes import checking, requirements
 from fp16_patch.recipes.algorithms import algorithms
 from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
-from fp16_patch.recipes.loading import load, scales
+from fp16_patch.recipes.loading import load, scale_of
 from fp16_patch.recipes.overrides import key_value
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.trainers import TRAINERS
@@ -22,10 +22,7 @@ def choose(
     path: Path, framework: str | None, arms: Sequence[str], overrides: Sequence[str], scale: str | None
 ) -> tuple[Recipe, str, list[str]]:
     """The recipe at its scale, the framework and the arms to run. Raises :class:`Fp16PatchError`."""
-    has = scales(path)
-    if scale is not None and scale not in has:
-        raise Fp16PatchError(f"{path.stem} has no {scale} scale", allowed=", ".join(has))
-    recipe = load(path, scale or has[0])
+    recipe = load(path, scale_of(path, scale))
     framework = _framework(recipe, framework)
     for arm in arms:
         if arm not in recipe.arms:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.recipes.loading import find, load, scales
+from fp16_patch.recipes.loading import find, load, scale_of
 from fp16_patch.recipes.rows import Rows
 from fp16_patch.recipes.runs import ArmRun, read_run
 from fp16_patch.recipes.schema import Recipe
@@ -43,7 +43,7 @@ def read_sources(given: Sequence[str], recipe: str | None = None, scale: str | N
         )
     file = find(recipe)
     label = _IMPORTED if runs else ""
-    return [*runs, Run(label, None, *_imported(load(file, scale or scales(file)[0]), logs))]
+    return [*runs, Run(label, None, *_imported(load(file, scale_of(file, scale)), logs))]
 
 
 def _refuse_twice(folders: Sequence[Path]) -> None:

@@ -114,10 +114,28 @@ def test_the_list_and_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["recipes", "list"]) == 0
     listed = capsys.readouterr().out
     assert "Figure 1, Sanity GSPO" in listed
+    assert "peak training reward 0.84 ±0.01 @800" in listed
     assert main(["recipes", "show", "sanity-gspo"]) == 0
     page = capsys.readouterr().out
     assert "| clip_low | 0.0003 | fork |" in page
     assert "loss = " in page
+
+
+def test_a_page_of_one_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "show", "sanity-gspo", "--scale", "toy"]) == 0
+    page = capsys.readouterr().out
+    assert "| response_tokens | 24 | choice |" in page
+    assert page.endswith("""```bash
+fp16-patch recipes run sanity-gspo --scale toy
+fp16-patch recipes run sanity-gspo --framework openrlhf --scale toy
+```
+""")
+
+
+@pytest.mark.parametrize("more", [[], ["--yaml"]])
+def test_a_page_of_a_scale_it_has_not(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "show", "quickstart", "--scale", "paper", *more]) == 2
+    assert "quickstart has no paper scale" in capsys.readouterr().err
 
 
 def test_check_wants_a_name(capsys: pytest.CaptureFixture[str]) -> None:
