@@ -8,6 +8,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
+import sys
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Subparsers = Any
+
+
+_ABOUT_COMMANDS = """\
+# Not composed yet: `fp16-patch recipes check` does that, and so does a run before it starts.
+# Python and absolute paths are this machine's, relative ones start here. On a cluster every node needs them under these
+# names, with this package in its environment, and RAY_ADDRESS has to name the cluster.
+"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -149,28 +158,29 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.launch import run_recipe
-    from fp16_patch.recipes.loading import find, load, scale_of
+    from fp16_patch.recipes.loading import find, load, scale_of, scales
     from fp16_patch.recipes.planning import commands
     from fp16_patch.recipes.report import compare
     from fp16_patch.recipes.report_files import check
 
     path = find(arguments.recipe)
-    toy = "toy" if arguments.scale == "toy" else None
+    toy = "toy" if arguments.scale == "toy" and "paper" in scales(path) else None
     out = arguments.out or Path("runs") / "-".join(filter(None, (path.stem, toy, arguments.framework)))
     if arguments.only_print:
-        for arm, command in commands(
+        printed = commands(
             path,
             out,
             framework=arguments.framework,
             arms=arguments.arm,
             overrides=arguments.overrides,
             scale=arguments.scale,
-        ).items():
-            print(f"# {arm}\n{command}\n")
+        )
+        print(_ABOUT_COMMANDS)
         if world := load(path, scale_of(path, arguments.scale)).world:
-            print(
-                f"# Its world, which a run makes first:\npython -m fp16_patch.toy --world {world} --out {out / 'world'}"
-            )
+            make = [sys.executable, "-m", "fp16_patch.toy", "--world", world, "--out", str((out / "world").resolve())]
+            print(f"# its world, before the first arm\n{shlex.join(make)}\n")
+        for arm, command in printed.items():
+            print(f"# {arm}\n{command}\n")
         return 0
     check(out)  # at the end the report must have its place
     try:

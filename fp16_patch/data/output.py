@@ -19,6 +19,8 @@ from fp16_patch.data.problem import Problem
 from fp16_patch.data.reading import Read, Wanted
 from fp16_patch.errors import Fp16PatchError
 
+_SOURCE = ("dataset", "config", "split")
+
 
 @dataclass(frozen=True)
 class Output:
@@ -47,15 +49,34 @@ class Output:
                 allowed="a name without an ending, without / and without a dot in front; --out takes the folder",
             )
 
-    def check(self) -> None:
-        """Raises ``Fp16PatchError`` where files of these names were written by somebody else."""
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Raises ``Fp16PatchError`` where files of these names are not for a manifest with ``facts`` to replace.
+
+        Those of somebody else, of another dataset, or a sanity test in place of a conversion or the other way round.
+        """
         with disk.writing(self.folder):
             foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
+            there = self._facts()
+        for key, value in there.items():
+            if value != facts.get(key):
+                raise Fp16PatchError(
+                    f"{self.parquet} is there already, with {key} {value or 'none'}, not {facts.get(key) or 'none'}",
+                    next_step="choose another --out or --name",
+                )
         if foreign:
             raise Fp16PatchError(
                 f"{' and '.join(map(str, foreign))}: in the way, and not written by this (no {self.manifest.name})",
                 next_step="choose another --out or --name",
             )
+
+    def _facts(self) -> dict[str, Any]:
+        """What :func:`wanted_facts` said of the files there; empty where there are none, or that cannot be read."""
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+            dataset = manifest["dataset"]
+            return {"model": manifest.get("sampling", {}).get("model"), **{key: dataset[key] for key in _SOURCE}}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
 
     def write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float] = ()) -> None:
         """Write the three; the manifest says ``facts``, the versions here and the digest of either file."""
@@ -75,6 +96,12 @@ class Output:
                 (scratch / path.name).replace(path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def wanted_facts(wanted: Wanted, model: str | None = None) -> dict[str, Any]:
+    """What files are of: the dataset, and the ``model`` that chose from it."""
+    source = wanted.source
+    return {"model": model, "dataset": source.name, "config": source.config, "split": source.part}
 
 
 def dataset_facts(wanted: Wanted, found: Read) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fp16_patch.data import scoring
 from fp16_patch.data.answers import Answers
 from fp16_patch.data.judging import judge
-from fp16_patch.data.output import Output, dataset_facts, file_digest, versions
+from fp16_patch.data.output import Output, dataset_facts, file_digest, versions, wanted_facts
 from fp16_patch.data.problem import Problem
 from fp16_patch.data.reading import Read, Wanted, read
 from fp16_patch.data.sampling import revision_of, sample_missing
@@ -93,7 +93,7 @@ def _what_is_there(sanity: Sanity, output: Output) -> tuple[Read, Path]:
 
     found = attempt(lambda: read(sanity.wanted, sanity.limit))
     reward = attempt(lambda: scoring.reward_file(sanity.reward))
-    attempt(output.check)
+    attempt(lambda: output.check(wanted_facts(sanity.wanted, sanity.sampling.model)))
     if problems or found is None or reward is None:
         raise several(problems)
     return found, reward

@@ -19,6 +19,10 @@ from fp16_patch.recipes.schema import Arm, OtherData, Recipe
 if TYPE_CHECKING:
     from fp16_patch.toy import World
 
+WORLD = "world"
+"""Folder of a run directory: model and data that the run makes itself."""
+EARLIER = "earlier"
+"""Folder of a run directory: runs that a later one of the same arm took the place of."""
 MATH_REWARD = Path(__file__).with_name("math_reward.py")
 
 
@@ -64,7 +68,7 @@ def world_in(out: Path, recipe: Recipe) -> World | None:
         return None
     from fp16_patch.toy import World
 
-    return World(out / "world", {})
+    return World(out / WORLD, {})
 
 
 @dataclass(frozen=True)

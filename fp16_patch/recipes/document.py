@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fp16_patch.cli import table
 from fp16_patch.recipes.algorithms import Definition, algorithms
-from fp16_patch.recipes.hyperparameters import SOURCES, Setting
+from fp16_patch.recipes.hyperparameters import NAMES, SOURCES, Setting
 from fp16_patch.recipes.loading import load
-from fp16_patch.recipes.schema import Arm, Published, Recipe
+from fp16_patch.recipes.schema import Arm, Published, Recipe, Toy
 from fp16_patch.recipes.trainers import TRAINERS
 
 LIST_HEADER = ("recipe", "reproduces", "algorithm", "frameworks", "hardware", "BF16", "FP16")
@@ -94,15 +94,29 @@ def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:
     """Those that some arm's algorithm reads; an arm's own value stands under its name."""
     needed = {name for algorithm in _algorithms(recipe) for name in algorithms()[algorithm].needs}
     of_algorithms = {name for definition in algorithms().values() for name in definition.needs}
-    toy = recipe.toy.hyperparameters if recipe.toy else {}
+    unused, at_toy = _unused(recipe, recipe), {}
+    if recipe.toy:
+        at_toy = {name: str(setting.value) for name, setting in recipe.toy.hyperparameters.items()}
+        at_toy |= dict.fromkeys(_unused(recipe.toy, recipe), "none")
     groups: list[tuple[str, dict[str, Setting]]] = [("", recipe.hyperparameters)]
     groups += [(f" ({arm})", recipe.arms[arm].hyperparameters) for arm in recipe.arms]
     for suffix, settings in groups:
         for name, setting in settings.items():
             if name in needed or name not in of_algorithms:
-                small = str(toy[name].value) if name in toy else "the same"
-                row = (name + suffix, str(setting.value), setting.source, setting.note)
-                yield (*row, small) if recipe.toy else row
+                lacking = [TRAINERS[framework].LACKS.get(name, "") for framework in recipe.frameworks]
+                note = "; ".join(filter(None, [setting.note, *lacking]))
+                row = (name + suffix, "none" if name in unused else str(setting.value), setting.source, note)
+                yield (*row, at_toy.get(name, "the same")) if recipe.toy else row
+
+
+def _unused(sections: Recipe | Toy, recipe: Recipe) -> list[str]:
+    """Hyperparameters that mean nothing at this scale: those of an evaluation that its options turn off."""
+    options = [
+        getattr(section, trainer.OPTIONS).get(trainer.EVALUATES_EVERY)
+        for framework, trainer in TRAINERS.items()
+        if framework in recipe.frameworks and (section := getattr(sections, framework))
+    ]
+    return [name for name in NAMES if name.startswith("eval_")] if -1 in options else []
 
 
 def _commands(recipe: Recipe, scale: str | None) -> Iterator[str]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 
@@ -17,32 +19,44 @@ SOURCES = {
 }
 """Where a number of a recipe may be from."""
 
-_WHOLE, _NUMBER, _PAIR = "a whole number", "a number", "a list of two numbers"
+_COUNT, _WHOLE = "a whole number, 1 or more", "a whole number, not negative"
+_GROUP = "a whole number, 2 or more: an advantage is relative to the other answers'"
+_NUMBER, _POSITIVE, _SHARE = "a number, not negative", "a number, more than 0", "a number, more than 0, at most 1"
+_PAIR = "a list of two numbers, not negative"
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    _COUNT: lambda value: _is_whole(value) and value >= 1,
+    _GROUP: lambda value: _is_whole(value) and value >= 2,
+    _WHOLE: lambda value: _is_whole(value) and value >= 0,
+    _NUMBER: lambda value: _is_number(value) and value >= 0,
+    _POSITIVE: lambda value: _is_number(value) and value > 0,
+    _SHARE: lambda value: _is_number(value) and 0 < value <= 1,
+    _PAIR: lambda value: isinstance(value, list) and len(value) == 2 and all(map(_FITS[_NUMBER], value)),
+}
 NAMES = {
-    "prompts": (_WHOLE, "problems a step"),
-    "rollouts": (_WHOLE, "answers sampled to each problem"),
-    "updates": (_WHOLE, "optimizer steps a step, over equal parts of the batch"),
-    "steps": (_WHOLE, "steps of the run"),
-    "prompt_tokens": (_WHOLE, "longest prompt"),
-    "response_tokens": (_WHOLE, "longest answer; also the constant L that Dr.GRPO divides by"),
-    "temperature": (_NUMBER, "of the sampling"),
-    "top_p": (_NUMBER, "of the sampling"),
+    "prompts": (_COUNT, "problems a step"),
+    "rollouts": (_GROUP, "answers sampled to each problem"),
+    "updates": (_COUNT, "optimizer steps a step, over equal parts of the batch"),
+    "steps": (_COUNT, "steps of the run"),
+    "prompt_tokens": (_COUNT, "longest prompt"),
+    "response_tokens": (_COUNT, "longest answer; also the constant L that Dr.GRPO divides by"),
+    "temperature": (_POSITIVE, "of the sampling"),
+    "top_p": (_SHARE, "of the sampling"),
     "learning_rate": (_NUMBER, "constant after the warm-up"),
     "warmup_steps": (_WHOLE, "updates of linear warm-up"),
     "weight_decay": (_NUMBER, "of AdamW"),
     "adam_betas": (_PAIR, "of AdamW"),
     "adam_eps": (_NUMBER, "of AdamW"),
-    "gradient_clip": (_NUMBER, "largest norm of the gradient"),
+    "gradient_clip": (_POSITIVE, "largest norm of the gradient"),
     "clip_low": (_NUMBER, "the ratio is clipped at 1 - clip_low"),
     "clip_high": (_NUMBER, "and at 1 + clip_high"),
-    "dual_clip": (_NUMBER, "largest ratio that counts where the advantage is negative"),
-    "correction_cap": (_NUMBER, "C: largest importance weight, clamped (TIS) or masked (MIS) beyond"),
-    "lora_rank": (_WHOLE, "of the adapters, on every linear layer; merged for the rollout"),
-    "lora_alpha": (_WHOLE, "of the adapters"),
+    "dual_clip": (_POSITIVE, "largest ratio that counts where the advantage is negative"),
+    "correction_cap": (_POSITIVE, "C: largest importance weight, clamped (TIS) or masked (MIS) beyond"),
+    "lora_rank": (_COUNT, "of the adapters, on every linear layer; merged for the rollout"),
+    "lora_alpha": (_COUNT, "of the adapters"),
     "eval_every": (_WHOLE, "steps between evaluations"),
-    "eval_rollouts": (_WHOLE, "answers to each problem of an evaluation"),
+    "eval_rollouts": (_COUNT, "answers to each problem of an evaluation"),
     "eval_temperature": (_NUMBER, "of an evaluation"),
-    "eval_top_p": (_NUMBER, "of an evaluation"),
+    "eval_top_p": (_SHARE, "of an evaluation"),
 }
 """Name -> what its value is, and what it means."""
 
@@ -77,8 +91,8 @@ def problems(settings: Settings, key: str) -> Iterator[Fp16PatchError]:
             yield Fp16PatchError(f"unknown key {key}.{name}", allowed=", ".join(NAMES))
             continue
         kind = NAMES[name][0]
-        if not _is(kind, setting.value):
-            yield Fp16PatchError(f"{key}.{name}.value={setting.value!r}", allowed=f"{kind}, not negative")
+        if not _FITS[kind](setting.value):
+            yield Fp16PatchError(f"{key}.{name}.value={setting.value!r}", allowed=kind)
         yield from source_problems(setting.source, f"{key}.{name}")
         if setting.source == "choice" and not setting.note:
             yield Fp16PatchError(f"{key}.{name} is our choice and has no note", next_step="say why in its note")
@@ -93,8 +107,9 @@ def source_problems(source: str, key: str) -> Iterator[Fp16PatchError]:
         yield Fp16PatchError(f"{key}.source={source!r} is unknown", allowed=", ".join(SOURCES))
 
 
-def _is(kind: str, value: object) -> bool:
-    if kind == _PAIR:
-        return isinstance(value, list) and len(value) == 2 and all(_is(_NUMBER, item) for item in value)
-    allowed = (int,) if kind == _WHOLE else (int, float)
-    return isinstance(value, allowed) and not isinstance(value, bool) and value >= 0
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))

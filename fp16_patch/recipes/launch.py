@@ -16,7 +16,7 @@ from pathlib import Path
 from fp16_patch.duration import duration
 from fp16_patch.folder_lock import alone
 from fp16_patch.proof.report import versions
-from fp16_patch.recipes import failure, planning, resuming, run_directory
+from fp16_patch.recipes import failure, orphans, planning, resuming, run_directory
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.loading import scale_of, text_of
 from fp16_patch.recipes.progress import Progress
@@ -78,7 +78,7 @@ def run_recipe(
     planned = planning.planned(recipe, framework, chosen, out, overrides, module)
     run_directory.check(out, recipe, framework, [job.files for job, _ in planned.values()])
     if check and module is None:  # a stand-in needs nothing
-        planning.check_commands(recipe, framework, {arm: command for arm, (_, command) in planned.items()}, say)
+        planning.check_commands(recipe, framework, {arm: command for arm, (_, command) in planned.items()}, out, say)
     results = []
     with terminable(), alone(out):
         for arm in resuming.completed(out, {arm: command for arm, (_, command) in planned.items()}) if resume else []:
@@ -86,6 +86,8 @@ def run_recipe(
             del planned[arm]
         if not resume:
             run_directory.check_checkpoints(job.files for job, _ in planned.values())
+        for name in recipe.arms:
+            orphans.end_those_of(out / name, say)
         run_directory.keep_recipe(out, text_of(path, scale_of(path, recipe.scale)))
         for job, _ in planned.values():
             run_directory.fresh(job.files, say)

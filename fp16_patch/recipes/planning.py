@@ -9,7 +9,7 @@ from pathlib import Path
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.recipes import checking, requirements
 from fp16_patch.recipes.algorithms import algorithms
-from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
+from fp16_patch.recipes.command import WORLD, ArmFiles, Command, Job, world_in
 from fp16_patch.recipes.loading import load, scale_of
 from fp16_patch.recipes.overrides import key_value
 from fp16_patch.recipes.schema import Recipe
@@ -57,9 +57,12 @@ def commands(
     return {arm: command.as_shell() for arm, (_, command) in found.items()}
 
 
-def check_commands(recipe: Recipe, framework: str, commands: Mapping[str, Command], say: Callable[[str], None]) -> None:
+def check_commands(
+    recipe: Recipe, framework: str, commands: Mapping[str, Command], out: Path, say: Callable[[str], None]
+) -> None:
     """Raises :class:`Fp16PatchError` with everything that is missing here, or else that the framework refuses."""
-    if problems := list(requirements.lacking(recipe, TRAINERS[framework].needs(next(iter(commands.values()))))):
+    needs = TRAINERS[framework].needs(next(iter(commands.values())))
+    if problems := list(requirements.lacking(recipe, needs, out / WORLD if recipe.world else None)):
         raise several(problems)
     say(f"composing {framework}'s configuration: {', '.join(commands)}")
     if problems := checking.refused(framework, commands):

@@ -12,6 +12,8 @@ from pathlib import Path
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.schema import REWARD_PLACE, Recipe
 
+_CHECK = "check the path"
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -30,15 +32,19 @@ def count(key: str, value: object) -> int:
     return int(str(value))
 
 
-def lacking(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
-    """One error for each thing that is missing. Nothing is, on a platform without GPUs that makes its own world."""
+def lacking(recipe: Recipe, needs: Needs, world: Path | None = None) -> Iterator[Fp16PatchError]:
+    """One error for each thing that is missing. ``world`` is the folder of what the run will make itself."""
+
+    def made(path: str) -> bool:
+        return world is not None and world in Path(path).parents
+
     if recipe.platform is None:
         yield from _gpus(recipe, needs)
-    if recipe.world is None:
-        yield from _files(recipe, needs)
+    yield from _files(recipe, {key: path for key, path in needs.files.items() if not made(path)})
+    if not made(needs.model[1]):
         yield from missing_model(*needs.model)
-        if recipe.data.reward == REWARD_PLACE and importlib.util.find_spec("math_verify") is None:
-            yield Fp16PatchError("the reward on mathematics needs math-verify", next_step="pip install math-verify")
+    if recipe.data.reward == REWARD_PLACE and importlib.util.find_spec("math_verify") is None:
+        yield Fp16PatchError("the reward on mathematics needs math-verify", next_step="pip install math-verify")
 
 
 def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
@@ -69,22 +75,25 @@ def _gpus_here() -> int:
     return int(torch.cuda.device_count())
 
 
-def _files(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
-    gone = [f"{key}={path}" for key, path in needs.files.items() if not Path(path).expanduser().exists()]
+def _files(recipe: Recipe, files: Mapping[str, str]) -> Iterator[Fp16PatchError]:
+    gone = [f"{key}={path}" for key, path in files.items() if not Path(path).expanduser().exists()]
     if gone:
         yield Fp16PatchError(
             f"no such file: {', '.join(gone)}",
             allowed="existing files in the framework's format",
-            next_step=recipe.data.fetch or "check the paths",
+            next_step=recipe.data.fetch or _CHECK,
         )
 
 
 def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
-    """A folder, or a hub id that is in the cache or that the hub answers for."""
-    if Path(model).expanduser().exists():
+    """A folder with a model in it, or a hub id that is in the cache or that the hub answers for."""
+    folder = Path(model).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            yield Fp16PatchError(f"{key}={model} holds no config.json", allowed="a model's folder", next_step=_CHECK)
         return
-    if model.startswith((".", "/", "~")):
-        yield Fp16PatchError(f"{key}={model}: no such folder", next_step="check the path")
+    if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
+        yield Fp16PatchError(f"{key}={model}: no such folder", next_step=_CHECK)
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
 

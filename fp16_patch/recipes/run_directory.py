@@ -12,13 +12,10 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.folder_lock import LOCK
-from fp16_patch.recipes.command import ArmFiles
+from fp16_patch.recipes.command import EARLIER, WORLD, ArmFiles
 from fp16_patch.recipes.loading import load
-from fp16_patch.recipes.runs import framework_of
+from fp16_patch.recipes.runs import framework_of, result_of
 from fp16_patch.recipes.schema import Recipe
-
-EARLIER = "earlier"
-"""Folder of a run directory: runs that a later one of the same arm took the place of."""
 
 _WORLD_SEED = 0
 
@@ -26,6 +23,9 @@ _WORLD_SEED = 0
 def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -> None:
     """Raises :class:`Fp16PatchError` when ``out`` holds runs of another recipe, on another framework, or what no run
     left where these arms would go."""
+    for above in out.parents:
+        if (above / "recipe.yaml").is_file() and (above / LOCK).is_file():
+            raise Fp16PatchError(f"{out} lies in the run directory {above}", next_step="choose another --out")
     kept = out / "recipe.yaml"
     if kept.exists() and not (out / LOCK).exists() and not any(out.glob("*/command.sh")):
         raise Fp16PatchError(f"{kept} was there before any run", next_step="choose another --out")
@@ -60,8 +60,13 @@ def fresh(files: ArmFiles, say: Callable[[str], None]) -> None:
     """Make an empty folder for an arm, and set an earlier run aside."""
     folder = files.folder
     if folder.exists() and any(folder.iterdir()):
-        say(f"the earlier run in {folder} is kept as {_set_aside(folder)}")
+        more = "; it had completed: --resume keeps such a one in its place" if _completed(files) else ""
+        say(f"the earlier run in {folder} is kept as {_set_aside(folder)}{more}")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _completed(files: ArmFiles) -> bool:
+    return result_of(files).get("status") == "completed"
 
 
 def _set_aside(folder: Path) -> Path:
@@ -79,5 +84,5 @@ def build_world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> None:
         return
     from fp16_patch.toy import WORLDS, build
 
-    say(f"the {recipe.world} world in {out / 'world'}")
-    build(out / "world", _WORLD_SEED, lambda line: say(f"  {line}"), WORLDS[recipe.world])
+    say(f"the {recipe.world} world in {out / WORLD}")
+    build(out / WORLD, _WORLD_SEED, lambda line: say(f"  {line}"), WORLDS[recipe.world])

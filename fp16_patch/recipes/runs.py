@@ -163,9 +163,14 @@ def result_of(files: ArmFiles) -> dict[str, Any]:
     return found if all(isinstance(found.get(key), kind) for key, kind in _RESULT.items()) else {}
 
 
+def _no_number(word: str) -> None:
+    """NaN and infinities are no JSON; nothing of ours writes them."""
+    raise ValueError(word)
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or not isinstance(content.get("roles", {}), dict):

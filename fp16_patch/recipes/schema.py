@@ -9,6 +9,7 @@ frameworks' own keys, and the algorithm's name is a label.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fp16_patch.recipes.hyperparameters import Setting
 from fp16_patch.recipes.strict import NOT_A_KEY
@@ -170,6 +171,7 @@ class Recipe:
     ``scale`` is written into the copy that a run keeps; a recipe file has its ``toy`` section instead.
     """
 
+    ALSO: ClassVar = ("extends",)  # filled in before
     name: str
     title: str
     reproduces: Reproduces

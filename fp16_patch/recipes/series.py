@@ -71,6 +71,8 @@ def read_series(metrics: Path) -> Series:
         return series_of(json_lines(metrics))
     except FileNotFoundError:
         return Series()
+    except OSError:  # a folder of that name, no permission
+        return Series(unreadable_lines=1)
 
 
 def framework_of(rows: Rows) -> str:

@@ -4,6 +4,8 @@
 Ray gives each worker a process group of its own, so killing the trainer's group would leave them running. They stay
 in its session, which is therefore the unit here. Whatever leaves even the session still carries our mark in its
 environment. Nothing else is ever signalled.
+
+Where we are killed, and so cannot end it, the kernel tells the command (``SIGTERM``).
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -19,8 +20,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_MARK = "FP16_PATCH_RUN"
-_PROC = Path("/proc")
+from fp16_patch.recipes import processes
+
+MARK = "FP16_PATCH_RUN"
+"""Variable of every process of a run: which one it is, and the folder it writes into."""
+
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -28,20 +32,20 @@ class Session:
     """A running command, its descendants, and what they leave in shared memory and temporary files."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Start ``arguments`` with ``environment`` added to ours; stdout and stderr go to ``log``.
+        """Start ``arguments`` with ``environment`` added to ours; stdout and stderr go to ``log``, beside the results.
 
         Ray gets a temporary directory of its own with a short path: its sockets live there, and the path of a
         socket has at most 107 characters. It is that of ``environment`` where there is one.
         """
-        mark = uuid.uuid4().hex
-        self._mark = f"{_MARK}={mark}".encode()
+        mark = f"{uuid.uuid4().hex}:{log.parent.resolve()}"
+        self._mark = f"{MARK}={mark}".encode()
         self._shared_memory: set[Path] = set()
         self._names_before: set[str] = set()
         self._mapping_may_follow = False
         self._started = time.time()
         self.ray_directory = Path(environment.get("RAY_TMPDIR") or tempfile.mkdtemp(prefix="fp16p"))
         self.ray_directory.mkdir(exist_ok=True)
-        own = {"PYTHONUNBUFFERED": "1", _MARK: mark}
+        own = {"PYTHONUNBUFFERED": "1", MARK: mark}
         # TMPDIR too: vLLM's sockets and whatever else goes to /tmp are then removed with Ray's.
         own |= dict.fromkeys(("RAY_TMPDIR", "TMPDIR"), str(self.ray_directory))
         try:
@@ -53,6 +57,7 @@ class Session:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    preexec_fn=processes.end_with(os.getpid()),
                 )
         except BaseException:
             shutil.rmtree(self.ray_directory, ignore_errors=True)
@@ -64,7 +69,12 @@ class Session:
 
     def members(self) -> list[int]:
         """The ids of our living processes."""
-        return [pid for pid in map(int, filter(str.isdecimal, os.listdir(_PROC))) if self._is_ours(pid)]
+        leader = self._process.pid
+        return [
+            pid
+            for pid in processes.living()
+            if processes.session(pid) == leader or self._mark in processes.environment(pid)
+        ]
 
     def note_new_shared_memory(self) -> None:
         """As :meth:`note_shared_memory`, and cheap, where a name has come since the call before. Call it often."""
@@ -79,7 +89,7 @@ class Session:
         inodes: set[int] = set()
         for pid in self.members():
             with contextlib.suppress(OSError):
-                for line in (_PROC / str(pid) / "maps").read_text().splitlines():
+                for line in (processes.PROC / str(pid) / "maps").read_text().splitlines():
                     if f" {_SHARED_MEMORY}/" in line:
                         inodes.add(int(line.split()[4]))
         # By inode: a semaphore is mapped under a name of which nothing is left, and renamed then.
@@ -90,8 +100,7 @@ class Session:
     def close(self, grace_s: float = 5.0) -> int:
         """End every member, by force after ``grace_s`` seconds, remove what they left, return the exit code."""
         self.note_shared_memory()
-        self._end_members(signal.SIGTERM, grace_s)
-        self._end_members(signal.SIGKILL, grace_s)
+        processes.end(self.members, grace_s)
         exit_code = self._process.wait(timeout=grace_s)
         for path in self._shared_memory:
             with contextlib.suppress(OSError):
@@ -99,25 +108,3 @@ class Session:
                     path.unlink()
         shutil.rmtree(self.ray_directory, ignore_errors=True)
         return exit_code
-
-    def _end_members(self, number: signal.Signals, patience_s: float) -> None:
-        deadline = time.monotonic() + patience_s
-        signalled: set[int] = set()
-        while (members := self.members()) and time.monotonic() < deadline:
-            for pid in set(members) - signalled:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            signalled.update(members)
-            time.sleep(0.05)
-
-    def _is_ours(self, pid: int) -> bool:
-        try:
-            # After "(name)": state, parent, process group, session. The name may hold spaces and brackets.
-            state, _, _, session, *_ = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            if state in "ZX":
-                return False
-            if int(session) == self._process.pid:
-                return True
-            return self._mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-        except OSError:
-            return False

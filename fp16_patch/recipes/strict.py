@@ -3,7 +3,7 @@
 
 The dataclass is the schema: field names are the keys, annotations the types, fields without a default are required.
 Understood annotations: str, int, float, optional ones, another dataclass, ``dict[str, T]``, ``tuple[T, ...]``,
-and ``object``, which takes anything.
+and ``object``, which takes anything. A class may name in ``ALSO`` further keys, of which nothing is left by then.
 """
 
 from __future__ import annotations
@@ -71,8 +71,12 @@ def _dataclass(cls: Any, value: object, key: str, problems: list[Fp16PatchError]
     fields = {field.name: field for field in dataclasses.fields(cls) if field.metadata.get("key", True)}
     for name in given:
         if name not in fields:
+            allowed = [*fields, *getattr(cls, "ALSO", ())]
             problems.append(
-                Fp16PatchError(f"unknown key {_join(key, name)}={given[name]!r}", allowed=", ".join(fields))
+                Fp16PatchError(
+                    f"unknown key {_join(key, name)}={given[name]!r}",
+                    allowed=", ".join(allowed),
+                )
             )
     arguments = {}
     for name, field in fields.items():

@@ -9,6 +9,7 @@ import re
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.platforms.cpu import significand
 from fp16_patch.recipes import algorithm_validation
+from fp16_patch.recipes.command import EARLIER, WORLD
 from fp16_patch.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, Data, OtherData, Recipe
 from fp16_patch.recipes.trainers import TRAINERS
 from fp16_patch.toy import WORLDS
@@ -103,9 +104,17 @@ def _options(recipe: Recipe, source: str) -> list[Fp16PatchError]:
 
 def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     problems = []
-    for name in (recipe.name, *recipe.arms):
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-            problems.append(Fp16PatchError(f"{source}: {name!r} names a folder", allowed="a-z, 0-9, '-' and '_'"))
+    names = {"name": (recipe.name, ()), **{f"arms.{name}": (name, (EARLIER, WORLD)) for name in recipe.arms}}
+    problems += [
+        Fp16PatchError(f"{source}: {key}: {name!r} names a folder", allowed="a-z, 0-9, '-' and '_'")
+        for key, (name, _) in names.items()
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)
+    ]
+    problems += [
+        Fp16PatchError(f"{source}: {key}: the run directory has a folder of that name", next_step="choose another name")
+        for key, (name, taken) in names.items()
+        if name in taken
+    ]
     if not recipe.arms:
         problems.append(Fp16PatchError(f"{source}: arms is empty", next_step="add one, e.g. fp16: {precision: fp16}"))
     positive = {

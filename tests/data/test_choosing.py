@@ -130,7 +130,7 @@ def test_the_files_of_both_frameworks(tmp_path: Path) -> None:
     assert set(manifest["files"]) == {"mine.parquet", "mine.jsonl"}
     assert "python" in manifest["versions"]
     assert {path.name for path in tmp_path.iterdir()} == {"mine.parquet", "mine.jsonl", "mine.manifest.json"}
-    output.check()
+    output.check({})
     output.write([problem(3)], {})
     assert len(parquet.read_table(output.parquet)) == 1
 
@@ -166,6 +166,25 @@ def test_files_of_somebody_else_are_left_alone(tmp_path: Path, capsys: pytest.Ca
     assert main([*words, "--name", "other"]) == 0
     assert "1 problems" in capsys.readouterr().out
     assert main([*words, "--name", "other"]) == 0
+
+
+def test_files_of_another_dataset_or_of_a_sanity_test_are_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"problem": "{name}", "answer": "1"}}\n')
+    words = ["recipes", "data", "convert", "--out", str(tmp_path / "out"), "--dataset"]
+    assert main([*words, str(tmp_path / "a.jsonl")]) == 0
+    before = (tmp_path / "out" / "train.jsonl").read_text()
+    assert main([*words, str(tmp_path / "b.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert f"with dataset {tmp_path / 'a.jsonl'}, not {tmp_path / 'b.jsonl'}" in said
+    assert "--name" in said
+    manifest = json.loads((tmp_path / "out" / "train.manifest.json").read_text())
+    (tmp_path / "out" / "train.manifest.json").write_text(json.dumps({**manifest, "sampling": {"model": "m"}}))
+    assert main([*words, str(tmp_path / "a.jsonl")]) == 2
+    assert "with model m, not none" in capsys.readouterr().err
+    assert (tmp_path / "out" / "train.jsonl").read_text() == before
 
 
 def test_all_that_is_missing_is_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,4 +57,4 @@ def test_the_settings_and_the_answers(tmp_path: Path, room_for: RoomFor) -> None
 
 def test_a_name_that_no_disk_takes(tmp_path: Path) -> None:
     with pytest.raises(Fp16PatchError, match="name too long"):
-        Output(tmp_path, "x" * 300).check()
+        Output(tmp_path, "x" * 300).check({})

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,23 +171,27 @@ def test_a_hanging_run_is_ended_at_its_limit_without_trace(write_recipe: Write, 
     assert_no_trace(json.loads((tmp_path / "traces.json").read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_launcher_leaves_nothing_running(
-    write_recipe: Write, stand_in: str, tmp_path: Path, number: signal.Signals
-) -> None:
+def start_launcher_of_a_hanging_run(recipe: Path, tmp_path: Path) -> subprocess.Popen[str]:
     program = (
         "import sys; from pathlib import Path; from fp16_patch.recipes.launch import run_recipe; "
         "run_recipe(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:], module='stand_in_trainer')"
     )
-    arguments = [str(write_recipe()), str(tmp_path / "run"), "+stand_in.mode=hang", f"+stand_in.traces={tmp_path}"]
+    arguments = [str(recipe), str(tmp_path / "run"), "+stand_in.mode=hang", f"+stand_in.traces={tmp_path}"]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])
-    launcher = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_launcher_leaves_nothing_running(
+    write_recipe: Write, stand_in: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    launcher = start_launcher_of_a_hanging_run(write_recipe(), tmp_path)
     try:
         wait_for((tmp_path / "traces.json").exists, "the stand-in trainer to start")
         launcher.send_signal(number)
@@ -197,6 +202,33 @@ def test_an_interrupted_launcher_leaves_nothing_running(
     assert "bf16: interrupted" in output
     assert_no_trace(json.loads((tmp_path / "traces.json").read_text()))
     assert json.loads((tmp_path / "run" / "bf16" / "result.json").read_text())["status"] == "interrupted"
+
+
+def test_a_killed_launcher_takes_its_trainer_along_and_the_next_run_ends_the_rest(
+    write_recipe: Write, stand_in: str, tmp_path: Path
+) -> None:
+    launcher = start_launcher_of_a_hanging_run(write_recipe(), tmp_path)
+    traces: dict[str, Any] = {"pids": []}
+    try:
+        wait_for((tmp_path / "traces.json").exists, "the stand-in trainer to start")
+        traces = json.loads((tmp_path / "traces.json").read_text())
+        trainer, own_group, own_session = traces["pids"]
+        launcher.kill()
+        launcher.communicate(timeout=20)
+        wait_for(lambda: not is_alive(trainer), "the kernel to end the trainer")
+        assert is_alive(own_group), "the stand-in's child did not outlive it: nothing would be left to end"
+        said: list[str] = []
+        results = run_recipe(write_recipe(), tmp_path / "run", say=said.append, module=stand_in)
+        assert [result.status for result in results] == ["completed", "completed"]
+        assert "bf16 still runs, and its launcher was killed: ending its 2 processes" in said
+        assert not is_alive(own_group)
+        assert not is_alive(own_session)
+    finally:
+        launcher.kill()
+        for pid in filter(is_alive, traces["pids"]):
+            os.kill(pid, signal.SIGKILL)
+        for path in traces.get("shared_memory", []):
+            Path(path).unlink(missing_ok=True)
 
 
 def test_an_unknown_arm_is_refused_before_anything_starts(write_recipe: Write, tmp_path: Path) -> None:
@@ -237,6 +269,10 @@ def test_a_second_run_keeps_the_first_and_never_moves_checkpoints_or_foreign_fil
     run()
     earlier = tmp_path / "run" / "earlier"
     assert sorted(kept.name for kept in earlier.iterdir()) == ["fp16-1", "fp16-2"]
+    assert any("--resume keeps such a one in its place" in line for line in said)
+    with pytest.raises(Fp16PatchError, match=f"lies in the run directory {tmp_path / 'run'}"):
+        run_recipe(write_recipe(), arm / "deeper", module=stand_in)
+    assert not (arm / "deeper").exists()
     assert (earlier / "fp16-1" / "model" / "weights").read_text() == "of the first run"
     assert (earlier / "fp16-1" / "result.json").exists()
     assert not (arm / "model").exists()

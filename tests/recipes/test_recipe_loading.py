@@ -43,13 +43,23 @@ def test_every_shipped_recipe_is_valid_and_named_as_its_file(path: Path) -> None
     assert load(path).name == path.stem
 
 
+def test_the_recipe_that_the_documentation_writes(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own-recipes.md").read_text()
+    (tmp_path / "mine.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    recipe = load(tmp_path / "mine.yaml")
+    assert list(recipe.arms) == ["bf16", "fp16", "one-sided"]
+    assert recipe.frameworks == ("verl",)
+    assert recipe.hyperparameters["steps"].value == 1000
+    assert recipe.hyperparameters["prompts"].value == 64, "the shared file's"
+
+
 def test_the_flags_options_are_the_ones_a_recipe_may_name() -> None:
     assert {"bf16", "fp16", "fp32"} <= set(TRAINERS["verl"].PRECISIONS)
 
 
 MISTAKES = {
     "unknown key": ("model: {path: some/model}", "model: {path: m, dtype: fp16}", r"model.dtype='fp16'", "path, about"),
-    "unknown section": ("algorithm:", "seed: 1\nalgorithm:", "unknown key seed=1", "name, title"),
+    "unknown section": ("algorithm:", "seed: 1\nalgorithm:", "unknown key seed=1", "extends"),
     "missing key": ("{ranks: 1, timeout_minutes: 1}", "{ranks: 1}", "hardware.timeout_minutes is missing", ""),
     "text for a number": ("ranks: 1", "ranks: two", "hardware.ranks='two'", "a whole number"),
     "a fraction of a rank": ("ranks: 1", "ranks: 1.5", "hardware.ranks=1.5", "a whole number"),
@@ -57,6 +67,7 @@ MISTAKES = {
     "no ranks": ("ranks: 1", "ranks: 0", "hardware.ranks=0", "more than zero"),
     "misspelt precision": ("precision: bf16", "precision: bf61", "arms.bf16.precision='bf61'", "bf16, fp16, fp32"),
     "arm name": ("  bf16: {", "  ../bf16: {", "'../bf16' names a folder", "a-z"),
+    "arm of a folder's name": ("  bf16: {", "  world: {", "arms.world: the run directory has a folder", "another"),
     "text for a mapping": ("{precision: bf16}", "bf16", "arms.bf16='bf16'", "a mapping"),
     "platform": ("algorithm:", "platform: tpu\nalgorithm:", "platform='tpu'", "cpu"),
     "world": ("algorithm:", "world: atari\nalgorithm:", "world='atari'", "toy"),

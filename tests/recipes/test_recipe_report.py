@@ -146,6 +146,16 @@ def test_a_crashed_arm_shows_its_error_and_the_other_arm_stays(run: Path) -> Non
     assert str(run / "bf16" / "train.log") in said
 
 
+def test_a_result_with_a_number_that_is_none_is_unreadable(run: Path) -> None:
+    result = (run / "fp16" / "result.json").read_text()
+    (run / "fp16" / "result.json").write_text(re.sub(r'"seconds": [\d.]+', '"seconds": NaN', result))
+    (run / "bf16" / "metrics.jsonl").unlink()
+    (run / "bf16" / "metrics.jsonl").mkdir()
+    report, _ = report_of(run)
+    assert "fp16 has a result.json that cannot be read after 8 steps" in report["notes"]
+    assert "bf16 has unreadable lines in metrics.jsonl: 1" in report["notes"]
+
+
 def test_the_updates_skipped_in_the_step_that_stopped_the_run_are_counted(run: Path) -> None:
     """That step logs no metrics. A step of several updates logs the share of those skipped, which is no count."""
     shutil.rmtree(run / "fp16")

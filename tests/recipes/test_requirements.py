@@ -60,11 +60,36 @@ def test_a_number_of_gpus_that_is_none(tmp_path: Path, framework: str, override:
 @pytest.mark.usefixtures("gpus")
 def test_what_the_user_changes_counts(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.json").touch()
     said = lacks(
         tmp_path, "sanity-grpo", "trainer.n_gpus_per_node=4", f"actor_rollout_ref.model.path={tmp_path / 'there'}"
     )
     assert "GPUs" not in said
     assert "model.path" not in said
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("model", "said"), [("empty", "holds no config.json"), ("nosuch/", "no such folder"), ("a/b/c", "no such folder")]
+)
+def test_a_model_folder_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert f"actor_rollout_ref.model.path={model}" in (
+        found := lacks(tmp_path, "sanity-grpo", f"actor_rollout_ref.model.path={model}")
+    )
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train_files=/no/such.parquet", "no such file: data.train_files=/no/such.parquet"),
+        ("actor_rollout_ref.model.path=/no/such", "actor_rollout_ref.model.path=/no/such: no such folder"),
+    ],
+)
+def test_beside_a_world_of_its_own_too(tmp_path: Path, override: str, said: str) -> None:
+    assert said in lacks(tmp_path, "quickstart", override)
 
 
 @pytest.mark.usefixtures("gpus")
@@ -94,7 +119,9 @@ def test_the_commands_can_be_taken_away(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert words in found["fp16"]
     assert main(["recipes", "run", "sanity-pg-seq-is", "--print", "--arm", "fp16", "--out", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out == f"# fp16\n{found['fp16']}\n\n"
+    about, printed = capsys.readouterr().out.split("\n\n", 1)
+    assert "RAY_ADDRESS" in about
+    assert printed == f"# fp16\n{found['fp16']}\n\n"
     assert not (tmp_path / "run").exists()
 
 

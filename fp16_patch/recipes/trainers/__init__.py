@@ -31,6 +31,14 @@ class Trainer(Protocol):
     def PHASES(self) -> tuple[tuple[str, str], ...]:
         """What its log says on the way to the first step, in that order, and the same in our words."""
 
+    @property
+    def EVALUATES_EVERY(self) -> str:
+        """Its option for the steps between evaluations; -1 is none."""
+
+    @property
+    def LACKS(self) -> Mapping[str, str]:
+        """Hyperparameters that it has no option for -> what it does instead."""
+
     def check(self, key: str, value: object) -> Iterator[Fp16PatchError]:
         """What is wrong with one option, from a recipe or from the user."""
 

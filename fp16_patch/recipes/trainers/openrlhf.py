@@ -14,9 +14,20 @@ from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, merge, render
 from fp16_patch.recipes.requirements import Needs, count
 from fp16_patch.recipes.trainers.openrlhf_composition import composed
-from fp16_patch.recipes.trainers.openrlhf_hyperparameters import arguments
+from fp16_patch.recipes.trainers.openrlhf_hyperparameters import EVALUATES_EVERY, LACKS, arguments
 
-__all__ = ["MODULE", "OPTIONS", "PHASES", "PRECISIONS", "build_command", "check", "composed", "needs"]
+__all__ = [
+    "EVALUATES_EVERY",
+    "LACKS",
+    "MODULE",
+    "OPTIONS",
+    "PHASES",
+    "PRECISIONS",
+    "build_command",
+    "check",
+    "composed",
+    "needs",
+]
 
 MODULE = "fp16_patch.cli"
 OPTIONS = "arguments"

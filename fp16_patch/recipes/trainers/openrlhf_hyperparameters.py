@@ -22,10 +22,11 @@ _OPTIONS = {
     "eval_rollouts": "eval.n_samples_per_prompt",
     "eval_temperature": "eval.temperature",
 }
-"""Those that are one option with the same value; an algorithm's own are in its definition.
+"""Those that are one option with the same value; an algorithm's own are in its definition."""
 
-There is none for ``eval_top_p``: OpenRLHF evaluates with the rollout's.
-"""
+EVALUATES_EVERY = _OPTIONS["eval_every"]
+LACKS = {"eval_top_p": "OpenRLHF evaluates with top_p"}
+"""Hyperparameters that it has no option for, and what it does instead."""
 
 
 def arguments(values: Mapping[str, object], problems: int | None) -> dict[str, object]:

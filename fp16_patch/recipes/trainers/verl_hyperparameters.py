@@ -30,6 +30,10 @@ _KEYS = {
 }
 """Those that are one key with the same value; an algorithm's own are in its definition."""
 
+EVALUATES_EVERY = _KEYS["eval_every"]
+LACKS: Mapping[str, str] = {}
+"""Hyperparameters that it has no key for, and what it does instead."""
+
 _ENDLESS = 1_000_000  # epochs: the number of steps ends the run
 
 
