@@ -174,7 +174,9 @@ def test_a_scale_that_the_recipe_has_not(capsys):
 
 def test_printed_commands_say_how_to_make_their_world(capsys):
     assert main(["recipes", "run", "sanity-grpo", "--scale", "toy", "--print"]) == 0
-    assert "python -m fp16_patch.toy --world toy --out runs/sanity-grpo-toy/world" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    make = f"{sys.executable} -m fp16_patch.toy --world toy --out {Path('runs/sanity-grpo-toy/world').resolve()}"
+    assert said.index(make) < said.index("-m verl.trainer.main_ppo")
 
 
 def test_a_full_disk_is_one_error(monkeypatch, capsys):
