@@ -8,8 +8,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import shlex
-import sys
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -158,8 +156,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.recipes.launch import run_recipe
-    from fp16_patch.recipes.loading import find, load, scale_of, scales
-    from fp16_patch.recipes.planning import commands
+    from fp16_patch.recipes.loading import find, scales
+    from fp16_patch.recipes.planning import commands, world_command
     from fp16_patch.recipes.report import compare
     from fp16_patch.recipes.report_files import check
 
@@ -176,9 +174,8 @@ def _run(arguments: argparse.Namespace) -> int:
             scale=arguments.scale,
         )
         print(_ABOUT_COMMANDS)
-        if world := load(path, scale_of(path, arguments.scale)).world:
-            make = [sys.executable, "-m", "fp16_patch.toy", "--world", world, "--out", str((out / "world").resolve())]
-            print(f"# its world, before the first arm\n{shlex.join(make)}\n")
+        if make := world_command(path, out, arguments.scale):
+            print(f"# its world, before the first arm\n{make}\n")
         for arm, command in printed.items():
             print(f"# {arm}\n{command}\n")
         return 0

@@ -19,8 +19,6 @@ from fp16_patch.data.problem import Problem
 from fp16_patch.data.reading import Read, Wanted
 from fp16_patch.errors import Fp16PatchError
 
-_SOURCE = ("dataset", "config", "split")
-
 
 @dataclass(frozen=True)
 class Output:
@@ -50,19 +48,20 @@ class Output:
             )
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Raises ``Fp16PatchError`` where files of these names are not for a manifest with ``facts`` to replace.
+        """Raises ``Fp16PatchError`` where files of these names are not ours to replace with those of ``facts``.
 
         Those of somebody else, of another dataset, or a sanity test in place of a conversion or the other way round.
         """
         with disk.writing(self.folder):
             foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
             there = self._facts()
-        for key, value in there.items():
-            if value != facts.get(key):
-                raise Fp16PatchError(
-                    f"{self.parquet} is there already, with {key} {value or 'none'}, not {facts.get(key) or 'none'}",
-                    next_step="choose another --out or --name",
-                )
+        other = [key for key in facts if there and there.get(key) != facts[key]]
+        if other:
+            was, wanted = (found.get(other[0]) or "none" for found in (there, facts))
+            raise Fp16PatchError(
+                f"{self.parquet} is there already, with {other[0]} {was}, not {wanted}",
+                next_step="choose another --out or --name",
+            )
         if foreign:
             raise Fp16PatchError(
                 f"{' and '.join(map(str, foreign))}: in the way, and not written by this (no {self.manifest.name})",
@@ -70,11 +69,10 @@ class Output:
             )
 
     def _facts(self) -> dict[str, Any]:
-        """What :func:`wanted_facts` said of the files there; empty where there are none, or that cannot be read."""
+        """The model that chose and the dataset, of the manifest there; empty where none is, or none can be read."""
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
-            dataset = manifest["dataset"]
-            return {"model": manifest.get("sampling", {}).get("model"), **{key: dataset[key] for key in _SOURCE}}
+            return {"model": manifest.get("sampling", {}).get("model"), **manifest["dataset"]}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
@@ -98,19 +96,10 @@ class Output:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def wanted_facts(wanted: Wanted, model: str | None = None) -> dict[str, Any]:
-    """What files are of: the dataset, and the ``model`` that chose from it."""
-    source = wanted.source
-    return {"model": model, "dataset": source.name, "config": source.config, "split": source.part}
-
-
 def dataset_facts(wanted: Wanted, found: Read) -> dict[str, Any]:
     """What the manifest says of the dataset."""
-    source = wanted.source
     return {
-        "dataset": source.name,
-        "config": source.config,
-        "split": source.part,
+        **wanted.source.facts(),
         "revision": found.revision,
         "template": wanted.template,
         "problems": len(found.problems),

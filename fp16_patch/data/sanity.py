@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fp16_patch.data import scoring
 from fp16_patch.data.answers import Answers
 from fp16_patch.data.judging import judge
-from fp16_patch.data.output import Output, dataset_facts, file_digest, versions, wanted_facts
+from fp16_patch.data.output import Output, dataset_facts, file_digest, versions
 from fp16_patch.data.problem import Problem
 from fp16_patch.data.reading import Read, Wanted, read
 from fp16_patch.data.sampling import revision_of, sample_missing
@@ -93,7 +93,7 @@ def _what_is_there(sanity: Sanity, output: Output) -> tuple[Read, Path]:
 
     found = attempt(lambda: read(sanity.wanted, sanity.limit))
     reward = attempt(lambda: scoring.reward_file(sanity.reward))
-    attempt(lambda: output.check(wanted_facts(sanity.wanted, sanity.sampling.model)))
+    attempt(lambda: output.check({"model": sanity.sampling.model, **sanity.wanted.source.facts()}))
     if problems or found is None or reward is None:
         raise several(problems)
     return found, reward
@@ -101,12 +101,9 @@ def _what_is_there(sanity: Sanity, output: Output) -> tuple[Read, Path]:
 
 def _stamp(sanity: Sanity) -> dict[str, Any]:
     """What decides the answers to a problem, and which problems there are. Whoever goes on must agree on it."""
-    source = sanity.wanted.source
     return {
         **asdict(sanity.sampling),
-        "dataset": source.name,
-        "config": source.config,
-        "split": source.part,
+        **sanity.wanted.source.facts(),
         "template": sanity.wanted.template,
         "vllm": versions().get("vllm"),
     }

@@ -29,6 +29,10 @@ class Source:
         path = Path(self.name).expanduser()
         return None if path.is_file() or _one_table(path) else self.split or "train"
 
+    def facts(self) -> dict[str, str | None]:
+        """What a manifest says of it."""
+        return {"dataset": self.name, "config": self.config, "split": self.part}
+
     def open(self) -> tuple[Iterator[Row], str | None]:
         """The rows, read as they are asked for, and the revision where the dataset is the hub's.
 

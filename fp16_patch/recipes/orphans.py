@@ -22,10 +22,10 @@ def end_those_of(folder: Path, say: Callable[[str], None]) -> None:
 
 def _of(folder: Path) -> list[int]:
     """By session: processes that rename themselves write over their environment."""
-    start, end = f"{MARK}=".encode(), f":{folder.resolve()}".encode()
+    start, of_folder = f"{MARK}=".encode(), str(folder.resolve()).encode()
     sessions = {
         processes.session(pid)
         for pid in processes.living()
-        if any(word.startswith(start) and word.endswith(end) for word in processes.environment(pid))
+        if any(word.startswith(start) and word.partition(b":")[2] == of_folder for word in processes.environment(pid))
     }
     return [pid for pid in processes.living() if processes.session(pid) in sessions - {None, os.getsid(0)}]

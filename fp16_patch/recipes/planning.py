@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -55,6 +57,13 @@ def commands(
     recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
     found = planned(recipe, framework, chosen, out.resolve(), overrides)
     return {arm: command.as_shell() for arm, (_, command) in found.items()}
+
+
+def world_command(path: Path, out: Path, scale: str | None) -> str | None:
+    """What makes the recipe's world in ``out``, for bash; None where it has none."""
+    world = load(path, scale_of(path, scale)).world
+    make = [sys.executable, "-m", "fp16_patch.toy", "--world", str(world), "--out", str(out.resolve() / WORLD)]
+    return shlex.join(make) if world else None
 
 
 def check_commands(

@@ -69,15 +69,10 @@ def _dataclass(cls: Any, value: object, key: str, problems: list[Fp16PatchError]
         return None
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.metadata.get("key", True)}
+    allowed = ", ".join([*fields, *getattr(cls, "ALSO", ())])
     for name in given:
         if name not in fields:
-            allowed = [*fields, *getattr(cls, "ALSO", ())]
-            problems.append(
-                Fp16PatchError(
-                    f"unknown key {_join(key, name)}={given[name]!r}",
-                    allowed=", ".join(allowed),
-                )
-            )
+            problems.append(Fp16PatchError(f"unknown key {_join(key, name)}={given[name]!r}", allowed=allowed))
     arguments = {}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

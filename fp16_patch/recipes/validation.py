@@ -104,16 +104,18 @@ def _options(recipe: Recipe, source: str) -> list[Fp16PatchError]:
 
 def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     problems = []
-    names = {"name": (recipe.name, ()), **{f"arms.{name}": (name, (EARLIER, WORLD)) for name in recipe.arms}}
+    names = {"name": recipe.name, **{f"arms.{name}": name for name in recipe.arms}}
     problems += [
         Fp16PatchError(f"{source}: {key}: {name!r} names a folder", allowed="a-z, 0-9, '-' and '_'")
-        for key, (name, _) in names.items()
+        for key, name in names.items()
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)
     ]
     problems += [
-        Fp16PatchError(f"{source}: {key}: the run directory has a folder of that name", next_step="choose another name")
-        for key, (name, taken) in names.items()
-        if name in taken
+        Fp16PatchError(
+            f"{source}: arms.{name}: the run directory has a folder of that name", next_step="choose another name"
+        )
+        for name in (EARLIER, WORLD)
+        if name in recipe.arms
     ]
     if not recipe.arms:
         problems.append(Fp16PatchError(f"{source}: arms is empty", next_step="add one, e.g. fp16: {precision: fp16}"))

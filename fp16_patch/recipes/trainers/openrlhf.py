@@ -13,21 +13,10 @@ from fp16_patch.launcher import OPENRLHF
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, merge, render
 from fp16_patch.recipes.requirements import Needs, count
-from fp16_patch.recipes.trainers.openrlhf_composition import composed
-from fp16_patch.recipes.trainers.openrlhf_hyperparameters import EVALUATES_EVERY, LACKS, arguments
-
-__all__ = [
-    "EVALUATES_EVERY",
-    "LACKS",
-    "MODULE",
-    "OPTIONS",
-    "PHASES",
-    "PRECISIONS",
-    "build_command",
-    "check",
-    "composed",
-    "needs",
-]
+from fp16_patch.recipes.trainers.openrlhf_composition import composed as composed
+from fp16_patch.recipes.trainers.openrlhf_hyperparameters import EVALUATES_EVERY as EVALUATES_EVERY
+from fp16_patch.recipes.trainers.openrlhf_hyperparameters import LACKS as LACKS
+from fp16_patch.recipes.trainers.openrlhf_hyperparameters import arguments
 
 MODULE = "fp16_patch.cli"
 OPTIONS = "arguments"

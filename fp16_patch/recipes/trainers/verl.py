@@ -11,21 +11,10 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import Command, Job
 from fp16_patch.recipes.overrides import assignments, key_value, merge, render
 from fp16_patch.recipes.requirements import Needs, count
-from fp16_patch.recipes.trainers.verl_composition import composed
-from fp16_patch.recipes.trainers.verl_hyperparameters import EVALUATES_EVERY, LACKS, overrides
-
-__all__ = [
-    "EVALUATES_EVERY",
-    "LACKS",
-    "MODULE",
-    "OPTIONS",
-    "PHASES",
-    "PRECISIONS",
-    "build_command",
-    "check",
-    "composed",
-    "needs",
-]
+from fp16_patch.recipes.trainers.verl_composition import composed as composed
+from fp16_patch.recipes.trainers.verl_hyperparameters import EVALUATES_EVERY as EVALUATES_EVERY
+from fp16_patch.recipes.trainers.verl_hyperparameters import LACKS as LACKS
+from fp16_patch.recipes.trainers.verl_hyperparameters import overrides
 
 MODULE = "verl.trainer.main_ppo"
 OPTIONS = "overrides"
