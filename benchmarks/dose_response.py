@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dose-response without the frameworks: policy, problems and loss of the recipes, in FP32, in one process.
 
-    dose_response.py OUT --recipes dose-response --bits 0 3 2 1 --seeds 0 1 [--steps 60]
+    dose_response.py OUT --recipes dose-response --bits 0 3 2 1 --seeds 0 1 [--steps 60] [--updates N] [--layers N]
 
 The rollout's linear layers are rounded to that many explicit bits of significand (0: not rounded), the trainer's are
 not: vLLM, verl and half precision are left out, and a run takes minutes. mu is computed in one pass over the answers
 and not token by token. Each run appends a line to benchmarks/dose_response.jsonl; what stands there is not run again.
-The recipes' worlds are made in OUT.
+The recipes' worlds are made in OUT. --updates and --layers vary the recipe: updates a step, layers of the policy.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from fp16_patch.toy.sampling import sample, solved_counts
 from fp16_patch.toy.task import Problem
 
 RUNS = Path(__file__).with_suffix(".jsonl")
+IDENTITY = ("recipe", "bits", "seed", "steps", "updates", "layers")
+"""What tells runs apart; of the last two, what the recipe and its world say is not recorded."""
 RECIPES = [path.stem for path in available() if path.stem.startswith("dose-response")]
 
 
@@ -44,27 +47,37 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--updates", type=int, help="a step, in place of the recipe's")
+    parser.add_argument("--layers", type=int, help="of the policy, in place of the world's")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    varied = {name: value for name in ("updates", "layers") if (value := getattr(asked, name))}
     for seed, recipe, bits in product(asked.seeds, asked.recipes, asked.bits):
-        run = {"recipe": recipe, "bits": bits, "seed": seed, "steps": asked.steps}
+        run = {"recipe": recipe, "bits": bits, "seed": seed, "steps": asked.steps, **varied}
         recorded = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
-        if any(run.items() <= other.items() for other in recorded):
+        if any(all(run.get(name) == other.get(name) for name in IDENTITY) for other in recorded):
             continue
         print(run, flush=True)
-        world, started = str(load(find(recipe)).world), time.monotonic()
-        build(asked.out / world, settings=WORLDS[world])
-        steps, accuracy = train(asked.out / world, recipe, bits, seed, asked.steps)
+        started = time.monotonic()
+        steps, accuracy = train(made_world(asked.out, recipe, asked.layers), run)
         curves = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
         record = {**run, "policy_accuracy": accuracy, **curves, "seconds": round(time.monotonic() - started)}
         with RUNS.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
 
 
-def train(world: Path, recipe: str, bits: int, seed: int, steps: int) -> tuple[list[dict[str, float]], float]:
+def made_world(out: Path, recipe: str, layers: int | None) -> Path:
+    """The recipe's world, its policy of ``layers`` layers."""
+    name = str(load(find(recipe)).world)
+    if layers is None:
+        return build(out / name, settings=WORLDS[name]).path
+    return build(out / f"{name}-{layers}-layers", settings=replace(WORLDS[name], layers=layers)).path
+
+
+def train(world: Path, run: dict[str, Any]) -> tuple[list[dict[str, float]], float]:
     """The metrics of each step, and the accuracy of the trained policy, not rounded, on the problems."""
-    loaded = load(find(recipe))
-    algorithm, h = loaded.algorithm.name, values(loaded.hyperparameters)
+    loaded, bits, seed = load(find(run["recipe"])), run["bits"], run["seed"]
+    algorithm, h = loaded.algorithm.name, {**values(loaded.hyperparameters), **run}
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     model = Qwen2ForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     lines = [json.loads(line) for line in (world / "train.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -74,7 +87,7 @@ def train(world: Path, recipe: str, bits: int, seed: int, steps: int) -> tuple[l
     )
     rng, batches = torch.Generator().manual_seed(seed), _batches(problems, h["prompts"], seed)
     found = []
-    for step in range(steps):
+    for step in range(h["steps"]):
         batch = next(batches)
         prompts = tokenizer([problem.prompt for problem in batch], return_tensors="pt").input_ids
         with rounded_linears(model, bits), torch.no_grad():

@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from toy_experiment_page import RUNS, read_records, write_page
+from toy_experiment_page import write_page
+from toy_experiment_records import RUNS, read_records
 
 from fp16_patch.recipes.launch import run_recipe
 from fp16_patch.recipes.loading import find, load

@@ -79,6 +79,9 @@ def test_a_policy_gradient_with_sequence_weights(run_arm: RunArm, arm: str) -> N
     assert run.precision_report["roles"]["actor"]["compute"] == {"bf16": "bfloat16", "fp16": "float16"}[arm]
     assert run.series.known("grad_norm")[-1] > 0
     assert run.skipped_updates == (0 if arm == "fp16" else None)
+    low, high = {"bf16": (6e-4, 6e-3), "fp16": (0, 6e-4)}[arm]
+    assert all(low < difference < high for difference in run.series.known("prob_diff_mean"))
+    assert len(run.series.known("k3_kl")) == 2
 
 
 def test_truncated_token_weights_on_openrlhf(run_arm: RunArm) -> None:

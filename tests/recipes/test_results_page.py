@@ -15,9 +15,9 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 def test_the_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import toy_experiment_page
+    import toy_experiment_figure
 
-    toy_experiment_page.draw(tmp_path / "figure.png")
+    toy_experiment_figure.draw(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.ray import nodes
-from fp16_patch.frameworks.verl import collect, releases
+from fp16_patch.frameworks.verl import bypass_mismatch, collect, releases
 from fp16_patch.patching import Patch, status
 from fp16_patch.precision import Precision, reports_folder
 from fp16_patch.proof import report
@@ -50,11 +50,12 @@ def report_before_first_update(original: Callable[..., Any]) -> Callable[..., An
 
 
 def report_after_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Complete the saved report with what exists only now: gradients and optimizer state."""
+    """Complete the saved report with gradients and optimizer state, and the metrics with bypass mode's mismatch."""
 
     @functools.wraps(original)
     def _update_actor(self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
         result = original(self, batch, metrics)
+        bypass_mismatch.under_their_own_name(metrics)
         if getattr(self, _PRINTED, None) == "before":
             publish(self, when="after the first update")
             setattr(self, _PRINTED, "after")
@@ -185,7 +186,8 @@ PATCHES: tuple[Patch, ...] = (
         f"{_TRAINER}._update_actor",
         make=report_after_first_update,
         parameters=("self", "batch", "metrics"),
-        reason="gradients and optimizer state exist only after the first update; completes the saved report",
+        reason="gradients and optimizer state exist only after the first update; completes the saved report; in bypass "
+        "mode moves the mismatch, which only the updates can measure, to the name it has elsewhere",
     ),
     _patch(
         "remember-replicas",

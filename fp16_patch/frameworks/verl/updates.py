@@ -64,17 +64,21 @@ def hold_lr_on_skips(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Metrics of the scaler into verl's own stream; the traced update; the stop after too many skips."""
+    """Metrics of the scaler, and in bypass mode of the mismatch, into verl's own stream; the traced update; the stop
+    after too many skips."""
 
     @functools.wraps(original)
     def train_batch(self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
-        from fp16_patch.frameworks.verl import overflow
+        from fp16_patch.frameworks.verl import bypass_mismatch, overflow
         from fp16_patch.loss_scaling.metrics import describe
 
         scaler = scaler_of(self)
         if scaler is not None:
             overflow.trace_if_asked(self, scaler, data, loss_function)
-        outputs = original(self, data, loss_function)
+        loss, log_probs = bypass_mismatch.watch(self, data, loss_function)
+        outputs = original(self, data, loss)
+        if self.is_mp_src_rank_with_outputs():
+            outputs["metrics"] |= bypass_mismatch.metrics(self, log_probs)
         # Non-finite ones are gone already where there is no scaler: verl drops them.
         if gradients := [gradient.dtype for gradient in gradients_of(self)]:
             seen(self)["gradients"] = agree(gradients)
@@ -112,7 +116,8 @@ PATCHES: tuple[Patch, ...] = (
         kind="wrap",
         make=publish_updates,
         parameters=("self", "data", "loss_function"),
-        reason="verl reports neither the loss scale nor a skipped update, logs an infinite norm, and goes on for ever",
+        reason="verl reports neither the loss scale nor a skipped update, logs an infinite norm, and goes on for ever; "
+        "in bypass mode it measures no mismatch",
         upstream="verl workers/engine/fsdp/transformer_impl.py:817-827",
         remove_when="verl logs the loss scale and skipped updates and stops by itself",
     ),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bypass_cases  # noqa: F401  registers its cases
 import fp32_cases  # noqa: F401  registers its cases
 import scaling_cases  # noqa: F401  registers its cases
 import torch
