@@ -37,6 +37,10 @@ class Read:
     unasked: int = 0
     unanswered: int = 0
 
+    @property
+    def rows(self) -> int:
+        return len(self.problems) + self.repeated + self.unasked + self.unanswered
+
     def __str__(self) -> str:
         left_out = [
             (self.repeated, "repeated"),
@@ -53,6 +57,8 @@ def read(wanted: Wanted, limit: int | None = None) -> Read:
     found = Read(revision=revision)
     for problem in itertools.islice(_distinct(wanted, rows, found), limit):
         found.problems.append(problem)
+    if not found.problems and not found.rows:
+        raise Fp16PatchError(f"--dataset {wanted.source.name} has no row", next_step="fetch or write it again")
     if not found.problems:
         split, columns = wanted.source.part, "the columns with --question-key and --answer-key"
         raise Fp16PatchError(

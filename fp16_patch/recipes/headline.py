@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few numbers a comparison is read for, and whether they are what the recipe expects."""
+"""The few numbers a comparison is read for."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from fp16_patch.recipes.runs import ArmRun
-from fp16_patch.recipes.schema import Expectation
-from fp16_patch.recipes.series import number
 
-_VERDICT = {True: "met", False: "NOT MET"}
 _ENDS = 3  # steps averaged at each end of the reward curve
 
 
@@ -31,33 +28,6 @@ def headline(arms: Sequence[ArmRun]) -> dict[str, Any]:
         "steps_compared": len(common),
         "reward": {arm.name: _reward(arm) for arm in arms},
         "skipped_updates": {arm.name: arm.skipped_updates for arm in arms},
-    }
-
-
-def check(expectation: Expectation, report: Mapping[str, Any], unfinished: Collection[str] = ()) -> dict[str, Any]:
-    """The expectation beside the report's value.
-
-    ``met`` is None where the report has no such number, and where it comes of an arm among ``unfinished``: what a run
-    would have come to is not known. A ratio is of all arms.
-    """
-    found: Any = report
-    for part in expectation.metric.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    value = number(found)
-    low, high = expectation.at_least, expectation.at_most
-    met = (low is None or value >= low) and (high is None or value <= high) if value is not None else None
-    named = set(expectation.metric.split(".")) & set(report["arms"])
-    if not (named or set(report["arms"])).isdisjoint(unfinished):
-        met = None
-    return {
-        "expected": str(expectation),
-        "metric": expectation.metric,
-        "at_least": low,
-        "at_most": high,
-        "value": value,
-        "met": met,
-        "verdict": _VERDICT[met] if met is not None else "no data" if value is None else "unknown",
-        "source": expectation.source,
     }
 
 

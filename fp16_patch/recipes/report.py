@@ -13,7 +13,8 @@ from typing import Any
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.mismatch.offline import measure
 from fp16_patch.recipes import collapse
-from fp16_patch.recipes.headline import check, headline, mean_or_none
+from fp16_patch.recipes.expectations import check
+from fp16_patch.recipes.headline import headline, mean_or_none
 from fp16_patch.recipes.html import render_html
 from fp16_patch.recipes.published import beside
 from fp16_patch.recipes.reaching import default_reward, reaching
@@ -114,7 +115,7 @@ def build_report(
         "smoothing": {"window": window, "how": f"mean over a centred window of {window} training steps"},
         "to_reward": reaching(arms, reward, window),
         "published": beside(recipe, arms, window),
-        "arms": {arm.name: _arm(arm, window) for arm in arms},
+        "arms": {arm.name: of_arm(arm, window) for arm in arms},
         "notes": [
             *(f"settings differ: {line}" for line in different),
             *(note for arm in arms for note in arm.notes()),
@@ -126,7 +127,8 @@ def build_report(
     return report
 
 
-def _arm(arm: ArmRun, window: int) -> dict[str, Any]:
+def of_arm(arm: ArmRun, window: int) -> dict[str, Any]:
+    """An arm's part of the report."""
     series = arm.series
     means = {name: mean_or_none(series.known(name)) for name in ("prob_diff_mean", "k3_kl", "grad_norm")}
     extremes = {

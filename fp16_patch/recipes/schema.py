@@ -151,7 +151,10 @@ class Toy:
 
 @dataclass(frozen=True)
 class Expectation:
-    """A bound on one number of ``report.json``, ``metric`` being its dotted path, and where the bound is from."""
+    """A bound on one number of ``report.json``, and where the bound is from.
+
+    ``metric`` is the dotted path of a number under ``headline`` or ``arms``.
+    """
 
     metric: str
     source: str

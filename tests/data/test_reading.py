@@ -185,7 +185,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("rows.jsonl", '{"problem": "Q"}\n5\n', "line 2 is no object"),
         ("rows.json", '{"problem": "Q"}', "does not hold a list of objects"),
         ("rows.parquet", "no parquet", "cannot read"),
-        ("empty.jsonl", "", "empty.jsonl holds no problem: 0 problems"),
+        ("empty.jsonl", "", "empty.jsonl has no row"),
     ],
 )
 def test_a_file_that_is_no_dataset(tmp_path: Path, name: str, contents: str, said: str) -> None:

@@ -79,6 +79,9 @@ MISTAKES = {
     "another framework's options": ("precision: bf16", "precision: bf16, arguments: {a: 1}", "arms.bf16.arguments", ""),
     "rounding on a GPU": ("precision: bf16", "precision: bf16, rollout_significand: 5", "rollout_significand=5", "cpu"),
     "no bound": (", at_least: 6", "", "headline.prob_diff_ratio has no bound", "at_least"),
+    "no such metric": ("prob_diff_ratio, at", "prob_ratio, at", "headline.prob_ratio is no number", "k3_kl_ratio"),
+    "no number": ("headline.prob_diff_ratio, at", "headline, at", "expected headline is no number", "prob_diff_ratio"),
+    "of no arm": ("headline.prob_diff_ratio, at", "arms.fp8.steps, at", "arms.fp8.steps is no number", "one of bf16"),
     "key given twice": ("some/model}", "some/model, path: b}", "the key 'path' is given twice", ""),
     "not yaml": ("name: tiny", "name: [", "not readable as YAML", ""),
 }  # fmt: skip

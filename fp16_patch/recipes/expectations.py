@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe expects of its report: whether the report has such a number, and whether it is within the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes.schema import Expectation, Recipe
+from fp16_patch.recipes.series import Series, number
+
+_VERDICT = {True: "met", False: "NOT MET"}
+
+
+def check(expectation: Expectation, report: Mapping[str, Any], unfinished: Collection[str] = ()) -> dict[str, Any]:
+    """The expectation beside the report's value.
+
+    ``met`` is None where the report has no such number, and where it comes of an arm among ``unfinished``: what a run
+    would have come to is not known. A ratio is of all arms.
+    """
+    found: Any = report
+    for part in expectation.metric.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    value = number(found)
+    low, high = expectation.at_least, expectation.at_most
+    met = (low is None or value >= low) and (high is None or value <= high) if value is not None else None
+    named = set(expectation.metric.split(".")) & set(report["arms"])
+    if not (named or set(report["arms"])).isdisjoint(unfinished):
+        met = None
+    return {
+        "expected": str(expectation),
+        "metric": expectation.metric,
+        "at_least": low,
+        "at_most": high,
+        "value": value,
+        "met": met,
+        "verdict": _VERDICT[met] if met is not None else "no data" if value is None else "unknown",
+        "source": expectation.source,
+    }
+
+
+def problems(recipe: Recipe) -> Iterator[Fp16PatchError]:
+    """Metrics that no report of this recipe has, each without the file's name."""
+    if not recipe.expected:
+        return
+    report = _of_a_run_without_a_step(recipe)
+    for expectation in recipe.expected:
+        found: Any = report
+        for part in expectation.metric.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                break
+            found = found[part]
+        else:
+            if found is None or number(found) is not None:
+                continue
+        allowed = f"one of {', '.join(found)} there" if isinstance(found, Mapping) else "a number of report.json"
+        yield Fp16PatchError(f"expected {expectation.metric} is no number of its report", allowed=allowed)
+
+
+def _of_a_run_without_a_step(recipe: Recipe) -> dict[str, Any]:
+    """What of a report can be expected of: ``headline`` and ``arms``."""
+    from fp16_patch.recipes.headline import headline  # they read recipes too
+    from fp16_patch.recipes.report import of_arm
+    from fp16_patch.recipes.runs import ArmRun
+
+    arms = [
+        ArmRun(name, recipe.frameworks[0], arm.precision, Series(), {}, precision_report=None)
+        for name, arm in recipe.arms.items()
+    ]
+    return {"headline": headline(arms), "arms": {arm.name: of_arm(arm, window=1) for arm in arms}}
