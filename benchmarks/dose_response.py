@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dose-response without the frameworks: policy, problems and loss of the recipes, in FP32, in one process.
 
-    dose_response.py OUT --recipes dose-response --bits 0 3 2 1 --seeds 0 1 [--steps 60] [--updates N] [--layers N]
+    dose_response.py OUT --recipes dose-response --bits 0 3 2 1 --seeds 0 1 [--steps 60]
+                     [--updates N] [--learning-rate X] [--layers N]
 
 The rollout's linear layers are rounded to that many explicit bits of significand (0: not rounded), the trainer's are
 not: vLLM, verl and half precision are left out, and a run takes minutes. mu is computed in one pass over the answers
 and not token by token. Each run appends a line to benchmarks/dose_response.jsonl; what stands there is not run again.
-The recipes' worlds are made in OUT. --updates and --layers vary the recipe: updates a step, layers of the policy.
+The recipes' worlds are made in OUT. What the last line sets is varied of the recipe: updates a step, the learning rate,
+the layers of its world's policy.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ from fp16_patch.toy.sampling import sample, solved_counts
 from fp16_patch.toy.task import Problem
 
 RUNS = Path(__file__).with_suffix(".jsonl")
-IDENTITY = ("recipe", "bits", "seed", "steps", "updates", "layers")
-"""What tells runs apart; of the last two, what the recipe and its world say is not recorded."""
+VARIED = ("updates", "learning_rate", "layers")
+"""What is recorded only of a run that has it otherwise than its recipe and world."""
+IDENTITY = ("recipe", "bits", "seed", "steps", *VARIED)
 RECIPES = [path.stem for path in available() if path.stem.startswith("dose-response")]
 
 
@@ -48,10 +51,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--updates", type=int, help="a step, in place of the recipe's")
+    parser.add_argument("--learning-rate", type=float, help="in place of the recipe's")
     parser.add_argument("--layers", type=int, help="of the policy, in place of the world's")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    varied = {name: value for name in ("updates", "layers") if (value := getattr(asked, name))}
+    varied = {name: value for name in VARIED if (value := getattr(asked, name))}
     for seed, recipe, bits in product(asked.seeds, asked.recipes, asked.bits):
         run = {"recipe": recipe, "bits": bits, "seed": seed, "steps": asked.steps, **varied}
         recorded = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]

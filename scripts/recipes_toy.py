@@ -34,8 +34,8 @@ HEAD = """\
 
 Written by `make recipes-toy`: the toy section of each recipe, run with the real framework and the real vLLM on CPU, two
 steps of two updates (figure-5-offline measures: one update, at learning rate 0). That an arm is here means that its
-whole path works, rollout to update to the next weights; two steps say nothing about learning. OpenRLHF does not log mean
-abs(pi - mu) where it corrects nothing (GSPO). The machines were busy with other work to different degrees, so the
+whole path works, rollout to update to the next weights; two steps say nothing about learning. mean abs(pi - mu) is not
+logged by OpenRLHF where it corrects nothing (GSPO). The machines were busy with other work to different degrees, so the
 seconds are no measurement. Versions: `benchmarks/recipes_toy.jsonl`.
 
 """

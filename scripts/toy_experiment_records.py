@@ -16,8 +16,8 @@ from fp16_patch.recipes.loading import find, load
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "benchmarks" / "toy_experiment.jsonl"
 PLAIN = ROOT / "benchmarks" / "dose_response.jsonl"
-VARIED = ("updates", "layers")
-"""What a run without the frameworks may have otherwise than its recipe."""
+VARIED = {"updates": "{} updates", "learning_rate": "learning rate {:g}", "layers": "{} layers"}
+"""What a run without the frameworks may have otherwise than its recipe, in words."""
 AN_EPOCH = 10
 """Steps in which every problem is asked once: what training accuracy is averaged over."""
 
@@ -40,7 +40,7 @@ def read_plain(*, varied: bool = False) -> list[dict[str, Any]]:
             "asked": record["steps"],
             "skipped": None,
             "answer_tokens": fmean(record["answer_tokens"]),
-            "varied": ", ".join(f"{record[what]} {what}" for what in VARIED if what in record),
+            "varied": ", ".join(words.format(record[what]) for what, words in VARIED.items() if what in record),
         }
         for record in _lines(PLAIN)
         if varied == any(what in record for what in VARIED)
