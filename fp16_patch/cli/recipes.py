@@ -50,7 +50,9 @@ def add_parser(subparsers: Subparsers) -> None:
     check.add_argument("--json", action="store_true", help="the findings as JSON")
     check.set_defaults(run=_check)
 
-    run = commands.add_parser("run", help="run the arms of a recipe one after the other, then compare them")
+    run = commands.add_parser(
+        "run", help="run the arms of a recipe, side by side where there is room, and compare them"
+    )
     run.add_argument("recipe", metavar="NAME_OR_PATH", help="a shipped recipe, or the path of a .yaml file")
     run.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="further options of the framework, for every arm"
@@ -64,6 +66,12 @@ def add_parser(subparsers: Subparsers) -> None:
     run.add_argument("--print", action="store_true", dest="only_print", help="print the commands and start nothing")
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
     run.add_argument("--arm", action="append", default=[], metavar="A", help="run this arm only; may be repeated")
+    run.add_argument(
+        "--jobs",
+        type=recipes_data.positive,
+        metavar="N",
+        help="arms at a time (default: as many as the GPUs of this machine hold; on a CPU, and on a cluster, one)",
+    )
     run.add_argument("--timeout", type=_minutes, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
     run.add_argument(
         "--resume",
@@ -190,6 +198,7 @@ def _run(arguments: argparse.Namespace) -> int:
             scale=arguments.scale,
             timeout_s=None if arguments.timeout is None else arguments.timeout * 60,
             resume=arguments.resume,
+            jobs=arguments.jobs,
         )
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ctrl-C, SIGTERM
         print(

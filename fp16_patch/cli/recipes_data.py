@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     sanity.add_argument("--model", required=True, metavar="M", help="a folder or a hub id")
     _add_dataset(sanity)
     sanity.add_argument(
-        "--samples", type=_positive, default=selection.SAMPLES, metavar="N", help="(default: %(default)s)"
+        "--samples", type=positive, default=selection.SAMPLES, metavar="N", help="(default: %(default)s)"
     )
     sanity.add_argument(
         "--keep", type=float, nargs=2, default=selection.KEEP, metavar=("LOW", "HIGH"), help="(default: 0.2 0.8)"
@@ -35,16 +35,16 @@ def add_parser(subparsers: Any) -> None:
     sanity.add_argument(
         "--reward", default="math", metavar="R", help="math, exact, or a Python file with compute_score (default: math)"
     )
-    sanity.add_argument("--max-tokens", type=_positive, default=8192, metavar="N", help="of an answer (default: 8192)")
+    sanity.add_argument("--max-tokens", type=positive, default=8192, metavar="N", help="of an answer (default: 8192)")
     sanity.add_argument("--temperature", type=float, default=1.0, metavar="T", help="(default: %(default)s)")
     sanity.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(default: %(default)s)")
     dtypes = ("float16", "bfloat16", "float32")
     sanity.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the rollout (default: %(default)s)")
     sanity.add_argument("--seed", type=int, default=0, metavar="S", help="(default: %(default)s)")
-    sanity.add_argument("--tensor-parallel-size", type=_positive, default=1, metavar="N", help="GPUs (default: 1)")
+    sanity.add_argument("--tensor-parallel-size", type=positive, default=1, metavar="N", help="GPUs (default: 1)")
     sanity.add_argument(
         "--batch",
-        type=_positive,
+        type=positive,
         default=128,
         metavar="N",
         help="problems sampled, then saved, at a time (default: 128)",
@@ -71,7 +71,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(templates.TEMPLATES)}, or a text with {{question}} in it; verl and OpenRLHF put the model's "
         f"chat template around it (default: {templates.DEFAULT}, and prompts that the dataset has as they are)",
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N problems only")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N problems only")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     parser.add_argument("--name", default="train", metavar="N", help="of the files, without an ending (default: train)")
 
@@ -143,7 +143,7 @@ def _options(words: Sequence[str]) -> dict[str, object]:
     return options
 
 
-def _positive(word: str) -> int:
+def positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r}; allowed: a whole number, 1 or more")
     return int(word)

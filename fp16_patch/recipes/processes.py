@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROC = Path("/proc")
+_LOOKS = 10
 _PR_SET_PDEATHSIG = 1
 
 
@@ -31,11 +32,18 @@ def session(pid: int) -> int | None:
 
 
 def environment(pid: int) -> list[bytes]:
-    """``NAME=value`` as the process was started with; empty where it is gone, or somebody else's."""
+    """``NAME=value`` as the process was started with; empty where it is gone, or somebody else's.
+
+    It reads as empty too while the process becomes another program. That is soon over, and looked at again.
+    """
     try:
-        return (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        for _ in range(_LOOKS):
+            if (found := (PROC / str(pid) / "environ").read_bytes()) or not session(pid):  # the kernel's have session 0
+                return found.split(b"\0")
+            time.sleep(0.005)
     except OSError:
-        return []
+        pass
+    return []
 
 
 def end(members: Callable[[], list[int]], grace_s: float) -> None:

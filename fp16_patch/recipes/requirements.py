@@ -58,7 +58,7 @@ def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
             next_step=f"start one, or {_smaller(recipe, f'{nodes_key}=1')}",
         )
         return
-    there = _gpus_here()
+    there = gpus_here()
     if there < wanted:
         change = _smaller(recipe, f"{key}={there}") if there else _smaller(recipe)
         yield Fp16PatchError(f"{recipe.name} needs {wanted} GPUs, and this machine has {there}", next_step=change)
@@ -69,7 +69,7 @@ def _smaller(recipe: Recipe, override: str | None = None) -> str:
     return " or ".join([*ways, "run --scale toy, the same algorithm on two CPU cores"] if recipe.scale else ways)
 
 
-def _gpus_here() -> int:
+def gpus_here() -> int:
     import torch
 
     return int(torch.cuda.device_count())

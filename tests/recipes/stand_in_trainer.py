@@ -44,6 +44,11 @@ def main() -> None:
         leave_shared_memory(Path(options["stand_in.traces"]))
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "meet":
+        meet(Path(options["stand_in.traces"]), precision)
+    if mode == "wait":
+        (Path(options["stand_in.traces"]) / f"waits-{os.getpid()}").touch()
+        time.sleep(120)
     if mode == "hang":
         leave_traces(Path(options["stand_in.traces"]))
         time.sleep(120)
@@ -65,6 +70,18 @@ def train(steps: int, precision: str, names: tuple[str, str, str]) -> None:
             }
             file.write(json.dumps({"step": step, "data": row}) + "\n")
             file.flush()
+
+
+def meet(folder: Path, precision: str) -> None:
+    """Wait until the other arm is here too; BF16 crashes then."""
+    (folder / f"met-{precision}.json").write_text(json.dumps(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    deadline = time.monotonic() + 20
+    while len(list(folder.glob("met-*"))) < 2:
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody came")
+        time.sleep(0.05)
+    if precision == "bf16":
+        raise ValueError("met, and crashed")
 
 
 def leave_traces(folder: Path) -> None:

@@ -20,7 +20,7 @@ from fp16_patch.recipes.planning import commands
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four, and no network."""
-    monkeypatch.setattr(requirements, "_gpus_here", lambda: 4)
+    monkeypatch.setattr(requirements, "gpus_here", lambda: 4)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arms run at a time where there is room, each on GPUs of its own; what ends one ends no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fp16_patch.cli import main
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.recipes import requirements, room
+from fp16_patch.recipes.launch import run_recipe
+from fp16_patch.recipes.loading import find, load
+from fp16_patch.recipes.requirements import Needs
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return lambda count: monkeypatch.setattr(requirements, "gpus_here", lambda: count)
+
+
+def places(gpus_of_an_arm: int, jobs: int | None, *, recipe: str = "sanity-grpo", arms: int = 2) -> list[room.Place]:
+    needs = Needs(("trainer.n_gpus_per_node", gpus_of_an_arm), ("trainer.nnodes", 1), ("model", "m"), {})
+    return room.places(load(find(recipe)), needs, arms, jobs)
+
+
+@pytest.mark.parametrize(
+    ("there", "of_an_arm", "jobs", "expected"),
+    [
+        (8, 8, None, [None]),
+        (8, 4, None, ["0,1,2,3", "4,5,6,7"]),
+        (8, 4, 1, [None]),
+        (9, 2, None, ["0,1", "2,3"]),
+        (8, 2, 4, ["0,1", "2,3"]),
+        (0, 8, None, [None]),
+    ],
+)
+def test_as_many_as_the_gpus_hold(
+    gpus: Callable[[int], None], there: int, of_an_arm: int, jobs: int | None, expected: list[str | None]
+) -> None:
+    gpus(there)
+    assert [place.get("CUDA_VISIBLE_DEVICES") for place in places(of_an_arm, jobs)] == expected
+
+
+def test_of_the_gpus_that_are_visible(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert places(1, None) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+
+
+def test_more_than_the_gpus_hold_is_refused(gpus: Callable[[int], None]) -> None:
+    gpus(8)
+    with pytest.raises(Fp16PatchError, match=r"--jobs 2: so many arms need 16 GPUs(?s:.*)has 8(?s:.*)one arm after"):
+        places(8, 2)
+
+
+def test_on_a_cluster_and_on_a_cpu_only_where_asked(
+    gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus(64)
+    assert places(1, None, recipe="quickstart") == [{}]
+    assert places(1, 2, recipe="quickstart") == [{}, {}]
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert places(8, None) == [{}]
+    assert places(8, 2) == [{}, {}]
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_a_number_of_jobs_that_is_none(jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["recipes", "run", "quickstart", "--jobs", jobs])
+    assert "--jobs" in capsys.readouterr().err
+
+
+def test_two_at_a_time_on_their_own_gpus_and_one_that_crashes_stops_no_other(
+    gpus: Callable[[int], None], write_recipe: Write, stand_in: str, tmp_path: Path
+) -> None:
+    gpus(2)
+    said: list[str] = []
+    recipe = write_recipe(
+        ("{precision: bf16}", "{precision: bf16, overrides: {+stand_in.mode: meet}}"),
+        ("{precision: fp16}", "{precision: fp16, overrides: {+stand_in.mode: meet}}\n  third: {precision: fp16}"),
+    )
+    results = run_recipe(
+        recipe, tmp_path / "run", overrides=[f"+stand_in.traces={tmp_path}"], jobs=2, say=said.append, module=stand_in
+    )
+    assert [(result.arm, result.status) for result in results] == [
+        ("bf16", "failed"),
+        ("fp16", "completed"),
+        ("third", "completed"),
+    ]
+    assert "ValueError: met, and crashed" in str(results[0].error)
+    visible = {place.stem: json.loads(place.read_text()) for place in tmp_path.glob("met-*.json")}
+    assert sorted(visible.values()) == ["0", "1"]
+    assert any(line.startswith("bf16: ") and line.endswith("everything is up") for line in said), said
+    assert "CUDA_VISIBLE_DEVICES" not in (tmp_path / "run" / "fp16" / "command.sh").read_text()
+
+
+def test_an_interruption_ends_them_all(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+    recipe = write_recipe(("model:", "platform: cpu\nmodel:"))
+    program = (
+        "import sys; from pathlib import Path; from fp16_patch.recipes.launch import run_recipe; "
+        "run_recipe(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:], jobs=2, module='stand_in_trainer')"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])
+    arguments = [str(recipe), str(tmp_path / "run"), "+stand_in.mode=wait", f"+stand_in.traces={tmp_path}"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while len(found := list(tmp_path.glob("waits-*"))) < 2:
+            assert time.monotonic() < deadline, f"only {found} started"
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGINT)
+        output, _ = launcher.communicate(timeout=30)
+    finally:
+        launcher.kill()
+    assert "bf16: interrupted" in output
+    assert "fp16: interrupted" in output
+    for arm in ("bf16", "fp16"):
+        assert json.loads((tmp_path / "run" / arm / "result.json").read_text())["status"] == "interrupted"
+    for waits in found:
+        assert not Path(f"/proc/{waits.name.partition('-')[2]}").exists(), "an arm was left running"
