@@ -33,6 +33,9 @@ RECIPES = ("dose-response", "dose-response-pg-seq-is")
 SEED_KEYS = ("data.seed", "actor_rollout_ref.rollout.seed")
 """The order of the problems, and vLLM's sampling. The policy that a run starts from is the same for all seeds."""
 CURVES = ("reward", "prob_diff_mean", "k3_kl", "grad_norm")
+ANSWER_TOKENS = "response_length/mean"
+EFFECTIVE_SAMPLES = "actor/rollout_corr/rollout_is_eff_sample_size"
+"""Of the answers' importance weights, as a share of the answers: 1 where all weigh the same."""
 SAMPLES = 16
 
 
@@ -77,7 +80,8 @@ def measured(run: ArmRun, folder: Path) -> dict[str, Any]:
         "status": run.status,
         "steps": len(run.series.steps),
         "policy_accuracy": policy_accuracy(folder, folder / run.name),
-        "answer_tokens": answer_tokens(folder / run.name / "metrics.jsonl"),
+        "answer_tokens": logged_mean(folder / run.name / "metrics.jsonl", ANSWER_TOKENS),
+        "effective_samples": logged_mean(folder / run.name / "metrics.jsonl", EFFECTIVE_SAMPLES),
         **curves,
         "skipped": run.skipped_updates,
         "seconds": run.result.get("seconds"),
@@ -91,10 +95,11 @@ def _short(value: float | None) -> float | None:
     return value if value is None else float(f"{value:.4g}")
 
 
-def answer_tokens(metrics: Path) -> float:
-    """Mean length of the answers, over all steps."""
+def logged_mean(metrics: Path, name: str) -> float | None:
+    """Mean over all steps of one of verl's metrics; None where it is not logged."""
     rows = [json.loads(line)["data"] for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return round(fmean(row["response_length/mean"] for row in rows if "response_length/mean" in row), 2)
+    logged = [row[name] for row in rows if name in row]
+    return float(f"{fmean(logged):.4g}") if logged else None
 
 
 def policy_accuracy(folder: Path, arm: Path) -> float | None:
