@@ -14,6 +14,7 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.command import ArmFiles, Command, Job, world_in
+from fp16_patch.recipes.expectations import check_metrics
 from fp16_patch.recipes.loading import load, scales
 from fp16_patch.recipes.schema import Recipe
 from fp16_patch.recipes.trainers import TRAINERS
@@ -38,6 +39,8 @@ def check(path: Path) -> Iterator[Checked]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whether the hub knows a model is not asked here
     try:
         recipes = {scale: load(path, scale) for scale in scales(path)}
+        for recipe in recipes.values():
+            check_metrics(recipe)
     except Fp16PatchError as error:
         yield Checked(path.stem, "-", "-", "-", _words(error))
         return

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.recipes.schema import Expectation, Recipe
 from fp16_patch.recipes.series import Series, number
 
@@ -40,27 +40,40 @@ def check(expectation: Expectation, report: Mapping[str, Any], unfinished: Colle
     }
 
 
-def problems(recipe: Recipe) -> Iterator[Fp16PatchError]:
-    """Metrics that no report of this recipe has, each without the file's name."""
-    if not recipe.expected:
-        return
-    report = _of_a_run_without_a_step(recipe)
+def check_metrics(recipe: Recipe) -> None:
+    """Raises :class:`Fp16PatchError` naming every metric that no report of this recipe has."""
+    if problems := list(_unknown(recipe)):
+        raise several(problems)
+
+
+def _unknown(recipe: Recipe) -> Iterator[Fp16PatchError]:
+    report = _of_a_run_without_a_step(recipe) if recipe.expected else {}
     for expectation in recipe.expected:
         found: Any = report
         for part in expectation.metric.split("."):
+            if found is None:  # only a run can tell
+                break
             if not isinstance(found, Mapping) or part not in found:
+                yield _no_number(recipe, expectation, found)
                 break
             found = found[part]
         else:
-            if found is None or number(found) is not None:
-                continue
-        allowed = f"one of {', '.join(found)} there" if isinstance(found, Mapping) else "a number of report.json"
-        yield Fp16PatchError(f"expected {expectation.metric} is no number of its report", allowed=allowed)
+            if found is not None and number(found) is None:
+                yield _no_number(recipe, expectation, found)
+
+
+def _no_number(recipe: Recipe, expectation: Expectation, there: Any) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"{recipe.name}: expected: metric={expectation.metric!r} is no number of its report",
+        allowed=f"one of {', '.join(there)} there" if isinstance(there, Mapping) else "the path of a number",
+        next_step="take a path from the report.json of a run, under headline, to_reward or arms",
+    )
 
 
 def _of_a_run_without_a_step(recipe: Recipe) -> dict[str, Any]:
-    """What of a report can be expected of: ``headline`` and ``arms``."""
+    """What of a report can be expected of."""
     from fp16_patch.recipes.headline import headline  # they read recipes too
+    from fp16_patch.recipes.reaching import reaching
     from fp16_patch.recipes.report import of_arm
     from fp16_patch.recipes.runs import ArmRun
 
@@ -68,4 +81,8 @@ def _of_a_run_without_a_step(recipe: Recipe) -> dict[str, Any]:
         ArmRun(name, recipe.frameworks[0], arm.precision, Series(), {}, precision_report=None)
         for name, arm in recipe.arms.items()
     ]
-    return {"headline": headline(arms), "arms": {arm.name: of_arm(arm, window=1) for arm in arms}}
+    return {
+        "headline": headline(arms),
+        "to_reward": reaching(arms, None, window=1),
+        "arms": {arm.name: of_arm(arm, window=1) for arm in arms},
+    }

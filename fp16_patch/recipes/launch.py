@@ -64,7 +64,7 @@ def run_recipe(
         planning.check_commands(recipe, framework, commands, out, say)
     places = [Place()]
     if module is None or jobs:
-        places = room.places(recipe, TRAINERS[framework].needs(commands[chosen[0]]), len(chosen), jobs)
+        places = room.places(recipe, [TRAINERS[framework].needs(command) for command in commands.values()], jobs)
     with terminable(), alone(out):
         for arm in resuming.completed(out, commands) if resume else []:
             say(f"{arm} has completed in {out} and is kept")
@@ -91,25 +91,41 @@ def run_recipe(
             limit_s = timeout_s if timeout_s is not None else recipe.hardware.timeout_minutes * 60
             return Running(job, framework, command, progress, limit_s, say, place)
 
-        return _side_by_side([partial(start, *one) for one in planned.values()], places)
+        results = _side_by_side([partial(start, *one) for one in planned.values()], places)
+        return sorted(results, key=lambda result: list(planned).index(result.arm))
 
 
 def _side_by_side(starts: Sequence[Callable[[Place], Running]], places: Sequence[Place]) -> list[ArmResult]:
-    """Run every arm to its end, as many at a time as there are ``places``. An interruption ends them all."""
-    waiting, running, started = deque(starts), dict[int, Running](), list[Running]()
+    """Run every arm to its end, as many at a time as there are ``places``.
+
+    What goes wrong with starting or ending one is raised once the others have ended. An interruption ends them all.
+    """
+    waiting, running = deque(starts), dict[int, Running]()
+    results, errors, not_ended = list[ArmResult](), list[Exception](), list[Running]()
     try:
         while waiting or running:
             for i, place in enumerate(places):
                 if waiting and i not in running:
-                    running[i] = waiting.popleft()(place)
-                    started.append(running[i])
+                    try:
+                        running[i] = waiting.popleft()(place)
+                    except Exception as error:
+                        errors.append(error)
             time.sleep(_POLL_S)
             for i, arm in list(running.items()):
-                if not arm.goes_on():
-                    arm.end()
-                    del running[i]
+                if arm.goes_on():
+                    continue
+                try:
+                    results.append(arm.end())
+                except Exception as error:
+                    errors.append(error)
+                    not_ended.append(arm)
+                del running[i]
     finally:
         with uninterrupted(), ExitStack() as ending:
-            for arm in running.values():
+            for arm in (*running.values(), *not_ended):
                 ending.callback(arm.end, interrupted=True)
-    return [arm.end() for arm in started]
+            for arm in running.values():
+                arm.ask_to_end()
+    if errors:
+        raise errors[0]
+    return results

@@ -12,6 +12,7 @@ from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.recipes import checking, requirements
 from fp16_patch.recipes.algorithms import algorithms
 from fp16_patch.recipes.command import WORLD, ArmFiles, Command, Job, world_in
+from fp16_patch.recipes.expectations import check_metrics
 from fp16_patch.recipes.loading import load, scale_of
 from fp16_patch.recipes.overrides import key_value
 from fp16_patch.recipes.schema import Recipe
@@ -25,6 +26,7 @@ def choose(
 ) -> tuple[Recipe, str, list[str]]:
     """The recipe at its scale, the framework and the arms to run. Raises :class:`Fp16PatchError`."""
     recipe = load(path, scale_of(path, scale))
+    check_metrics(recipe)
     framework = _framework(recipe, framework)
     for arm in arms:
         if arm not in recipe.arms:

@@ -17,12 +17,16 @@ _CHECK = "check the path"
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one command: GPUs of each node, nodes, the model, and the data files; by the option that names each."""
+    """Of one command: GPUs of each node, nodes, the model, and the data files; by the option that names each.
+
+    ``whole`` says that these GPUs are all it takes: that nothing gets GPUs of its own beside the trainer.
+    """
 
     gpus: tuple[str, int]
     nodes: tuple[str, int]
     model: tuple[str, str]
     files: Mapping[str, str]
+    whole: bool = True
 
 
 def count(key: str, value: object) -> int:

@@ -54,6 +54,7 @@ class Running:
         self._job, self._framework, self._shell = job, framework, command.as_shell()
         self._progress, self._limit_s, self._say = progress, limit_s, say
         self._result: ArmResult | None = None
+        self._cut_off = False
         job.files.script.write_text(f"#!/usr/bin/env bash\n{self._shell}\n", encoding="utf-8")
         say(f"\n== {job.arm_name} ==\n{self._shell}\n\n  log: {job.files.log}\n  limit: {duration(limit_s)}")
         for name, value in place.items():
@@ -67,25 +68,29 @@ class Running:
         self._session.note_new_shared_memory()
         return self._session.running() and time.monotonic() - self._start < self._limit_s
 
+    def ask_to_end(self) -> None:
+        """Before several are ended one after the other: they leave at the same time."""
+        if self._result is None:
+            self._cut_off = self._session.running()
+            self._session.ask_to_end()
+
     def end(self, *, interrupted: bool = False) -> ArmResult:
         """End what still runs of it, keep the result beside its log, and say how it ended. Again: the same result."""
         if self._result is None:
             with uninterrupted():
-                cut_off = self._session.running()
+                cut_off = self._cut_off or self._session.running()
                 exit_code = self._session.close()
                 self._progress.update()
-                self._result = self._ended(exit_code, cut_off, interrupted)
+                self._result = self._ended(exit_code, cut_off=cut_off, interrupted=interrupted)
                 self._keep(self._result)
             self._say(f"  {duration(self._result.seconds):>7}  {self._result.arm}: {self._result.status}")
             if self._result.error:
                 self._say(f"\n{self._result.error}\n\n  whole log: {self._job.files.log}")
         return self._result
 
-    def _ended(self, exit_code: int, cut_off: bool, interrupted: bool) -> ArmResult:
-        if interrupted:
-            status = "interrupted"
-        elif cut_off:
-            status = "timed out"
+    def _ended(self, exit_code: int, *, cut_off: bool, interrupted: bool) -> ArmResult:
+        if cut_off:
+            status = "interrupted" if interrupted else "timed out"
         else:
             status = "completed" if exit_code == 0 else "failed"
         return ArmResult(
@@ -93,7 +98,7 @@ class Running:
             framework=self._framework,
             precision=self._job.arm.precision,
             status=status,
-            exit_code=None if interrupted else exit_code,
+            exit_code=None if status == "interrupted" else exit_code,
             error=self._error(status, exit_code),
             started=self._started,
             seconds=round(time.monotonic() - self._start, 1),

@@ -153,7 +153,7 @@ class Toy:
 class Expectation:
     """A bound on one number of ``report.json``, and where the bound is from.
 
-    ``metric`` is the dotted path of a number under ``headline`` or ``arms``.
+    ``metric`` is the dotted path of a number under ``headline``, ``to_reward`` or ``arms``.
     """
 
     metric: str

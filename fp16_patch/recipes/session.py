@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -65,6 +66,8 @@ class Session:
 
     def running(self) -> bool:
         """Whether the command itself still runs. Leaves it unreaped: its id names the session until we close it."""
+        if self._process.returncode is not None:  # closed
+            return False
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def members(self) -> list[int]:
@@ -96,6 +99,13 @@ class Session:
         for entry in os.scandir(_SHARED_MEMORY):
             if entry.inode() in inodes:
                 self._shared_memory.add(Path(entry.path))
+
+    def ask_to_end(self) -> None:
+        """SIGTERM to every member; :meth:`close` waits for them."""
+        self.note_shared_memory()
+        for pid in self.members():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     def close(self, grace_s: float = 5.0) -> int:
         """End every member, by force after ``grace_s`` seconds, remove what they left, return the exit code."""

@@ -8,7 +8,7 @@ import re
 
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.platforms.cpu import significand
-from fp16_patch.recipes import algorithm_validation, expectations
+from fp16_patch.recipes import algorithm_validation
 from fp16_patch.recipes.command import EARLIER, WORLD
 from fp16_patch.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, Data, OtherData, Recipe
 from fp16_patch.recipes.trainers import TRAINERS
@@ -18,14 +18,12 @@ from fp16_patch.toy import WORLDS
 def validate(recipe: Recipe, *, source: str) -> None:
     """Raise one :class:`Fp16PatchError` with everything that types alone do not catch."""
     problems = [*_choices(recipe, source), *_options(recipe, source), *_ranges(recipe, source)]
-    problems += [_of_file(source, error) for error in algorithm_validation.problems(recipe)]
-    problems = problems or [_of_file(source, error) for error in expectations.problems(recipe)]
+    problems += [
+        Fp16PatchError(f"{source}: {error.what}", allowed=error.allowed, next_step=error.next_step)
+        for error in algorithm_validation.problems(recipe)
+    ]
     if problems:
         raise several(problems)
-
-
-def _of_file(source: str, error: Fp16PatchError) -> Fp16PatchError:
-    return Fp16PatchError(f"{source}: {error.what}", allowed=error.allowed, next_step=error.next_step)
 
 
 def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:

@@ -11,6 +11,7 @@ import pytest
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.platforms.cpu.significand import VARIABLE
+from fp16_patch.recipes import planning
 from fp16_patch.recipes.command import ArmFiles, Job
 from fp16_patch.recipes.loading import available, find, load
 from fp16_patch.recipes.trainers import TRAINERS, verl
@@ -79,9 +80,6 @@ MISTAKES = {
     "another framework's options": ("precision: bf16", "precision: bf16, arguments: {a: 1}", "arms.bf16.arguments", ""),
     "rounding on a GPU": ("precision: bf16", "precision: bf16, rollout_significand: 5", "rollout_significand=5", "cpu"),
     "no bound": (", at_least: 6", "", "headline.prob_diff_ratio has no bound", "at_least"),
-    "no such metric": ("prob_diff_ratio, at", "prob_ratio, at", "headline.prob_ratio is no number", "k3_kl_ratio"),
-    "no number": ("headline.prob_diff_ratio, at", "headline, at", "expected headline is no number", "prob_diff_ratio"),
-    "of no arm": ("headline.prob_diff_ratio, at", "arms.fp8.steps, at", "arms.fp8.steps is no number", "one of bf16"),
     "key given twice": ("some/model}", "some/model, path: b}", "the key 'path' is given twice", ""),
     "not yaml": ("name: tiny", "name: [", "not readable as YAML", ""),
 }  # fmt: skip
@@ -158,3 +156,27 @@ def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: P
     assert values["trainer.device"] == "cpu"
     assert values["precision@_global_"] == "bf16"
     assert command.total_steps is not None
+
+
+@pytest.mark.parametrize(
+    ("metric", "allowed"),
+    [
+        ("headline.prob_ratio", "k3_kl_ratio"),
+        ("headline", "one of prob_diff_ratio"),
+        ("arms.fp8.steps", "one of bf16, fp16 there"),
+        ("arms.fp16.status", "the path of a number"),
+    ],
+)
+def test_a_metric_that_no_report_has_is_refused_before_a_run(write_recipe: Write, metric: str, allowed: str) -> None:
+    path = write_recipe(("headline.prob_diff_ratio", metric))
+    assert load(path).expected, "a run that was made is still read"
+    with pytest.raises(Fp16PatchError) as error:
+        planning.choose(path, None, [], [], None)
+    assert f"metric='{metric}' is no number" in str(error.value)
+    assert allowed in str(error.value)
+    assert "next step" in str(error.value)
+
+
+@pytest.mark.parametrize("metric", ["arms.fp16.offline.sequence_kl", "to_reward.ratio.steps", "arms.bf16.mean.k3_kl"])
+def test_what_only_a_run_can_tell_may_be_expected(write_recipe: Write, metric: str) -> None:
+    planning.choose(write_recipe(("headline.prob_diff_ratio", metric)), None, [], [], None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,10 +17,13 @@ import pytest
 
 from fp16_patch.cli import main
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.recipes import requirements, room
+from fp16_patch.recipes import planning, requirements, room
 from fp16_patch.recipes.launch import run_recipe
 from fp16_patch.recipes.loading import find, load
 from fp16_patch.recipes.requirements import Needs
+from fp16_patch.recipes.running import ArmResult, Running
+from fp16_patch.recipes.signals import uninterrupted
+from fp16_patch.recipes.trainers import TRAINERS
 
 Write = Callable[..., Path]
 
@@ -32,8 +36,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def places(gpus_of_an_arm: int, jobs: int | None, *, recipe: str = "sanity-grpo", arms: int = 2) -> list[room.Place]:
-    needs = Needs(("trainer.n_gpus_per_node", gpus_of_an_arm), ("trainer.nnodes", 1), ("model", "m"), {})
-    return room.places(load(find(recipe)), needs, arms, jobs)
+    return room.places(load(find(recipe)), [needing(gpus_of_an_arm)] * arms, jobs)
+
+
+def needing(gpus: int, *, whole: bool = True) -> Needs:
+    return Needs(("trainer.n_gpus_per_node", gpus), ("trainer.nnodes", 1), ("model", "m"), {}, whole)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +69,39 @@ def test_of_the_gpus_that_are_visible(gpus: Callable[[int], None], monkeypatch: 
 
 def test_more_than_the_gpus_hold_is_refused(gpus: Callable[[int], None]) -> None:
     gpus(8)
-    with pytest.raises(Fp16PatchError, match=r"--jobs 2: so many arms need 16 GPUs(?s:.*)has 8(?s:.*)one arm after"):
-        places(8, 2)
+    with pytest.raises(
+        Fp16PatchError, match=r"--jobs 3: 2 arms at a time need 16 GPUs(?s:.*)has 8(?s:.*)allowed: 1 to 1"
+    ):
+        places(8, 3)
+
+
+def test_arms_that_differ_all_find_room(gpus: Callable[[int], None]) -> None:
+    gpus(8)
+    assert room.places(load(find("sanity-grpo")), [needing(4), needing(8)], None) == [{}]
+
+
+def test_gpus_beside_the_trainers_are_not_divided(gpus: Callable[[int], None]) -> None:
+    gpus(8)
+    arms = [needing(2, whole=False)] * 2
+    assert room.places(load(find("sanity-grpo")), arms, None) == [{}]
+    with pytest.raises(Fp16PatchError, match=r"--jobs 2: an arm takes GPUs beside its trainer's(?s:.*)next step"):
+        room.places(load(find("sanity-grpo")), arms, 2)
+
+
+@pytest.mark.parametrize(
+    ("framework", "override", "whole"),
+    [
+        ("verl", "trainer.test_freq=3", True),
+        ("verl", "reward.reward_model.enable_resource_pool=True", False),
+        ("verl", "distillation.enabled=true", False),
+        ("openrlhf", "eval.steps=3", True),
+        ("openrlhf", "train.colocate_all=false", False),
+    ],
+)
+def test_what_takes_gpus_of_its_own_is_seen(tmp_path: Path, framework: str, override: str, whole: bool) -> None:
+    recipe = load(find("sanity-grpo"), "paper")
+    ((_, command),) = planning.planned(recipe, framework, ["fp16"], tmp_path, [override]).values()
+    assert TRAINERS[framework].needs(command).whole is whole
 
 
 def test_on_a_cluster_and_on_a_cpu_only_where_asked(
@@ -138,3 +176,35 @@ def test_an_interruption_ends_them_all(write_recipe: Write, stand_in: str, tmp_p
         assert json.loads((tmp_path / "run" / arm / "result.json").read_text())["status"] == "interrupted"
     for waits in found:
         assert not Path(f"/proc/{waits.name.partition('-')[2]}").exists(), "an arm was left running"
+
+
+def test_a_result_that_cannot_be_kept_ends_no_other_arm(
+    write_recipe: Write, stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(("model:", "platform: cpu\nmodel:"))
+    keep = Running._keep
+
+    def full(self: Running, result: ArmResult) -> None:
+        if result.arm == "bf16":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        keep(self, result)
+
+    monkeypatch.setattr(Running, "_keep", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_recipe(recipe, tmp_path / "run", jobs=2, say=lambda _: None, module=stand_in)
+    assert json.loads((tmp_path / "run" / "fp16" / "result.json").read_text())["status"] == "completed"
+
+
+def test_a_signal_during_the_cleaning_up_takes_effect_after_it() -> None:
+    done: list[str] = []
+
+    def clean_up() -> None:
+        with uninterrupted():
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+                done.append("inner")
+            done.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        clean_up()
+    assert done == ["inner", "outer"]

@@ -35,7 +35,8 @@ def watch(engine: Engine, data: Any, loss_function: Loss) -> tuple[Loss, list[Lo
         return loss_function, seen
 
     def watched(**given: Any) -> Any:
-        if "model_output" in given:  # distillation calls its loss for the logits too
+        # Distillation calls its loss for the logits too, and may leave the log-probs out.
+        if "log_probs" in given.get("model_output", {}):
             seen.append(_log_probs(given["model_output"], given["data"]))
         return loss_function(**given)
 
@@ -51,6 +52,8 @@ def metrics(engine: Engine, seen: list[LogProbs]) -> dict[str, list[float]]:
     from fp16_patch.mismatch.metrics import mismatch_metrics
 
     mu, pi = (torch.cat([batch[which][batch[2]] for batch in seen]) for which in (0, 1))
+    if not len(mu):  # a rank that got padding only
+        return {}
     found = mismatch_metrics(mu, pi, torch.ones_like(mu, dtype=torch.bool))
     found["tokens"] *= engine.get_data_parallel_size()
     return {f"{PREFIX}{name}": [value] for name, value in found.items()}

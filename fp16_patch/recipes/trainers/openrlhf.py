@@ -120,6 +120,7 @@ def needs(command: Command) -> Needs:
         nodes=(nodes, count(nodes, values[nodes])),
         model=("actor.model_name_or_path", str(values["actor.model_name_or_path"])),
         files={key: str(values[key]) for key in _FILES if key in values},
+        whole="--train.colocate_all" in command.arguments,  # else reference, critic and vLLM have GPUs of their own
     )
 
 

@@ -50,6 +50,8 @@ _PLACES = {
     "data.val": "data.val_files",
     "data.reward": "reward.custom_reward_function.path",
 }
+_POOLS = ("reward.reward_model.enable_resource_pool", "distillation.enabled")
+"""What gives GPUs of their own to the reward model, or to teachers."""
 _FILES = [key for place, key in _PLACES.items() if place != "model.path"]
 
 
@@ -114,6 +116,7 @@ def needs(command: Command) -> Needs:
         nodes=(nodes, count(nodes, values[nodes])),
         model=("actor_rollout_ref.model.path", values["actor_rollout_ref.model.path"]),
         files={key: values[key] for key in _FILES if values.get(key, "null") != "null"},
+        whole=not any(values.get(key, "").lower() == "true" for key in _POOLS),
     )
 
 
