@@ -77,19 +77,19 @@ def run_recipe(
         for job, _ in planned.values():
             run_directory.fresh(job.files, say)
         run_directory.build_world(recipe, out, say)
-        alone_here = len(places) == 1
+        beside = len(places) - 1
 
         def start(job: Job, command: Command, place: Place) -> Running:
             progress = Progress(
                 job.files.log,
                 job.files.metrics,
-                say if alone_here else lambda line: say(f"{job.arm_name}: {line}"),
+                say if not beside else lambda line: say(f"{job.arm_name}: {line}"),
                 phases=TRAINERS[framework].PHASES,
                 total_steps=command.total_steps,
                 heartbeat_s=heartbeat_s,
             )
             limit_s = timeout_s if timeout_s is not None else recipe.hardware.timeout_minutes * 60
-            return Running(job, framework, command, progress, limit_s, say, place)
+            return Running(job, framework, command, progress, limit_s, say, place, beside)
 
         results = _side_by_side([partial(start, *one) for one in planned.values()], places)
         return sorted(results, key=lambda result: list(planned).index(result.arm))

@@ -23,7 +23,10 @@ from fp16_patch.recipes.signals import uninterrupted
 
 @dataclass(frozen=True)
 class ArmResult:
-    """How one arm ended. ``status`` is completed, failed, timed out or interrupted; ``started`` is UTC."""
+    """How one arm ended. ``status`` is completed, failed, timed out or interrupted; ``started`` is UTC.
+
+    ``beside`` says how many others there was room for at the same time.
+    """
 
     arm: str
     framework: str
@@ -35,6 +38,7 @@ class ArmResult:
     seconds: float
     command: str
     versions: dict[str, str]
+    beside: int = 0
 
 
 class Running:
@@ -49,10 +53,11 @@ class Running:
         limit_s: float,
         say: Callable[[str], None],
         place: Mapping[str, str],
+        beside: int,
     ) -> None:
         """``place`` is added to the command's environment: which GPUs of this machine are its own."""
         self._job, self._framework, self._shell = job, framework, command.as_shell()
-        self._progress, self._limit_s, self._say = progress, limit_s, say
+        self._progress, self._limit_s, self._say, self._beside = progress, limit_s, say, beside
         self._result: ArmResult | None = None
         self._cut_off = False
         job.files.script.write_text(f"#!/usr/bin/env bash\n{self._shell}\n", encoding="utf-8")
@@ -104,6 +109,7 @@ class Running:
             seconds=round(time.monotonic() - self._start, 1),
             command=self._shell,
             versions={"python": platform.python_version(), **versions()},
+            beside=self._beside,
         )
 
     def _error(self, status: str, exit_code: int) -> str | None:

@@ -27,6 +27,7 @@ _RESULT = {
     "seconds": int | float | None,
     "command": str | None,
     "versions": dict | None,
+    "beside": int | None,
 }
 """What of the launcher's record is read, with its types."""
 
@@ -94,6 +95,7 @@ class ArmRun:
             "counts the skipped updates of these steps only": self.status not in ("completed", "not run")
             and bool(self.series.known("updates_skipped_total"))
             and not self._skipped_at_stop(),
+            "ran beside other arms: its seconds are not those of an arm alone": bool(self.result.get("beside")),
             "left no readable precision report": self.precision_report is None and not running,
         }
         return [f"{self.name} {words}" for words, holds in doubts.items() if holds]

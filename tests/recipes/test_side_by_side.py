@@ -22,6 +22,7 @@ from fp16_patch.recipes.launch import run_recipe
 from fp16_patch.recipes.loading import find, load
 from fp16_patch.recipes.requirements import Needs
 from fp16_patch.recipes.running import ArmResult, Running
+from fp16_patch.recipes.runs import read_run
 from fp16_patch.recipes.signals import uninterrupted
 from fp16_patch.recipes.trainers import TRAINERS
 
@@ -143,6 +144,8 @@ def test_two_at_a_time_on_their_own_gpus_and_one_that_crashes_stops_no_other(
     visible = {place.stem: json.loads(place.read_text()) for place in tmp_path.glob("met-*.json")}
     assert sorted(visible.values()) == ["0", "1"]
     assert any(line.startswith("bf16: ") and line.endswith("everything is up") for line in said), said
+    _, arms = read_run(tmp_path / "run")
+    assert "fp16 ran beside other arms: its seconds are not those of an arm alone" in arms[1].notes()
     assert "CUDA_VISIBLE_DEVICES" not in (tmp_path / "run" / "fp16" / "command.sh").read_text()
 
 
