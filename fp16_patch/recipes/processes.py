@@ -14,7 +14,7 @@ from pathlib import Path
 PROC = Path("/proc")
 _LOOKS = 10
 _WITHOUT: set[int] = set()
-"""Processes whose environment stayed empty."""
+"""Processes whose environment stayed empty, at which one look is enough."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -38,14 +38,12 @@ def environment(pid: int) -> list[bytes]:
 
     It reads as empty too while the process becomes another program. That is soon over, and looked at again.
     """
-    try:
+    with contextlib.suppress(OSError):  # gone, or somebody else's
         for _ in range(1 if pid in _WITHOUT else _LOOKS):
             if (found := (PROC / str(pid) / "environ").read_bytes()) or not session(pid):  # the kernel's have session 0
                 return found.split(b"\0")
             time.sleep(0.005)
         _WITHOUT.add(pid)
-    except OSError:
-        pass
     return []
 
 
