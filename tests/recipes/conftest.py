@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -67,6 +70,29 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> str:
     """The module name of the stand-in trainer, importable in subprocesses."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     return "stand_in_trainer"
+
+
+@pytest.fixture
+def start_launcher(stand_in: str, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start, in a process of its own, a run into ``tmp_path / "run"`` that leaves traces and does not end by itself."""
+
+    def start(recipe: Path, *, mode: str, jobs: int | None = None) -> subprocess.Popen[str]:
+        program = (
+            "import sys; from pathlib import Path; from fp16_patch.recipes.launch import run_recipe; "
+            f"run_recipe(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:], "
+            f"jobs={jobs}, module={stand_in!r})"
+        )
+        arguments = [str(recipe), str(tmp_path / "run"), f"+stand_in.mode={mode}", f"+stand_in.traces={tmp_path}"]
+        path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
 
 
 Reward = Callable[[int], float]

@@ -21,6 +21,7 @@ from fp16_patch.recipes.launch import run_recipe
 from fp16_patch.recipes.loading import find
 
 Write = Callable[..., Path]
+Launcher = Callable[..., subprocess.Popen[str]]
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
@@ -171,27 +172,11 @@ def test_a_hanging_run_is_ended_at_its_limit_without_trace(write_recipe: Write, 
     assert_no_trace(json.loads((tmp_path / "traces.json").read_text()))
 
 
-def start_launcher_of_a_hanging_run(recipe: Path, tmp_path: Path) -> subprocess.Popen[str]:
-    program = (
-        "import sys; from pathlib import Path; from fp16_patch.recipes.launch import run_recipe; "
-        "run_recipe(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:], module='stand_in_trainer')"
-    )
-    arguments = [str(recipe), str(tmp_path / "run"), "+stand_in.mode=hang", f"+stand_in.traces={tmp_path}"]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_launcher_leaves_nothing_running(
-    write_recipe: Write, stand_in: str, tmp_path: Path, number: signal.Signals
+    write_recipe: Write, start_launcher: Launcher, tmp_path: Path, number: signal.Signals
 ) -> None:
-    launcher = start_launcher_of_a_hanging_run(write_recipe(), tmp_path)
+    launcher = start_launcher(write_recipe(), mode="hang")
     try:
         wait_for((tmp_path / "traces.json").exists, "the stand-in trainer to start")
         launcher.send_signal(number)
@@ -205,9 +190,9 @@ def test_an_interrupted_launcher_leaves_nothing_running(
 
 
 def test_a_killed_launcher_takes_its_trainer_along_and_the_next_run_ends_the_rest(
-    write_recipe: Write, stand_in: str, tmp_path: Path
+    write_recipe: Write, start_launcher: Launcher, stand_in: str, tmp_path: Path
 ) -> None:
-    launcher = start_launcher_of_a_hanging_run(write_recipe(), tmp_path)
+    launcher = start_launcher(write_recipe(), mode="hang")
     traces: dict[str, Any] = {"pids": []}
     try:
         wait_for((tmp_path / "traces.json").exists, "the stand-in trainer to start")

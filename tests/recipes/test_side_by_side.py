@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ from fp16_patch.recipes.signals import uninterrupted
 from fp16_patch.recipes.trainers import TRAINERS
 
 Write = Callable[..., Path]
+Launcher = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -149,21 +148,9 @@ def test_two_at_a_time_on_their_own_gpus_and_one_that_crashes_stops_no_other(
     assert "CUDA_VISIBLE_DEVICES" not in (tmp_path / "run" / "fp16" / "command.sh").read_text()
 
 
-def test_an_interruption_ends_them_all(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
+def test_an_interruption_ends_them_all(write_recipe: Write, start_launcher: Launcher, tmp_path: Path) -> None:
     recipe = write_recipe(("model:", "platform: cpu\nmodel:"))
-    program = (
-        "import sys; from pathlib import Path; from fp16_patch.recipes.launch import run_recipe; "
-        "run_recipe(Path(sys.argv[1]), Path(sys.argv[2]), overrides=sys.argv[3:], jobs=2, module='stand_in_trainer')"
-    )
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])
-    arguments = [str(recipe), str(tmp_path / "run"), "+stand_in.mode=wait", f"+stand_in.traces={tmp_path}"]
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    launcher = start_launcher(recipe, mode="wait", jobs=2)
     try:
         deadline = time.monotonic() + 30
         while len(found := list(tmp_path.glob("waits-*"))) < 2:
