@@ -18,4 +18,4 @@ def writing(
     try:
         yield
     except OSError as error:
-        raise Fp16PatchError(f"{what}: {error.strerror or error}", next_step=next_step) from error
+        raise Fp16PatchError(f"{what}: {error.strerror or error}", code="write-failed", next_step=next_step) from error

@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 
 
 class Fp16PatchError(RuntimeError):
     """Something would break the promise of the flag. Raised before training starts wherever possible.
 
-    ``what`` is the finding, naming the key and its value; ``allowed`` says what would be accepted;
-    ``next_step`` is the one thing to do about it.
+    ``what`` is the finding, naming the key and its value; ``code`` names the situation for programs, in kebab-case,
+    and stays the same between releases; ``allowed`` says what would be accepted; ``next_step`` is the one thing to
+    do about it.
     """
 
-    def __init__(self, what: str, *, allowed: str | None = None, next_step: str | None = None) -> None:
-        self.what, self.allowed, self.next_step = what, allowed, next_step
+    def __init__(self, what: str, *, code: str, allowed: str | None = None, next_step: str | None = None) -> None:
+        if not _SLUG.fullmatch(code):
+            raise ValueError(f"code={code!r} is not a slug such as 'unknown-setting'")
+        self.what, self.code, self.allowed, self.next_step = what, code, allowed, next_step
+        self.codes: tuple[str, ...] = (code,)
+        """The code of every problem that :func:`several` combined; of a single error its own."""
         lines = [f"fp16_patch: {what}"]
         if allowed:
             lines.append(f"  allowed: {allowed}")
@@ -22,14 +30,26 @@ class Fp16PatchError(RuntimeError):
             lines.append(f"  next step: {next_step}")
         super().__init__("\n".join(lines))
 
+    def prefixed(self, place: str) -> Fp16PatchError:
+        """Return the same error with ``place: `` before what was found."""
+        return _rebuild(type(self), f"{place}: {self.what}", self.code, self.allowed, self.next_step, self.codes)
+
     def __reduce__(self) -> tuple[object, ...]:
         # Ray sends exceptions between processes by pickle; the default would lose the keyword arguments.
-        return _rebuild, (type(self), self.what, self.allowed, self.next_step)
+        return _rebuild, (type(self), self.what, self.code, self.allowed, self.next_step, self.codes)
 
 
-def _rebuild(cls: type[Fp16PatchError], what: str, allowed: str | None, next_step: str | None) -> Fp16PatchError:
+def _rebuild(
+    cls: type[Fp16PatchError],
+    what: str,
+    code: str,
+    allowed: str | None,
+    next_step: str | None,
+    codes: tuple[str, ...],
+) -> Fp16PatchError:
     error = cls.__new__(cls)
-    Fp16PatchError.__init__(error, what, allowed=allowed, next_step=next_step)
+    Fp16PatchError.__init__(error, what, code=code, allowed=allowed, next_step=next_step)
+    error.codes = codes
     return error
 
 
@@ -39,4 +59,6 @@ def several(errors: Sequence[Fp16PatchError]) -> Fp16PatchError:
     if len(errors) == 1:
         return errors[0]
     body = "\n".join(str(e).replace("fp16_patch: ", "- ", 1) for e in errors)
-    return Fp16PatchError(f"{len(errors)} problems, nothing was started:\n{body}")
+    combined = Fp16PatchError(f"{len(errors)} problems, nothing was started:\n{body}", code="several-problems")
+    combined.codes = tuple(code for error in errors for code in error.codes)
+    return combined

@@ -33,6 +33,7 @@ def alone(out: Path) -> Iterator[None]:
             lock.seek(0)
             raise Fp16PatchError(
                 f"{out} is in use: process {lock.read().decode().strip() or 'unknown'} writes into it",
+                code="folder-in-use",
                 next_step="wait for it, or choose another --out",
             ) from error
         with _writing(out):

@@ -29,6 +29,7 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
         if not setting.startswith("fp16_patch.") or "=" not in setting:
             raise Fp16PatchError(
                 f"{setting!r} stands before the -- and is not a setting of this package",
+                code="setting-misplaced",
                 allowed="fp16_patch.<name>=<value>, such as fp16_patch.loss_scaling.init_scale=1024",
                 next_step="put the command and its own arguments after the --",
             )
@@ -38,6 +39,7 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
     if module is None or not Path(words[0]).name.startswith("python"):
         raise Fp16PatchError(
             f"{' '.join(words[:3]) or 'an empty command'} ... is not a command this package can start",
+            code="command-not-supported",
             allowed=" or ".join(f"python -m {name} ..." for name in (*OPENRLHF, *VERL)),
             next_step="give the trainer's own command after the --; with `ray job submit`, fp16-patch run goes inside",
         )
@@ -50,6 +52,7 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
         return [*head, STARTER, *settings, "--", module, *arguments]
     raise Fp16PatchError(
         f"python -m {module} is not a trainer this package knows",
+        code="command-not-supported",
         allowed=", ".join((*OPENRLHF, *VERL)),
         next_step="start it without fp16-patch",
     )

@@ -38,6 +38,7 @@ def short_name(key: str, dtype: object) -> str:
     if name not in _SHORT:
         raise Fp16PatchError(
             f"{key}={dtype!r} is not a precision",
+            code="not-a-precision",
             allowed=", ".join(f"{short} ({long})" for short, long in _LONG.items()),
             next_step=f"set {key} to one of them",
         )
@@ -74,18 +75,21 @@ class Precision:
         if type(self.keep_log_probs) is not bool:
             raise Fp16PatchError(
                 f"fp16_patch.keep_log_probs={self.keep_log_probs!r} is neither true nor false",
+                code="value-not-allowed",
                 allowed="true, false",
                 next_step="correct it, or remove it",
             )
         if self.trace_update is not None and (type(self.trace_update) is not int or self.trace_update < 1):
             raise Fp16PatchError(
                 f"fp16_patch.trace_update={self.trace_update!r} is not an update",
+                code="value-not-allowed",
                 allowed="null, or a whole number counted from 1",
                 next_step="set it to the update to trace, or remove it",
             )
         if self.trace_update is not None and self.train != "fp16":
             raise Fp16PatchError(
                 f"fp16_patch.trace_update={self.trace_update}: training in {self.train} has no loss scale to trace",
+                code="setting-contradicts",
                 allowed="a train dtype of fp16",
                 next_step="remove fp16_patch.trace_update",
             )
@@ -105,6 +109,7 @@ class Precision:
             if key not in KEYS:
                 raise Fp16PatchError(
                     f"unknown setting fp16_patch.{key}={node[key]!r}",
+                    code="unknown-setting",
                     allowed=", ".join(KEYS),
                     next_step="correct the spelling or remove the override",
                 )
@@ -112,6 +117,7 @@ class Precision:
             if node.get(key) is None:
                 raise Fp16PatchError(
                     f"fp16_patch.{key} is not set",
+                    code="setting-missing",
                     allowed=", ".join(_LONG),
                     next_step="use the flag's own option, +precision@_global_=fp16, and override from there",
                 )
@@ -147,6 +153,7 @@ class Precision:
         if precision is None:
             raise Fp16PatchError(
                 "the flag has not reached this process, which was to run under it",
+                code="flag-not-propagated",
                 allowed=f"{ENVIRONMENT_VARIABLE} in the environment of every process of the run",
                 next_step="look for what replaces Ray's runtime environment or RAY_RUNTIME_ENV_HOOK (`uv run` does)",
             )
@@ -165,6 +172,7 @@ class Precision:
         if not isinstance(node, dict):
             raise Fp16PatchError(
                 f"the environment variable {ENVIRONMENT_VARIABLE}={value!r} is not what the flag writes there",
+                code="environment-unreadable",
                 next_step=f"unset {ENVIRONMENT_VARIABLE}; the flag sets it for the processes that need it",
             )
         return cls.from_mapping(node)
@@ -176,6 +184,7 @@ def _patterns(value: object) -> tuple[str, ...]:
         return tuple(listed)
     raise Fp16PatchError(
         f"fp16_patch.fp32_modules={value!r} is not a list of module names",
+        code="wrong-type",
         allowed="names or shell-style patterns, such as [lm_head,'*.mlp.gate']",
         next_step="correct it, or remove it to compute every module in the train dtype",
     )

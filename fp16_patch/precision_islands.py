@@ -2,7 +2,7 @@
 """Islands: named modules that compute in FP32 while the model around them computes in half precision.
 
 Finding them, and what makes them one besides FP32 weights: FP32 inputs and no autocast. The weights are the
-business of whatever shards the model (``frameworks/verl/fp32_modules.py``).
+business of whatever shards the model (``frameworks/verl/fsdp/fp32_modules.py``).
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def find_islands(model: Any, patterns: Sequence[str], elsewhere: Iterable[str] =
         if matched and not with_parameters:
             raise Fp16PatchError(
                 f"{KEY}: {pattern!r} matches only modules without parameters ({_some(named, matched)})",
+                code="fp32-modules-refused",
                 allowed="modules with parameters of their own or in their children",
                 next_step="name the module that holds the weights",
             )
@@ -127,12 +128,14 @@ def _check_parameters(model: Any, islands: list[Island]) -> None:
             if island is not None and island_of.get(part) is not island:
                 raise Fp16PatchError(
                     f"{KEY}: {island.name} shares a parameter with {name}, which is not part of it",
+                    code="fp32-modules-refused",
                     allowed="modules whose parameters are their own",
                     next_step=f"leave out {island.name}, or name a module that contains both",
                 )
     if nothing_left:
         raise Fp16PatchError(
             f"{KEY}: {in_words(island.name for island in islands)} is the whole model",
+            code="fp32-modules-refused",
             allowed="parts of the model",
             next_step="set fp16_patch.train_dtype=fp32 to train all of it in FP32",
         )
@@ -143,6 +146,7 @@ def _no_match(pattern: str, names: list[str]) -> Fp16PatchError:
     close = difflib.get_close_matches(_without_numbers(pattern), candidates, n=3, cutoff=0.5)
     return Fp16PatchError(
         f"{KEY}: {pattern!r} matches no module" + (f"; the nearest names are {', '.join(close)}" if close else ""),
+        code="fp32-modules-not-found",
         allowed="names of the model's modules, * and ? as in file names",
         next_step="correct the name, or print them: [name for name, _ in model.named_modules()]",
     )

@@ -32,6 +32,7 @@ def check(words: Iterable[str]) -> None:
         problems.append(
             Fp16PatchError(
                 f"{word!r} is not a setting of this package",
+                code="unknown-setting",
                 allowed=", ".join(NAMES),
                 next_step=f"did you mean {close[0]}?" if close else "correct the spelling, or remove it",
             )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import fp16_patch
+from fp16_patch import extras
 from fp16_patch.errors import Fp16PatchError
 
 
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return int(options.run(options) or 0)
+        with extras.required(f"fp16-patch {options.command}"):
+            return int(options.run(options) or 0)
     except Fp16PatchError as error:
         print(error, file=sys.stderr)
         return 2

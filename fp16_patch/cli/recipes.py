@@ -144,7 +144,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.recipes) == arguments.all:
         found_none = "both names and --all" if arguments.all else "no recipe to check"
-        raise Fp16PatchError(found_none, next_step="name some, or give --all")
+        raise Fp16PatchError(found_none, code="invalid-arguments", next_step="name some, or give --all")
     paths = available() if arguments.all else [find(name) for name in arguments.recipes]
     found = []
     for checked in (checked for path in paths for checked in check(path)):

@@ -137,9 +137,15 @@ def _options(words: Sequence[str]) -> dict[str, object]:
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise Fp16PatchError(f"--vllm {word!r} cannot be read", allowed="KEY=VALUE, a value in YAML") from error
+            raise Fp16PatchError(
+                f"--vllm {word!r} cannot be read", code="invalid-arguments", allowed="KEY=VALUE, a value in YAML"
+            ) from error
         if not key or not value:
-            raise Fp16PatchError(f"--vllm {word!r} has no {'value' if key else 'key'}", allowed="--vllm KEY=VALUE")
+            raise Fp16PatchError(
+                f"--vllm {word!r} has no {'value' if key else 'key'}",
+                code="invalid-arguments",
+                allowed="--vllm KEY=VALUE",
+            )
     return options
 
 

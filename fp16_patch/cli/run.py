@@ -29,6 +29,7 @@ def misplaced(word: str) -> Fp16PatchError:
     """An option of the trainer's on the wrong side of the ``--``."""
     return Fp16PatchError(
         f"{word} stands before the --, where the settings of this package stand",
+        code="setting-misplaced",
         allowed="fp16_patch.NAME=VALUE before it; the trainer's own command and all its options after it",
         next_step=f"fp16-patch run -- python -m MODULE {word} ...",
     )
@@ -45,10 +46,15 @@ def run(options: argparse.Namespace) -> int:
     command = command_with_flag(settings, command[1:] if command[:1] == ["--"] else command)
     program = shutil.which(command[0])
     if program is None:
-        raise Fp16PatchError(f"there is no program {command[0]!r}", next_step="check the path of the interpreter")
+        raise Fp16PatchError(
+            f"there is no program {command[0]!r}",
+            code="program-not-found",
+            next_step="check the path of the interpreter",
+        )
     if subprocess.run([program, "-c", "import fp16_patch, omegaconf"], capture_output=True, check=False).returncode:
         raise Fp16PatchError(
             f"fp16-patch is not installed for {program}",
+            code="not-installed",
             allowed="the interpreter of the environment that the trainer is installed in",
             next_step=f"{program} -m pip install fp16-patch, or name the right interpreter after the --",
         )

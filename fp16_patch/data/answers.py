@@ -55,6 +55,7 @@ class Answers:
         if not isinstance(found, dict):
             raise Fp16PatchError(
                 f"{self.file} holds answers, and {self.settings_file} does not tell what they were sampled with",
+                code="answers-of-unknown-settings",
                 next_step=f"bring it back; or choose another --out; or remove {self.folder}, and sample anew",
             )
         return found
@@ -71,6 +72,7 @@ class Answers:
             told = ", ".join(f"{key}: {before.get(key)!r} there, {settings.get(key)!r} now" for key in different)
             raise Fp16PatchError(
                 f"{self.folder} was sampled with other settings: {told}",
+                code="answers-of-other-settings",
                 allowed="the same settings, to go on; another --reward, --keep, --limit or --vllm is none of them",
                 next_step="choose another --out",
             )
@@ -107,6 +109,7 @@ class Answers:
                 except (ValueError, KeyError, TypeError) as error:
                     raise Fp16PatchError(
                         f"{self.file}, line {number}, cannot be read: {error}",
+                        code="file-damaged",
                         next_step="remove that line: its problem is then sampled again, and no other",
                     ) from error
 

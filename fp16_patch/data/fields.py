@@ -107,5 +107,6 @@ def _cell(row: Mapping[str, Any], wanted: str | None, known: tuple[str, ...], op
         return next((cell for cell in cells if cell[1] is not None), cells[0])
     raise Fp16PatchError(
         f"no column {wanted or ' or '.join(known)} in the dataset: it has {', '.join(row)}",
+        code="column-not-found",
         next_step=f"name the column with {option}",
     )

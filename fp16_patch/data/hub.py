@@ -29,10 +29,15 @@ def snapshot(name: str) -> Path:
             raise Fp16PatchError(
                 f"--dataset {name}: no such file or folder, not in the cache, and the hub does not give it "
                 f"({type(no_answer).__name__})",
+                code="dataset-not-found",
                 next_step=f"hf download {name} --repo-type dataset, where there is a network; or give a file or folder",
             ) from no_answer
 
 
 def _no_such(path: str) -> Fp16PatchError:
     """For what the hub would not take for an id: fetching it is no advice."""
-    return Fp16PatchError(f"--dataset {path}: no such file or folder", next_step="give one there is, or a hub id")
+    return Fp16PatchError(
+        f"--dataset {path}: no such file or folder",
+        code="dataset-not-found",
+        next_step="give one there is, or a hub id",
+    )

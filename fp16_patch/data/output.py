@@ -44,6 +44,7 @@ class Output:
         if not self.name or not one_word or self.name.startswith("."):
             raise Fp16PatchError(
                 f"--name {self.name!r} cannot be the name of a file",
+                code="invalid-name",
                 allowed="a name without an ending, without / and without a dot in front; --out takes the folder",
             )
 
@@ -60,11 +61,13 @@ class Output:
             was, wanted = (found.get(other[0]) or "none" for found in (there, facts))
             raise Fp16PatchError(
                 f"{self.parquet} is there already, with {other[0]} {was}, not {wanted}",
+                code="output-in-the-way",
                 next_step="choose another --out or --name",
             )
         if foreign:
             raise Fp16PatchError(
                 f"{' and '.join(map(str, foreign))}: in the way, and not written by this (no {self.manifest.name})",
+                code="output-in-the-way",
                 next_step="choose another --out or --name",
             )
 

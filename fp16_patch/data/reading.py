@@ -58,11 +58,14 @@ def read(wanted: Wanted, limit: int | None = None) -> Read:
     for problem in itertools.islice(_distinct(wanted, rows, found), limit):
         found.problems.append(problem)
     if not found.problems and not found.rows:
-        raise Fp16PatchError(f"--dataset {wanted.source.name} has no row", next_step="fetch or write it again")
+        raise Fp16PatchError(
+            f"--dataset {wanted.source.name} has no row", code="dataset-empty", next_step="fetch or write it again"
+        )
     if not found.problems:
         split, columns = wanted.source.part, "the columns with --question-key and --answer-key"
         raise Fp16PatchError(
             f"--dataset {wanted.source.name}{f', split {split},' if split else ''} holds no problem: {found}",
+            code="dataset-without-problems",
             next_step=f"name another --split, or {columns}" if split else f"name {columns}",
         )
     return found

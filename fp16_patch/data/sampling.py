@@ -40,6 +40,7 @@ class Sampler:
         if self._tokenizer.chat_template is None:
             raise Fp16PatchError(
                 f"the tokenizer of {sampling.model} has no chat template, which verl and OpenRLHF would apply",
+                code="chat-template-missing",
                 next_step="give a copy of the model with a chat_template.jinja in its folder",
             )
         longest = max(len(self._tokens(problem)) for problem in problems)
@@ -56,6 +57,7 @@ class Sampler:
             raise Fp16PatchError(
                 f"vLLM cannot start with {sampling.model} in {sampling.dtype}, prompts of up to {longest} tokens and "
                 f"--max-tokens {sampling.max_tokens}: {' '.join(str(error).split())[:600]}",
+                code="vllm-start-failed",
                 next_step="change what it names; further arguments of vllm.LLM go in as --vllm KEY=VALUE",
             ) from error
 

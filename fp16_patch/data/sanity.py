@@ -43,7 +43,9 @@ class Sanity:
     def __post_init__(self) -> None:
         if not 0 <= self.keep[0] <= self.keep[1] <= 1:
             raise Fp16PatchError(
-                f"--keep {self.keep[0]:g} {self.keep[1]:g}", allowed="two shares, 0 <= LOW <= HIGH <= 1"
+                f"--keep {self.keep[0]:g} {self.keep[1]:g}",
+                code="value-not-allowed",
+                allowed="two shares, 0 <= LOW <= HIGH <= 1",
             )
         check_options(self.vllm)
 
@@ -115,6 +117,7 @@ def _check_some_kept(sanity: Sanity, selection: Selection[Problem]) -> None:
         raise Fp16PatchError(
             f"none of {len(selection.rates)} problems is solved in {low:.0%} to {high:.0%} of the samples; of those "
             f"solved in 0-10%, 10-20% ... 90-100% there are {selection.histogram()}",
+            code="nothing-selected",
             next_step="the answers are kept: look at some, then try another --keep or --reward; or sample with another "
             "--template, --max-tokens or model into another --out",
         )

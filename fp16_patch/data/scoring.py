@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fp16_patch import extras
 from fp16_patch.errors import Fp16PatchError
 
 REWARDS = {
@@ -38,9 +39,9 @@ def reward_file(reward: str) -> Path:
     path = REWARDS.get(reward, Path(reward).expanduser())
     if not path.is_file():
         allowed = f"{', '.join(REWARDS)}, or a Python file with compute_score, as verl's custom_reward_function.path"
-        raise Fp16PatchError(f"--reward {reward}: no such file", allowed=allowed)
+        raise Fp16PatchError(f"--reward {reward}: no such file", code="reward-not-found", allowed=allowed)
     if reward == "math" and importlib.util.find_spec("math_verify") is None:
-        raise Fp16PatchError("--reward math needs math-verify", next_step="pip install math-verify")
+        raise extras.missing("math_verify", "--reward math")
     _load(path)
     return path
 
@@ -68,6 +69,7 @@ def solved(reward: Path, cases: Iterable[Case]) -> Iterator[int]:
             pool.shutdown(cancel_futures=True)
             raise Fp16PatchError(
                 f"--reward {reward} failed on an answer: {error!r}",
+                code="reward-failed",
                 next_step="the answers are kept: mend the reward, and give the same command again",
             ) from error
 
@@ -89,15 +91,21 @@ def _is_right(score: Any) -> bool:
 def _load(path: Path) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location("custom_module", path)
     if spec is None or spec.loader is None:
-        raise Fp16PatchError(f"--reward {path} is no Python file")
+        raise Fp16PatchError(f"--reward {path} is no Python file", code="reward-unusable")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a file of somebody else's raises
         raise Fp16PatchError(
-            f"--reward {path} cannot be loaded: {error!r}", next_step="mend it, and give the same command again"
+            f"--reward {path} cannot be loaded: {error!r}",
+            code="reward-unusable",
+            next_step="mend it, and give the same command again",
         ) from error
     function = getattr(module, "compute_score", None)
     if not callable(function):
-        raise Fp16PatchError(f"--reward {path} has no function compute_score", allowed="the signature that verl calls")
+        raise Fp16PatchError(
+            f"--reward {path} has no function compute_score",
+            code="reward-unusable",
+            allowed="the signature that verl calls",
+        )
     return function  # type: ignore[no-any-return]

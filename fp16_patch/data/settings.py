@@ -33,7 +33,11 @@ class Sampling:
             f"--top-p {self.top_p:g}": (0 < self.top_p <= 1, "more than 0, at most 1"),
             f"--seed {self.seed}": (0 <= self.seed < 2**32, f"0 to {2**32 - 1}"),
         }
-        if wrong := [Fp16PatchError(what, allowed=allowed) for what, (fits, allowed) in found.items() if not fits]:
+        if wrong := [
+            Fp16PatchError(what, code="value-not-allowed", allowed=allowed)
+            for what, (fits, allowed) in found.items()
+            if not fits
+        ]:
             raise several(wrong)
 
 
@@ -43,5 +47,10 @@ def check_options(options: Iterable[str]) -> None:
     own["max_model_len"] = "--max-tokens, which it is made of, with the longest prompt"
     if taken := [key for key in options if key in own]:
         raise several(
-            [Fp16PatchError(f"--vllm {key}=...: the command sets it", next_step=f"use {own[key]}") for key in taken]
+            [
+                Fp16PatchError(
+                    f"--vllm {key}=...: the command sets it", code="option-reserved", next_step=f"use {own[key]}"
+                )
+                for key in taken
+            ]
         )

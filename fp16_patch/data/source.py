@@ -67,6 +67,7 @@ class Source:
             told = f"{error} {error.__cause__ or ''}"
             raise Fp16PatchError(
                 f"cannot read --dataset {self.name}, split {split}: {' '.join(told.split())[:400]}",
+                code="dataset-unreadable",
                 allowed="a dataset of parquet or JSON files, or one written by datasets' save_to_disk",
                 next_step="name what it holds with --split and --config",
             ) from error
@@ -76,7 +77,9 @@ class Source:
         """What is asked for where there is no choice is refused, and not passed over."""
         if given := [f"--{option} {getattr(self, option)}" for option in options if getattr(self, option) is not None]:
             raise Fp16PatchError(
-                f"{' and '.join(given)}: --dataset {self.name} has none to choose from", next_step="leave it out"
+                f"{' and '.join(given)}: --dataset {self.name} has none to choose from",
+                code="nothing-to-choose-from",
+                next_step="leave it out",
             )
 
 

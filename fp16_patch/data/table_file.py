@@ -18,7 +18,11 @@ _BATCH = 1000
 def rows(path: Path) -> Iterator[Row]:
     """Raises ``Fp16PatchError`` where it cannot be read, naming the line where it is made of lines."""
     if path.suffix not in ENDINGS:
-        raise Fp16PatchError(f"--dataset {path} is no dataset", allowed=f"files that end in {', '.join(ENDINGS)}")
+        raise Fp16PatchError(
+            f"--dataset {path} is no dataset",
+            code="dataset-unreadable",
+            allowed=f"files that end in {', '.join(ENDINGS)}",
+        )
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet
@@ -31,7 +35,9 @@ def rows(path: Path) -> Iterator[Row]:
             with path.open(encoding="utf-8") as lines:
                 yield from _objects([_line(number, line) for number, line in enumerate(lines, 1) if line.strip()])
     except (OSError, ValueError) as error:  # pyarrow's and json's are ValueErrors
-        raise Fp16PatchError(f"cannot read --dataset {path}: {error}", next_step="fetch or write it again") from error
+        raise Fp16PatchError(
+            f"cannot read --dataset {path}: {error}", code="dataset-unreadable", next_step="fetch or write it again"
+        ) from error
 
 
 def _objects(found: Any) -> list[Row]:

@@ -18,10 +18,20 @@ def unfit(name: str, distribution: str, releases: str, patches: Iterable[Patch])
     ``name`` is what people call the framework, ``releases`` a version specifier.
     """
     found = installed_version([distribution])
-    if found is None or not SpecifierSet(releases).contains(found, prereleases=True):
+    if found is None:
+        return [
+            Fp16PatchError(
+                f"{name} is not installed",
+                code="not-installed",
+                allowed=f"{distribution}{releases}",
+                next_step=f"pip install '{distribution}{releases}'",
+            )
+        ]
+    if not SpecifierSet(releases).contains(found, prereleases=True):
         return [
             Fp16PatchError(
                 f"{name} {found} is installed; the patches were written for and tested with other releases",
+                code="release-not-supported",
                 allowed=f"{distribution}{releases}",
                 next_step=f"pip install '{distribution}{releases}', or an fp16-patch release that knows {found}",
             )
@@ -31,6 +41,7 @@ def unfit(name: str, distribution: str, releases: str, patches: Iterable[Patch])
         problems.append(
             Fp16PatchError(
                 "vLLM is not installed in the driver's environment",
+                code="not-installed",
                 allowed=f"the vLLM release your {name} release supports",
                 next_step=f"install it beside {name} (pip install vllm), on every node",
             )

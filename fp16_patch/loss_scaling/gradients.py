@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,13 @@ class Layout:
 
     ``world_size`` counts the ranks that agree on a step, ``shards`` those a plain parameter is split over
     (FSDP1's sharding group; 1 without sharding). ``lookups`` are ids of parameters whose rows get no
-    gradient where their token does not occur: zero, and no underflow.
+    gradient where their token does not occur: zero, and no underflow. ``names`` are the parameters' names by id.
     """
 
     world_size: int = 1
     shards: int = 1
     lookups: frozenset[int] = frozenset()
+    names: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, module: torch.nn.Module, world_size: int) -> Layout:
@@ -52,14 +53,15 @@ class Layout:
                     shards = handle.process_group.size()
                 if any(isinstance(info.module, torch.nn.Embedding) for info in handle.flat_param._param_infos):
                     lookups.add(id(handle.flat_param))
-        return cls(world_size, shards, frozenset(lookups))
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        return cls(world_size, shards, frozenset(lookups), names)
 
 
 def gradients_of(optimizer: torch.optim.Optimizer, layout: Layout) -> Iterator[Gradient]:
     """This rank's gradients of all the optimizer's parameters.
 
     Raises :class:`Fp16PatchError` on a half-precision master weight or gradient: FP16 ones make AdamW's first
-    step non-finite, BF16 ones lose small updates.
+    step non-finite, BF16 ones lose small updates. Raises it on a sparse gradient too.
     """
     splits: dict[tuple[int, Any], int] = {}  # a model has few layouts and many parameters
     for group in optimizer.param_groups:
@@ -67,10 +69,19 @@ def gradients_of(optimizer: torch.optim.Optimizer, layout: Layout) -> Iterator[G
             gradient = parameter.grad
             if gradient is None:
                 continue
+            if gradient.layout is not torch.strided:
+                name = layout.names.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
+                raise Fp16PatchError(
+                    f"{name} has a sparse gradient; loss scaling does not support sparse gradients",
+                    code="sparse-gradient",
+                    allowed="dense gradients",
+                    next_step="build the embedding with sparse=False",
+                )
             if parameter.dtype in HALF or gradient.dtype in HALF:
                 raise Fp16PatchError(
                     f"the optimizer holds a {_name(parameter.dtype)} parameter of shape {tuple(parameter.shape)} "
                     f"with a {_name(gradient.dtype)} gradient",
+                    code="half-precision-master",
                     allowed="float32 master weights and gradients",
                     next_step="build the model in float32 and let FSDP's mixed precision cast it for compute",
                 )
@@ -93,6 +104,7 @@ def _ranks_split_over(gradient: Any) -> int:
         raise Fp16PatchError(
             f"a gradient of shape {tuple(gradient.shape)} is not summed over its ranks yet: "
             f"placements {gradient.placements}",
+            code="gradient-not-summed",
             allowed="sharded and replicated gradients",
             next_step="redistribute it to its parameter's placements before the update",
         )

@@ -52,6 +52,7 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         if not self.is_enabled():  # torch only warns, and then does not scale at all
             raise Fp16PatchError(
                 f"no loss scaling on device type {device!r}: torch turned its scaler off",
+                code="device-not-supported",
                 allowed="a device type that torch finds here, or cpu",
                 next_step="check that CUDA is available in this process",
             )
@@ -107,6 +108,7 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         if state["stage"] is not OptState.READY:
             raise Fp16PatchError(
                 "these gradients were divided by the loss scale already, and would be again",
+                code="gradients-unscaled-twice",
                 allowed="unscale_ and step, or clip_and_step; one update, one of the two",
                 next_step="remove the call of unscale_, or of step, before clip_and_step",
             )
@@ -124,6 +126,7 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
     def _unusable(self, scale: float) -> Fp16PatchError:
         return Fp16PatchError(
             f"the loss scale is {scale}: gradients cannot be divided by it",
+            code="loss-scale-unusable",
             allowed=f"{self.settings.min_scale:g} to {self.settings.max_scale:g}",
             next_step="do not set the scaler's scale by hand; resume from a checkpoint",
         )

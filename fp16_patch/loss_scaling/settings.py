@@ -72,6 +72,7 @@ class LossScaling:
         if not isinstance(settings, Mapping):
             raise Fp16PatchError(
                 f"fp16_patch.loss_scaling={settings!r} is not a group of settings",
+                code="wrong-type",
                 allowed=", ".join(f"fp16_patch.loss_scaling.{name}" for name in known),
                 next_step="set one of them, or remove the override",
             )
@@ -79,6 +80,7 @@ class LossScaling:
             if key not in known:
                 raise Fp16PatchError(
                     f"unknown loss scaling setting fp16_patch.loss_scaling.{key}={settings[key]!r}",
+                    code="unknown-setting",
                     allowed=", ".join(known),
                     next_step="correct the spelling or remove the override",
                 )
@@ -99,6 +101,7 @@ def refuse(name: str, value: object, allowed: str) -> Fp16PatchError:
     """The error for one setting that cannot be used."""
     return Fp16PatchError(
         f"fp16_patch.loss_scaling.{name}={value!r} cannot be used",
+        code="value-not-allowed",
         allowed=allowed,
         next_step=f"set fp16_patch.loss_scaling.{name} to an allowed value, or remove it to get the default",
     )

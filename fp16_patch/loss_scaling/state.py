@@ -152,6 +152,7 @@ def _foreign(why: str, path: str | Path | None) -> Fp16PatchError:
     where = f"the loss scaler's state in {path}" if path else "the loss scaler's state"
     return Fp16PatchError(
         f"{where} cannot be used: {why}",
+        code="scaler-state-unusable",
         allowed=f"what this package wrote beside a checkpoint as {FILE}",
         next_step="restore the file from a copy, or remove it to start at init_scale with a warning",
     )

@@ -46,6 +46,7 @@ def _stop(role: str, scaler: Any, reason: str, where: str, advice: str) -> Fp16P
     return Fp16PatchError(
         f"{role}: {reason} (fp16_patch.loss_scaling.max_consecutive_skips={scaler.settings.max_consecutive_skips}), "
         f"the loss scale is {scaler.get_scale():g}; modules that overflowed first: {where}",
+        code="training-diverged",
         allowed="an update at least now and then",
         next_step=f"{advice}the last checkpoint is untouched",
     )

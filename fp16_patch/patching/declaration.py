@@ -27,7 +27,7 @@ class Patch:
     """
 
     name: str
-    """Unique slug, such as ``verl-merged-lora-dtype``."""
+    """Unique slug, such as ``merged-lora-dtype``."""
     target: str
     """``package.module:Qual.name`` of a function or method, in the module that defines it."""
     kind: Kind

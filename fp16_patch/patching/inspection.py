@@ -43,6 +43,7 @@ def refusal(finding: Finding) -> Fp16PatchError:
     patch, names = finding.patch, " or ".join(finding.patch.distributions)
     return Fp16PatchError(
         f"patch {patch.name} cannot change {patch.target} of {names} {finding.version}: {finding.message}",
+        code="patch-refused",
         allowed=f"{names} {patch.versions}, unmodified",
         next_step=f"install {names} {patch.versions}, or a release of fp16-patch that knows "
         f"{finding.version}; `fp16-patch doctor` shows every patch",

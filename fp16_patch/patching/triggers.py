@@ -51,6 +51,7 @@ def when_imported(module_name: str, callback: Callback) -> None:
     if is_initialising(module):
         raise Fp16PatchError(
             f"{module_name} is in the middle of its own import, too late to wait for it",
+            code="imported-too-early",
             next_step=f"call when_imported before anything imports {module_name}",
         )
     callback(module)

@@ -18,6 +18,7 @@ def activate() -> None:
     if asked_for != "cpu":
         raise Fp16PatchError(
             f"{ENVIRONMENT_VARIABLE}={asked_for!r} names no platform",
+            code="unknown-platform",
             allowed=f"{ENVIRONMENT_VARIABLE}=cpu, or the variable unset: the accelerator there is",
             next_step=f"set {ENVIRONMENT_VARIABLE}=cpu or unset it",
         )

@@ -37,6 +37,7 @@ def unproven(report: Mapping[str, Any], required: Iterable[Patch]) -> list[Fp16P
             Fp16PatchError(
                 f"{report['process']} (pid {report['pid']} on {report['host']}) runs without the patch "
                 f"{patch.name} of {patch.target}: {found}",
+                code="patch-missing",
                 allowed="applied or native, in every process",
                 next_step="run `fp16-patch doctor` on that node, with that process's Python environment",
             )
@@ -53,7 +54,9 @@ def require(reports: Mapping[str, Sequence[Mapping[str, Any]]], required: Mappin
         problem for kind, some in reports.items() for report in some for problem in unproven(report, required[kind])
     ]
     problems += [
-        Fp16PatchError(f"no {kind} reported its ledger", next_step="the run was stopped before training")
+        Fp16PatchError(
+            f"no {kind} reported its ledger", code="process-missing", next_step="the run was stopped before training"
+        )
         for kind, some in reports.items()
         if not some
     ]

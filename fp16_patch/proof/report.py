@@ -97,6 +97,7 @@ def _only_wider(row: str, value: str, promised: str) -> bool:
 def _broken(role: str, row: str, value: str, allowed: str) -> Fp16PatchError:
     return Fp16PatchError(
         f"precision report: {role} {row.replace('_', ' ')} is {value}",
+        code="precision-violated",
         allowed=allowed,
         next_step="look for what sets it in your command, your files and the printed list of changes; "
         "if nothing does, please report it",

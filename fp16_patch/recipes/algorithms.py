@@ -35,7 +35,9 @@ class Definition:
         """The framework's options with the hyperparameters filled in. Raises where it has not the algorithm."""
         options: dict[str, object] | None = getattr(self, framework)
         if options is None:
-            raise Fp16PatchError(f"{framework} does not have this algorithm: {self.not_on[framework]}")
+            raise Fp16PatchError(
+                f"{framework} does not have this algorithm: {self.not_on[framework]}", code="algorithm-not-supported"
+            )
         return {key: _filled(value, hyperparameters) for key, value in options.items()}
 
 

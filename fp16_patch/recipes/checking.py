@@ -66,10 +66,7 @@ def _refused(framework: str, commands: Mapping[str, Command]) -> list[Fp16PatchE
             TRAINERS[framework].composed(command)
         except Fp16PatchError as error:
             problems.setdefault(str(error), ([], error))[0].append(arm)
-    return [
-        Fp16PatchError(f"{', '.join(arms)}: {error.what}", allowed=error.allowed, next_step=error.next_step)
-        for arms, error in problems.values()
-    ]
+    return [error.prefixed(", ".join(arms)) for arms, error in problems.values()]
 
 
 def command(recipe: Recipe, framework: str, arm: str, folder: Path) -> Command:

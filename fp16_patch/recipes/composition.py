@@ -25,7 +25,7 @@ def read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Fp16PatchError(f"{path} is not readable as YAML: {error}") from error
+        raise Fp16PatchError(f"{path} is not readable as YAML: {error}", code="recipe-unreadable") from error
 
 
 def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> Any:
@@ -39,15 +39,25 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
         return content
     names = content.pop("extends")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Fp16PatchError(f"{path.name}: extends={names!r} has the wrong type", allowed="a list of names")
+        raise Fp16PatchError(
+            f"{path.name}: extends={names!r} has the wrong type", code="wrong-type", allowed="a list of names"
+        )
     for name in names:
         found = [place for place in (path.parent / f"{name}.yaml", shared / f"{name}.yaml") if place.is_file()]
         if not found:
             known = sorted(str(file.relative_to(shared).with_suffix("")) for file in shared.glob("shared/*.yaml"))
-            raise Fp16PatchError(f"{path.name}: extends {name!r}, and there is no such file", allowed=", ".join(known))
+            raise Fp16PatchError(
+                f"{path.name}: extends {name!r}, and there is no such file",
+                code="recipe-not-found",
+                allowed=", ".join(known),
+            )
         above = (*extended_by, path.resolve())
         if found[0].resolve() in above:
-            raise Fp16PatchError(f"{path.name}: extends {name!r}, which extends it", next_step="break the circle")
+            raise Fp16PatchError(
+                f"{path.name}: extends {name!r}, which extends it",
+                code="recipe-extends-itself",
+                next_step="break the circle",
+            )
         content = merge(composed(found[0], shared, above), content)
     return {key: content[key] for key in sorted(content, key=_place_of)}
 
@@ -72,12 +82,14 @@ def merge(under: Any, over: Any) -> Any:
 def at_scale(content: dict[str, Any], scale: str) -> dict[str, Any]:
     """The composed recipe as one of its scales: what a run keeps. Raises :class:`Fp16PatchError` where it has none."""
     if scale not in SCALES:
-        raise Fp16PatchError(f"the scale {scale!r} is unknown", allowed=", ".join(SCALES))
+        raise Fp16PatchError(f"the scale {scale!r} is unknown", code="unknown-scale", allowed=", ".join(SCALES))
     content = dict(content)
     toy = content.pop("toy", None)
     if toy is None or scale == "paper":
         if toy is None and scale == "toy" and content.get("world") is None:
-            raise Fp16PatchError(f"{content['name']} has no toy section", next_step="add one, or use --scale paper")
+            raise Fp16PatchError(
+                f"{content['name']} has no toy section", code="unknown-scale", next_step="add one, or use --scale paper"
+            )
         return content if toy is None else {**content, "scale": "paper"}
     for key in _OF_THE_PAPER:
         content.pop(key, None)

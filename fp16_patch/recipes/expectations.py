@@ -65,6 +65,7 @@ def _unknown(recipe: Recipe) -> Iterator[Fp16PatchError]:
 def _no_number(recipe: Recipe, expectation: Expectation, there: Any) -> Fp16PatchError:
     return Fp16PatchError(
         f"{recipe.name}: expected: metric={expectation.metric!r} is no number of its report",
+        code="unknown-metric",
         allowed=f"one of {', '.join(there)} there" if isinstance(there, Mapping) else "the path of a number",
         next_step="take a path from the report.json of a run, under headline, to_reward or arms",
     )

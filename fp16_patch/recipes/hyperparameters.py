@@ -88,23 +88,27 @@ def problems(settings: Settings, key: str) -> Iterator[Fp16PatchError]:
     """Unknown names and sources, values that cannot be, and choices that no note explains."""
     for name, setting in settings.items():
         if name not in NAMES:
-            yield Fp16PatchError(f"unknown key {key}.{name}", allowed=", ".join(NAMES))
+            yield Fp16PatchError(f"unknown key {key}.{name}", code="unknown-key", allowed=", ".join(NAMES))
             continue
         kind = NAMES[name][0]
         if not _FITS[kind](setting.value):
-            yield Fp16PatchError(f"{key}.{name}.value={setting.value!r}", allowed=kind)
+            yield Fp16PatchError(f"{key}.{name}.value={setting.value!r}", code="value-not-allowed", allowed=kind)
         yield from source_problems(setting.source, f"{key}.{name}")
         if setting.source == "choice" and not setting.note:
-            yield Fp16PatchError(f"{key}.{name} is our choice and has no note", next_step="say why in its note")
+            yield Fp16PatchError(
+                f"{key}.{name} is our choice and has no note", code="note-missing", next_step="say why in its note"
+            )
     updates, prompts = (settings[name].value if name in settings else 1 for name in ("updates", "prompts"))
     if isinstance(updates, int) and isinstance(prompts, int) and updates > 0 and prompts % updates:
-        yield Fp16PatchError(f"{key}: {prompts} prompts do not make {updates} equal updates")
+        yield Fp16PatchError(f"{key}: {prompts} prompts do not make {updates} equal updates", code="value-not-allowed")
 
 
 def source_problems(source: str, key: str) -> Iterator[Fp16PatchError]:
     """A source that is none."""
     if source not in SOURCES:
-        yield Fp16PatchError(f"{key}.source={source!r} is unknown", allowed=", ".join(SOURCES))
+        yield Fp16PatchError(
+            f"{key}.source={source!r} is unknown", code="value-not-allowed", allowed=", ".join(SOURCES)
+        )
 
 
 def _is_whole(value: object) -> bool:

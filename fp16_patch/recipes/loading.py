@@ -27,11 +27,12 @@ def find(name_or_path: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise Fp16PatchError(f"no recipe file {name_or_path}", next_step="check the path")
+        raise Fp16PatchError(f"no recipe file {name_or_path}", code="recipe-not-found", next_step="check the path")
     named = {candidate.stem: candidate for candidate in available()}
     if name_or_path not in named:
         raise Fp16PatchError(
             f"no recipe named {name_or_path!r}",
+            code="recipe-not-found",
             allowed=", ".join(named) + ", or the path of a .yaml file",
             next_step="fp16-patch recipes list",
         )
@@ -62,7 +63,7 @@ def scale_of(path: Path, wanted: str | None) -> str:
     """The wanted scale, or without one the larger there is. Raises :class:`Fp16PatchError` if it lacks that."""
     has = scales(path)
     if wanted is not None and wanted not in has:
-        raise Fp16PatchError(f"{path.stem} has no {wanted} scale", allowed=", ".join(has))
+        raise Fp16PatchError(f"{path.stem} has no {wanted} scale", code="unknown-scale", allowed=", ".join(has))
     return wanted or has[0]
 
 

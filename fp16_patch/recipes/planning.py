@@ -30,7 +30,9 @@ def choose(
     framework = _framework(recipe, framework)
     for arm in arms:
         if arm not in recipe.arms:
-            raise Fp16PatchError(f"{recipe.name} has no arm {arm!r}", allowed=", ".join(recipe.arms))
+            raise Fp16PatchError(
+                f"{recipe.name} has no arm {arm!r}", code="unknown-arm", allowed=", ".join(recipe.arms)
+            )
     chosen = list(arms) or list(recipe.arms)
     _check_overrides(framework, overrides)
     _check_loss_scaling({arm: recipe.arms[arm].precision for arm in chosen}, overrides)
@@ -88,6 +90,7 @@ def _framework(recipe: Recipe, wanted: str | None) -> str:
     why = algorithm.not_on.get(wanted) if algorithm and recipe.hyperparameters else None
     raise Fp16PatchError(
         f"{recipe.name} does not run on {wanted!r}" + (f": {why}" if why else ""),
+        code="framework-not-in-recipe",
         allowed=", ".join(recipe.frameworks),
         next_step="fp16-patch recipes list shows what runs where",
     )
@@ -97,9 +100,13 @@ def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         key, value = key_value(override)
         if "=" not in override or not key:
-            raise Fp16PatchError(f"the override {override!r} has no {'value' if key else 'key'}", allowed="KEY=VALUE")
+            raise Fp16PatchError(
+                f"the override {override!r} has no {'value' if key else 'key'}",
+                code="setting-unreadable",
+                allowed="KEY=VALUE",
+            )
         for error in TRAINERS[framework].check(key, value):
-            raise Fp16PatchError(f"{override}: {error.what}", allowed=error.allowed, next_step=error.next_step)
+            raise error.prefixed(override)
 
 
 def _check_loss_scaling(precisions: Mapping[str, str], overrides: Sequence[str]) -> None:
@@ -109,5 +116,6 @@ def _check_loss_scaling(precisions: Mapping[str, str], overrides: Sequence[str])
             fp16 = [f"--arm {arm}" for arm in precisions if arm not in others]
             raise Fp16PatchError(
                 f"{override}: {', '.join(others)} trains in another precision than FP16, and has no loss scale",
+                code="setting-refused",
                 next_step=" ".join(["run FP16 alone:", *fp16]) if fp16 else f"remove {override}",
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fp16_patch import extras
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.mismatch.offline import measure
 from fp16_patch.recipes import collapse
@@ -78,12 +79,18 @@ def _out(runs: Sequence[Run], out: Path | None) -> Path:
     """The folder to write to. A run directory gets no other report than its own."""
     folders = [run.folder for run in runs]
     if out is None and (len(folders) > 1 or folders[0] is None):
-        raise Fp16PatchError("one report over several or imported runs has no folder", next_step="give --out")
+        raise Fp16PatchError(
+            "one report over several or imported runs has no folder", code="out-missing", next_step="give --out"
+        )
     out = out or folders[0]
     assert out is not None
     alone = len(folders) == 1 and folders[0] is not None and folders[0].resolve() == out.resolve()
     if (out / "recipe.yaml").exists() and not alone:
-        raise Fp16PatchError(f"--out {out} is a run directory with a report of its own", next_step="give another --out")
+        raise Fp16PatchError(
+            f"--out {out} is a run directory with a report of its own",
+            code="output-in-the-way",
+            next_step="give another --out",
+        )
     return out
 
 
@@ -91,6 +98,7 @@ def _refuse(different: Sequence[str]) -> None:
     if different:
         raise Fp16PatchError(
             "\n".join(["these runs were started with different settings", *(f"  {line}" for line in different)]),
+            code="settings-differ",
             allowed="arms that differ as their recipe says; runs of one recipe that differ in their seeds besides",
             next_step="compare runs of the same settings, or --allow-different to have it noted in the report",
         )
@@ -167,13 +175,6 @@ def _smoothed_reward(series: Series, window: int) -> list[float | None]:
 
 
 def _draw(runs: Sequence[Run], window: int, folder: Path) -> dict[str, Path]:
-    try:
+    with extras.required("drawing the plots of the comparison"):
         from fp16_patch.recipes.plots import draw
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("matplotlib"):
-            raise
-        raise Fp16PatchError(
-            "the comparison draws its plots with matplotlib, which is not installed",
-            next_step="pip install 'fp16-patch[plots]', then fp16-patch recipes compare ...",
-        ) from error
     return draw(runs, window, folder)

@@ -28,13 +28,14 @@ _OF_RUNS = ({"headline", "arms"}, {"runs", "differences"})
 def check(out: Path) -> None:
     """Raises :class:`Fp16PatchError` where a report in ``out`` would take the place of somebody's files."""
     if out.exists() and not out.is_dir():
-        raise Fp16PatchError(f"--out {out} is no folder", next_step="choose another --out")
+        raise Fp16PatchError(f"--out {out} is no folder", code="output-in-the-way", next_step="choose another --out")
     ours = {name for name, holds in ((DATA, _is_data), (PAGE, _is_page)) if holds(out / name)}
     known = {*ours, *PICTURES} if ours else ours
     if foreign := [name for name in (DATA, PAGE, *PICTURES) if name not in known and (out / name).exists()]:
         raise Fp16PatchError(
             f"--out {out} holds {', '.join(foreign)}, not of a report that was written here, and its own would take "
             "the place",
+            code="output-in-the-way",
             next_step="move what is there away, or choose another --out",
         )
 

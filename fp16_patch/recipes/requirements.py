@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fp16_patch import extras
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.schema import REWARD_PLACE, Recipe
 
@@ -32,7 +33,7 @@ class Needs:
 def count(key: str, value: object) -> int:
     """How many GPUs or nodes an option asks for. Raises :class:`Fp16PatchError` where it is no such number."""
     if not str(value).isdecimal() or not int(str(value)):
-        raise Fp16PatchError(f"{key}={value}", allowed="a whole number, 1 or more")
+        raise Fp16PatchError(f"{key}={value}", code="value-not-allowed", allowed="a whole number, 1 or more")
     return int(str(value))
 
 
@@ -48,7 +49,7 @@ def lacking(recipe: Recipe, needs: Needs, world: Path | None = None) -> Iterator
     if not made(needs.model[1]):
         yield from missing_model(*needs.model)
     if recipe.data.reward == REWARD_PLACE and importlib.util.find_spec("math_verify") is None:
-        yield Fp16PatchError("the reward on mathematics needs math-verify", next_step="pip install math-verify")
+        yield extras.missing("math_verify", "the reward on mathematics")
 
 
 def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
@@ -58,6 +59,7 @@ def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
     if nodes > 1:
         yield Fp16PatchError(
             f"{recipe.name} needs {nodes} nodes with {wanted} GPUs each, and there is this machine",
+            code="not-enough-gpus",
             allowed="a Ray cluster of that size, named by RAY_ADDRESS",
             next_step=f"start one, or {_smaller(recipe, f'{nodes_key}=1')}",
         )
@@ -65,7 +67,9 @@ def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
     there = gpus_here()
     if there < wanted:
         change = _smaller(recipe, f"{key}={there}") if there else _smaller(recipe)
-        yield Fp16PatchError(f"{recipe.name} needs {wanted} GPUs, and this machine has {there}", next_step=change)
+        yield Fp16PatchError(
+            f"{recipe.name} needs {wanted} GPUs, and this machine has {there}", code="not-enough-gpus", next_step=change
+        )
 
 
 def _smaller(recipe: Recipe, override: str | None = None) -> str:
@@ -84,6 +88,7 @@ def _files(recipe: Recipe, files: Mapping[str, str]) -> Iterator[Fp16PatchError]
     if gone:
         yield Fp16PatchError(
             f"no such file: {', '.join(gone)}",
+            code="file-not-found",
             allowed="existing files in the framework's format",
             next_step=recipe.data.fetch or _CHECK,
         )
@@ -94,10 +99,15 @@ def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
     folder = Path(model).expanduser()
     if folder.exists():
         if not (folder / "config.json").is_file():
-            yield Fp16PatchError(f"{key}={model} holds no config.json", allowed="a model's folder", next_step=_CHECK)
+            yield Fp16PatchError(
+                f"{key}={model} holds no config.json",
+                code="model-not-found",
+                allowed="a model's folder",
+                next_step=_CHECK,
+            )
         return
     if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
-        yield Fp16PatchError(f"{key}={model}: no such folder", next_step=_CHECK)
+        yield Fp16PatchError(f"{key}={model}: no such folder", code="model-not-found", next_step=_CHECK)
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -108,5 +118,6 @@ def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
     except Exception as error:  # offline, no such model, no permission: the hub's own words say which
         yield Fp16PatchError(
             f"{key}={model}: no such folder, not in the cache, and the hub does not give it ({type(error).__name__})",
+            code="model-not-found",
             next_step=f"hf download {model}, where there is a network; or give {key}= a folder",
         )

@@ -34,6 +34,7 @@ def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
         if differences:
             raise Fp16PatchError(
                 "\n".join([f"{arm} in {out} completed with other settings, and cannot be kept", *differences]),
+                code="settings-differ",
                 allowed="--resume with the settings and packages of the arms that completed",
                 next_step="set them back, choose another --out, or leave --resume out to run every arm again",
             )

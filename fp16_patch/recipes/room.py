@@ -31,6 +31,7 @@ def places(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Plac
     if not whole:
         raise Fp16PatchError(
             f"--jobs {jobs}: an arm takes GPUs beside its trainer's, and how many is not known here",
+            code="gpus-unknown",
             allowed="1: one arm after the other",
             next_step="leave --jobs out; or start each arm by itself, with --arm and CUDA_VISIBLE_DEVICES",
         )
@@ -41,6 +42,7 @@ def places(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Plac
         raise Fp16PatchError(
             f"--jobs {jobs}: {at_a_time} arms at a time need {at_a_time * wanted} GPUs, {key}={wanted} each, and this "
             f"machine has {there}",
+            code="not-enough-gpus",
             allowed=f"1 to {max(1, hold)}",
             next_step="leave --jobs out, to have as many at a time as there is room for",
         )

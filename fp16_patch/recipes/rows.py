@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fp16_patch import extras
 from fp16_patch.errors import Fp16PatchError
 
 _EVENTS = "events.out.tfevents*"
@@ -60,6 +61,7 @@ def read_rows(path: Path) -> Rows:
     if reader is None or not path.is_file():
         raise Fp16PatchError(
             f"{path} is no log of a run" if path.exists() else f"there is no {path}",
+            code="log-unreadable",
             allowed="a folder of TensorBoard events, a .csv that wandb exported, a .jsonl with a step a line",
         )
     return reader(path)
@@ -110,6 +112,7 @@ def _cells(path: Path, lines: csv.DictReader[str]) -> Rows:
 def _no_csv(path: Path, why: str) -> Fp16PatchError:
     return Fp16PatchError(
         f"{path} is no CSV file of a run: {why}",
+        code="log-unreadable",
         allowed=f"cells between commas under a first line of names, one of them {' or '.join(_STEP_NAMES)}",
         next_step="export it from wandb again",
     )
@@ -128,6 +131,7 @@ def _columns(path: Path, header: Sequence[str]) -> dict[str, str]:
     if len(runs) > 1:
         raise Fp16PatchError(
             f"{path} holds several runs: {', '.join(runs)}",
+            code="log-of-several-runs",
             next_step="export them from wandb one by one, and give each to its arm",
         )
     if not set(_STEP_NAMES).intersection(columns.values()):
@@ -150,16 +154,11 @@ def _tensorboard(path: Path) -> Rows:
         found = f"events of several runs: {', '.join(str(folder.relative_to(path)) for folder in folders)}"
         raise Fp16PatchError(
             f"{path} holds {found if folders else 'neither TensorBoard events nor metrics.jsonl'}",
+            code="log-of-several-runs" if folders else "log-unreadable",
             next_step="give the folder of one run",
         )
-    try:
+    with extras.required(f"reading {path}"):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("tensorboard"):
-            raise
-        raise Fp16PatchError(
-            f"{path} holds TensorBoard events, and tensorboard is not installed", next_step="pip install tensorboard"
-        ) from error
     events = EventAccumulator(str(folders[0]), size_guidance={"scalars": 0})  # 0: all of them
     events.Reload()
     rows = Rows()

@@ -25,19 +25,31 @@ def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -
     left where these arms would go."""
     for above in out.parents:
         if (above / "recipe.yaml").is_file() and (above / LOCK).is_file():
-            raise Fp16PatchError(f"{out} lies in the run directory {above}", next_step="choose another --out")
+            raise Fp16PatchError(
+                f"{out} lies in the run directory {above}", code="output-in-the-way", next_step="choose another --out"
+            )
     kept = out / "recipe.yaml"
     if kept.exists() and not (out / LOCK).exists() and not any(out.glob("*/command.sh")):
-        raise Fp16PatchError(f"{kept} was there before any run", next_step="choose another --out")
+        raise Fp16PatchError(
+            f"{kept} was there before any run", code="output-in-the-way", next_step="choose another --out"
+        )
     for files in arms:
         if files.folder.exists() and any(files.folder.iterdir()) and not files.script.exists():
-            raise Fp16PatchError(f"{files.folder} holds files that are not ours", next_step="choose another --out")
+            raise Fp16PatchError(
+                f"{files.folder} holds files that are not ours",
+                code="output-in-the-way",
+                next_step="choose another --out",
+            )
     other, there = recipe.name, framework
     with contextlib.suppress(Fp16PatchError, FileNotFoundError, NotADirectoryError):  # none yet, or of an older format
         old = load(kept)
         other, there = old.name, framework_of(out, old)
     if (other, there) != (recipe.name, framework):
-        raise Fp16PatchError(f"{out} holds runs of the recipe {other!r} on {there}", next_step="choose another --out")
+        raise Fp16PatchError(
+            f"{out} holds runs of the recipe {other!r} on {there}",
+            code="output-of-other-recipe",
+            next_step="choose another --out",
+        )
 
 
 def keep_recipe(out: Path, text: str) -> None:
@@ -51,6 +63,7 @@ def check_checkpoints(arms: Iterable[ArmFiles]) -> None:
         if files.checkpoints.exists():
             raise Fp16PatchError(
                 f"{files.folder} holds checkpoints",
+                code="output-holds-checkpoints",
                 next_step="choose another --out; or --resume, to keep the arms that completed, set this one aside with "
                 "its checkpoints, and start it anew",
             )

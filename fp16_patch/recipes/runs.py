@@ -111,6 +111,7 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
         of_an_arm = (folder.resolve().parent / "recipe.yaml").is_file()
         raise Fp16PatchError(
             f"{folder} is not a run directory: it has no recipe.yaml",
+            code="not-a-run-directory",
             next_step=f"give the whole run, {folder.resolve().parent}"
             if of_an_arm
             else "give the folder that `fp16-patch recipes run` wrote to, or a log as ARM=PATH with --recipe",
@@ -120,6 +121,7 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
     except Fp16PatchError as error:
         raise Fp16PatchError(
             f"the recipe kept in {folder} is damaged: {error.what}",
+            code="run-directory-damaged",
             allowed=error.allowed,
             next_step="put recipe.yaml back there as `fp16-patch recipes run` wrote it",
         ) from error

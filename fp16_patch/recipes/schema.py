@@ -174,7 +174,7 @@ class Recipe:
     ``scale`` is written into the copy that a run keeps; a recipe file has its ``toy`` section instead.
     """
 
-    ALSO: ClassVar = ("extends",)  # filled in before
+    ALSO: ClassVar[tuple[str, ...]] = ("extends",)  # filled in before
     name: str
     title: str
     reproduces: Reproduces

@@ -36,6 +36,7 @@ def _refuse_two_values(arm: str, one: Path, here: Rows, other: Path, there: Rows
             if not name.startswith(_WANDBS_OWN) and not _same(value, again):
                 raise Fp16PatchError(
                     f"{arm}: {name} at step {step} is {value} in {one} and {again} in {other}",
+                    code="logs-contradict",
                     allowed="several files of one run",
                     next_step="give the files of one run; of a run that was resumed, leave out what it did twice",
                 )

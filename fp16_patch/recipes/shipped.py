@@ -16,5 +16,7 @@ def folder() -> Path:
         if any(place.glob("*.yaml")):
             return place
     raise Fp16PatchError(
-        f"no recipes in {in_wheel} or {in_checkout}", next_step="reinstall fp16-patch, or give the path of a recipe"
+        f"no recipes in {in_wheel} or {in_checkout}",
+        code="recipe-not-found",
+        next_step="reinstall fp16-patch, or give the path of a recipe",
     )

@@ -34,12 +34,18 @@ def read_sources(given: Sequence[str], recipe: str | None = None, scale: str | N
     labels = _labels(folders, [arms[0].framework for _, arms in found], beside=[_IMPORTED] if logs else [])
     runs = [Run(labels[i], folders[i], of, arms) for i, (of, arms) in enumerate(found)]
     if not logs and (recipe or scale):
-        raise Fp16PatchError("--recipe and --scale are of logs", next_step="give some as ARM=PATH, or leave them out")
+        raise Fp16PatchError(
+            "--recipe and --scale are of logs",
+            code="invalid-arguments",
+            next_step="give some as ARM=PATH, or leave them out",
+        )
     if not logs:
         return runs
     if recipe is None:
         raise Fp16PatchError(
-            f"{', '.join(logs)}: nothing says what these are runs of", next_step="give --recipe, a name or a path"
+            f"{', '.join(logs)}: nothing says what these are runs of",
+            code="recipe-not-given",
+            next_step="give --recipe, a name or a path",
         )
     file = find(recipe)
     label = _IMPORTED if runs else ""
@@ -52,7 +58,9 @@ def _refuse_twice(folders: Sequence[Path]) -> None:
     for folder in folders:
         if (there := first.setdefault(folder.resolve(), folder)) is not folder:
             again = "" if there == folder else f": it is {there} too"
-            raise Fp16PatchError(f"the run directory {folder} is given twice{again}", next_step="give each once")
+            raise Fp16PatchError(
+                f"the run directory {folder} is given twice{again}", code="run-given-twice", next_step="give each once"
+            )
 
 
 def _labels(folders: Sequence[Path], frameworks: Sequence[str], beside: Sequence[str]) -> list[str]:
@@ -72,7 +80,9 @@ def _labels(folders: Sequence[Path], frameworks: Sequence[str], beside: Sequence
 def _imported(recipe: Recipe, logs: dict[str, list[Path]]) -> tuple[Recipe, list[ArmRun]]:
     for name in logs:
         if name not in recipe.arms:
-            raise Fp16PatchError(f"{recipe.name} has no arm {name!r}", allowed=", ".join(recipe.arms))
+            raise Fp16PatchError(
+                f"{recipe.name} has no arm {name!r}", code="unknown-arm", allowed=", ".join(recipe.arms)
+            )
     return recipe, [_arm(recipe, name, logs[name]) for name in recipe.arms if name in logs]
 
 
@@ -99,6 +109,7 @@ def _check(series: Series, rows: Rows, name: str, paths: list[Path]) -> None:
     raise Fp16PatchError(
         f"{name}: no training reward in {', '.join(map(str, paths))}; "
         + (f"there are {', '.join(logged[:8])}" + ", ..." * (len(logged) > 8) if logged else "no step can be read"),
+        code="metric-not-found",
         allowed=" or ".join(KEYS["reward"]),
         next_step="export the reward too, or add a file that has it for the same arm",
     )

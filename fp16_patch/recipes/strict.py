@@ -29,12 +29,8 @@ def build(cls: type[T], value: object, *, source: str) -> T:
     problems: list[Fp16PatchError] = []
     built = _convert(cls, value, "", problems)
     if problems:
-        raise several([_in_source(problem, source) for problem in problems])
+        raise several([problem.prefixed(source) for problem in problems])
     return built  # type: ignore[no-any-return]
-
-
-def _in_source(problem: Fp16PatchError, source: str) -> Fp16PatchError:
-    return Fp16PatchError(f"{source}: {problem.what}", allowed=problem.allowed, next_step=problem.next_step)
 
 
 def _convert(kind: Any, value: object, key: str, problems: list[Fp16PatchError]) -> Any:
@@ -72,14 +68,16 @@ def _dataclass(cls: Any, value: object, key: str, problems: list[Fp16PatchError]
     allowed = ", ".join([*fields, *getattr(cls, "ALSO", ())])
     for name in given:
         if name not in fields:
-            problems.append(Fp16PatchError(f"unknown key {_join(key, name)}={given[name]!r}", allowed=allowed))
+            problems.append(
+                Fp16PatchError(f"unknown key {_join(key, name)}={given[name]!r}", code="unknown-key", allowed=allowed)
+            )
     arguments = {}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if name in given:
             arguments[name] = _convert(hints[name], given[name], _join(key, name), problems)
         elif required:
-            problems.append(Fp16PatchError(f"{_join(key, name)} is missing"))
+            problems.append(Fp16PatchError(f"{_join(key, name)} is missing", code="key-missing"))
     return cls(**arguments) if len(problems) == before else None
 
 
@@ -91,7 +89,7 @@ def _mapping(value: object, key: str, problems: list[Fp16PatchError]) -> Mapping
 
 
 def _wrong(key: str, value: object, allowed: str) -> Fp16PatchError:
-    return Fp16PatchError(f"{key}={value!r} has the wrong type", allowed=allowed)
+    return Fp16PatchError(f"{key}={value!r} has the wrong type", code="wrong-type", allowed=allowed)
 
 
 def _join(key: str, name: str) -> str:

@@ -18,10 +18,7 @@ from fp16_patch.toy import WORLDS
 def validate(recipe: Recipe, *, source: str) -> None:
     """Raise one :class:`Fp16PatchError` with everything that types alone do not catch."""
     problems = [*_choices(recipe, source), *_options(recipe, source), *_ranges(recipe, source)]
-    problems += [
-        Fp16PatchError(f"{source}: {error.what}", allowed=error.allowed, next_step=error.next_step)
-        for error in algorithm_validation.problems(recipe)
-    ]
+    problems += [error.prefixed(source) for error in algorithm_validation.problems(recipe)]
     if problems:
         raise several(problems)
 
@@ -30,13 +27,14 @@ def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     chosen: list[tuple[str, str | None, tuple[str, ...]]]
     chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, tuple(WORLDS))]
     problems = [
-        Fp16PatchError(f"{source}: {key}={value!r} is unknown", allowed=", ".join(allowed))
+        Fp16PatchError(f"{source}: {key}={value!r} is unknown", code="value-not-allowed", allowed=", ".join(allowed))
         for key, value, allowed in chosen
         if value is not None and value not in allowed
     ]
     problems += [
         Fp16PatchError(
             f"{source}: arms.{name}.precision={arm.precision!r} is unknown to {framework}",
+            code="not-a-precision",
             allowed=", ".join(TRAINERS[framework].PRECISIONS),
         )
         for framework in recipe.frameworks
@@ -44,7 +42,11 @@ def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
         if arm.precision not in TRAINERS[framework].PRECISIONS
     ]
     problems += [
-        Fp16PatchError(f"{source}: arms.{name}.rollout={arm.rollout!r} is unknown", allowed=", ".join(PRECISIONS))
+        Fp16PatchError(
+            f"{source}: arms.{name}.rollout={arm.rollout!r} is unknown",
+            code="not-a-precision",
+            allowed=", ".join(PRECISIONS),
+        )
         for name, arm in recipe.arms.items()
         if arm.rollout not in (None, *PRECISIONS)
     ]
@@ -60,6 +62,7 @@ def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     problems += [
         Fp16PatchError(
             f"{source}: {key}={path!r} holds an unknown placeholder",
+            code="unknown-placeholder",
             allowed=", ".join(placeholders) + ("" if recipe.world else "; further ones where a world is set"),
         )
         for key, path in paths.items()
@@ -77,9 +80,15 @@ def _options(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     """The options of every framework, in its own section and in the arms."""
     problems = []
     if not recipe.frameworks:
-        problems.append(Fp16PatchError(f"{source}: no framework to run on", allowed=", ".join(TRAINERS)))
+        problems.append(
+            Fp16PatchError(f"{source}: no framework to run on", code="framework-missing", allowed=", ".join(TRAINERS))
+        )
     if recipe.verl and recipe.data.val is None and recipe.verl.data.val is None:
-        problems.append(Fp16PatchError(f"{source}: data.val is missing", next_step="verl does not start without it"))
+        problems.append(
+            Fp16PatchError(
+                f"{source}: data.val is missing", code="key-missing", next_step="verl does not start without it"
+            )
+        )
     for framework, trainer in TRAINERS.items():
         section, key = getattr(recipe, framework), trainer.OPTIONS
         groups = {f"{framework}.{key}": getattr(section, key)} if section else {}
@@ -90,11 +99,12 @@ def _options(recipe: Recipe, source: str) -> list[Fp16PatchError]:
                 problems.append(
                     Fp16PatchError(
                         f"{source}: arms.{name}.{key} are for {framework}, which this recipe does not run on",
+                        code="key-refused",
                         next_step=f"remove them, or add the section {framework}",
                     )
                 )
         problems += [
-            Fp16PatchError(f"{source}: {group}: {error.what}", allowed=error.allowed, next_step=error.next_step)
+            error.prefixed(f"{source}: {group}")
             for group, options in groups.items()
             for option, value in options.items()
             for error in trainer.check(option, value)
@@ -106,38 +116,50 @@ def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     problems = []
     names = {"name": recipe.name, **{f"arms.{name}": name for name in recipe.arms}}
     problems += [
-        Fp16PatchError(f"{source}: {key}: {name!r} names a folder", allowed="a-z, 0-9, '-' and '_'")
+        Fp16PatchError(
+            f"{source}: {key}: {name!r} names a folder", code="invalid-name", allowed="a-z, 0-9, '-' and '_'"
+        )
         for key, name in names.items()
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)
     ]
     problems += [
         Fp16PatchError(
-            f"{source}: arms.{name}: the run directory has a folder of that name", next_step="choose another name"
+            f"{source}: arms.{name}: the run directory has a folder of that name",
+            code="invalid-name",
+            next_step="choose another name",
         )
         for name in (EARLIER, WORLD)
         if name in recipe.arms
     ]
     if not recipe.arms:
-        problems.append(Fp16PatchError(f"{source}: arms is empty", next_step="add one, e.g. fp16: {precision: fp16}"))
+        problems.append(
+            Fp16PatchError(
+                f"{source}: arms is empty", code="value-not-allowed", next_step="add one, e.g. fp16: {precision: fp16}"
+            )
+        )
     positive = {
         "hardware.ranks": recipe.hardware.ranks,
         "hardware.nodes": recipe.hardware.nodes,
         "hardware.timeout_minutes": recipe.hardware.timeout_minutes,
     }
     problems += [
-        Fp16PatchError(f"{source}: {key}={value!r}", allowed="more than zero")
+        Fp16PatchError(f"{source}: {key}={value!r}", code="value-not-allowed", allowed="more than zero")
         for key, value in positive.items()
         if not 0 < value < math.inf
     ]
     bits = {f"arms.{name}.rollout_significand": arm.rollout_significand for name, arm in recipe.arms.items()}
     fewest, most = significand.FEWEST, significand.MOST
     problems += [
-        Fp16PatchError(f"{source}: {key}={value!r}", allowed=f"{fewest} to {most}, and platform: cpu")
+        Fp16PatchError(
+            f"{source}: {key}={value!r}", code="value-not-allowed", allowed=f"{fewest} to {most}, and platform: cpu"
+        )
         for key, value in bits.items()
         if value is not None and not (recipe.platform == "cpu" and fewest <= value <= most)
     ]
     problems += [
-        Fp16PatchError(f"{source}: expected {e.metric} has no bound", allowed="at_least, at_most or both")
+        Fp16PatchError(
+            f"{source}: expected {e.metric} has no bound", code="bound-missing", allowed="at_least, at_most or both"
+        )
         for e in recipe.expected
         if e.at_least is None and e.at_most is None
     ]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from fp16_patch import extras
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.toy.world import WORLDS, build
 
@@ -29,7 +30,8 @@ def main() -> int:
         print(f"[{time.monotonic() - started:4.0f}s] {line}", flush=True)
 
     try:
-        world = build(arguments.out, arguments.seed, progress, WORLDS[arguments.world])
+        with extras.required("the toy world"):
+            world = build(arguments.out, arguments.seed, progress, WORLDS[arguments.world])
     except Fp16PatchError as error:
         print(error, file=sys.stderr)
         return 1

@@ -27,6 +27,7 @@ def replacing(out: Path) -> Iterator[Path]:
     if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise Fp16PatchError(
             f"{out} exists and is not a toy world",
+            code="output-in-the-way",
             allowed=f"a new path, an empty folder, or a folder with a {MANIFEST}",
             next_step="choose another path",
         )

@@ -69,6 +69,7 @@ def pretrain(
                 return step
     raise Fp16PatchError(
         f"the toy policy solves {solved:.0%} after {max_steps} steps with seed {seed}",
+        code="toy-world-failed",
         allowed=f"at least {target:.0%}",
         next_step="build the toy world with another seed",
     )

@@ -47,6 +47,7 @@ def select(
             return selection
     raise Fp16PatchError(
         f"only {len(selection.kept)} of {len(candidates)} problems are within the policy's reach",
+        code="toy-world-failed",
         allowed=f"at least {needed}, solved in {keep[0]:.0%} to {keep[1]:.0%} of {samples} samples",
         next_step="build the toy world with another seed, or ask for fewer problems",
     )

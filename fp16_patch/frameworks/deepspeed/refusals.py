@@ -62,4 +62,6 @@ def _torch_scaler(engine: Any) -> bool:
 
 
 def _refusal(what: str, allowed: str, next_step: str) -> Fp16PatchError:
-    return Fp16PatchError(f"DeepSpeed: {what} cannot be used in FP16", allowed=allowed, next_step=next_step)
+    return Fp16PatchError(
+        f"DeepSpeed: {what} cannot be used in FP16", code="setting-refused", allowed=allowed, next_step=next_step
+    )

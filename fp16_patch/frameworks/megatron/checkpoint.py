@@ -38,6 +38,7 @@ def refuse_other_trainers(folder: str | Path) -> None:
     if (file := Path(folder, state.FILE)).exists():
         raise Fp16PatchError(
             f"{file} is the loss scaler of an FSDP or DeepSpeed run",
+            code="checkpoint-unusable",
             allowed="a checkpoint of Megatron, which holds its scaler in the optimizer section",
             next_step="resume with the trainer that wrote it, or start Megatron from exported weights",
         )

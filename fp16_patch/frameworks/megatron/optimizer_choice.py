@@ -32,12 +32,14 @@ def choose(asked: bool | None, *, distributed: bool = True) -> OptimizerChoice:
     if asked and engine is None:
         raise Fp16PatchError(
             f"{KEY}=True asks for TransformerEngine's FusedAdam, and TransformerEngine is not installed",
+            code="not-installed",
             allowed=f"{KEY}=False: torch's AdamW, with the same FP32 parameters and moments",
             next_step=f"install transformer-engine on every node, or remove {KEY}",
         )
     if asked and not distributed:
         raise Fp16PatchError(
             f"{KEY}=True needs the distributed optimizer, and use_distributed_optimizer is False",
+            code="setting-refused",
             allowed="both, or neither",
             next_step=f"set use_distributed_optimizer=True, or remove {KEY}",
         )

@@ -44,12 +44,19 @@ def refused_release() -> list[Fp16PatchError]:
     found = installed_version([releases.DISTRIBUTION])
     if found is not None and SpecifierSet(releases.RELEASES).contains(found, prereleases=True):
         return []
-    wanted = f"{releases.DISTRIBUTION}{releases.RELEASES}"
+    name, wanted = releases.DISTRIBUTION, f"{releases.DISTRIBUTION}{releases.RELEASES}"
+    if found is None:
+        return [
+            Fp16PatchError(
+                f"{name} is not installed", code="not-installed", allowed=wanted, next_step=f"pip install '{wanted}'"
+            )
+        ]
     return [
         Fp16PatchError(
-            f"{releases.DISTRIBUTION} {found or 'of no release'} is installed, and this was tested with another",
+            f"{name} {found} is installed; fp16-patch was tested with another release",
+            code="release-not-supported",
             allowed=wanted,
-            next_step=f"pip install '{wanted}', or an fp16-patch release that knows {found or 'yours'}",
+            next_step=f"pip install '{wanted}', or an fp16-patch release that knows {found}",
         )
     ]
 
@@ -123,4 +130,6 @@ def _refused_chunk(chunk: Any, sharded: set[bool]) -> list[Fp16PatchError]:
 
 
 def _refusal(what: str, allowed: str, next_step: str) -> Fp16PatchError:
-    return Fp16PatchError(f"Megatron: {what} cannot be used in FP16", allowed=allowed, next_step=next_step)
+    return Fp16PatchError(
+        f"Megatron: {what} cannot be used in FP16", code="setting-refused", allowed=allowed, next_step=next_step
+    )

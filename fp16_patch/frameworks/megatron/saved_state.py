@@ -70,6 +70,7 @@ _ALLOWED = "the state of Megatron's DynamicGradScaler, with or without this pack
 def _unusable(why: str) -> Fp16PatchError:
     return Fp16PatchError(
         f"the loss scaler's state in this checkpoint's optimizer section cannot be used: {why}",
+        code="scaler-state-unusable",
         allowed=_ALLOWED,
         next_step="resume from another checkpoint, or without its optimizer section: the loss scale then starts at "
         "init_scale, and Adam's moments anew",

@@ -78,6 +78,7 @@ class Governor:
         if number in self._reports:
             raise Fp16PatchError(
                 f"part {number} of {len(self.parts)} of this optimizer was stepped again before the others",
+                code="optimizer-step-out-of-order",
                 allowed="one step of the whole optimizer",
                 next_step="call step() of the ChainedOptimizer, not of one in it",
             )

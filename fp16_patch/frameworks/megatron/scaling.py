@@ -48,6 +48,7 @@ def required_governor(optimizer: Optimizer) -> Any:
     if (governor := governor_of(optimizer)) is None:
         raise Fp16PatchError(
             "this Megatron optimizer was not given this package's loss scaling",
+            code="loss-scaling-missing",
             allowed="an optimizer that govern() was called with",
             next_step="call fp16_patch.frameworks.megatron.scaling.govern where it is built",
         )

@@ -22,6 +22,7 @@ def take_step(optimizer: Optimizer) -> Update:
     if updates != 1 or made != (skips == 0):
         raise Fp16PatchError(
             f"Megatron's step (made: {made}) and its scaler ({updates} updates, {skips} skips in a row) disagree",
+            code="scaler-disagrees",
             next_step="report this with your optimizer's class and configuration",
         )
     if not made:

@@ -36,9 +36,11 @@ def parsed(words: Sequence[str]) -> Any:
         with _as_main_program(words), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return _run(_main_block())["args"]
     except SystemExit as error:
-        raise Fp16PatchError(f"OpenRLHF refuses its arguments: {said.getvalue().strip().splitlines()[-1]}") from error
+        raise Fp16PatchError(
+            f"OpenRLHF refuses its arguments: {said.getvalue().strip().splitlines()[-1]}", code="configuration-refused"
+        ) from error
     except AssertionError as error:
-        raise Fp16PatchError(f"OpenRLHF refuses its arguments: {error}") from error
+        raise Fp16PatchError(f"OpenRLHF refuses its arguments: {error}", code="configuration-refused") from error
 
 
 def _main_block() -> list[ast.stmt]:
@@ -67,7 +69,11 @@ def _hierarchize() -> Any:
 def _package() -> Path:
     installed = importlib.util.find_spec("openrlhf")
     if installed is None or installed.origin is None:
-        raise Fp16PatchError("OpenRLHF is not installed", next_step="pip install openrlhf, or use another framework")
+        raise Fp16PatchError(
+            "OpenRLHF is not installed",
+            code="not-installed",
+            next_step="pip install openrlhf, or use another framework",
+        )
     return Path(installed.origin).parent
 
 

@@ -50,6 +50,7 @@ def from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Report
         if len(reports) != workers_each:
             raise Fp16PatchError(
                 f"{len(reports)} of {workers_each} processes behind vLLM server {number} reported",
+                code="process-missing",
                 next_step="look in the log for the vLLM worker that failed; the run was stopped before training",
             )
         for report in reports:

@@ -24,6 +24,7 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
         if "=" not in override or not override.startswith(setting_names.PREFIX):
             raise Fp16PatchError(
                 f"{override!r} is not a setting of this package",
+                code="unknown-setting",
                 allowed=", ".join(setting_names.NAMES) + ", each with =VALUE",
                 next_step="put the arguments of OpenRLHF after the --",
             )
@@ -34,6 +35,7 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
         except YAMLError as error:
             raise Fp16PatchError(
                 f"{override!r} cannot be read: {str(error).splitlines()[0]}",
+                code="setting-unreadable",
                 allowed="a value in YAML, such as 1024, bf16 or [a,b]",
                 next_step="correct the value, and quote it for the shell",
             ) from error
@@ -50,6 +52,7 @@ def precision(args: Any, given: dict[str, Any]) -> Precision:
     if wanted is not None and short_name("fp16_patch.train_dtype", wanted) != train:
         raise Fp16PatchError(
             f"fp16_patch.train_dtype={wanted} contradicts --ds.param_dtype {args.ds.param_dtype}",
+            code="setting-contradicts",
             allowed="one of the two, or both alike",
             next_step="set --ds.param_dtype, and fp16_patch.rollout_dtype where the rollout should differ",
         )

@@ -106,4 +106,4 @@ def _kept_log_probs(args: Args, precision: Precision) -> Iterator[Fp16PatchError
 
 
 def _refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:
-    return Fp16PatchError(f"{key} {value}: {why}", allowed=allowed, next_step=next_step)
+    return Fp16PatchError(f"{key} {value}: {why}", code="setting-refused", allowed=allowed, next_step=next_step)

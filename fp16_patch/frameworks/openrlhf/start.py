@@ -62,6 +62,7 @@ def unfit_installation(module: str) -> list[Fp16PatchError]:
         return [
             Fp16PatchError(
                 f"python -m {module} is not a command this package runs in another precision",
+                code="command-not-supported",
                 allowed=f"python -m {MODULE}",
                 next_step="start it without fp16-patch",
             )
@@ -77,6 +78,7 @@ def flash_attention_missing() -> list[Fp16PatchError]:
     return [
         Fp16PatchError(
             "flash-attn is not installed, and OpenRLHF imports it",
+            code="not-installed",
             allowed="flash-attn in the driver's and the workers' environment",
             next_step=f"install it; without a GPU set {activation.ENVIRONMENT_VARIABLE}=cpu (docs/cpu-platform.md)",
         )

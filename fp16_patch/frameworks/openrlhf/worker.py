@@ -16,6 +16,7 @@ def activate() -> None:
     if Precision.from_environment() is None:
         raise Fp16PatchError(
             f"{__name__}.activate was called without {ENVIRONMENT_VARIABLE}",
+            code="flag-not-propagated",
             next_step="start with `fp16-patch run -- python -m openrlhf.cli.train_ppo_ray ...`",
         )
     if not _armed:

@@ -23,6 +23,7 @@ def answers(calls: Mapping[str, Any]) -> dict[str, Any]:
         except Exception as error:
             raise Fp16PatchError(
                 f"no ledger from {name}: {type(error).__name__}: {error}",
+                code="process-missing",
                 allowed="a report from every process before training starts",
                 next_step="check that fp16-patch is installed on that node, and that nothing removes its variables "
                 "from that process's environment",

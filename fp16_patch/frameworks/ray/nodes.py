@@ -43,6 +43,7 @@ def _no_answer(address: str, error: Exception, here: dict[str, str]) -> Fp16Patc
     found = "fp16-patch is not installed" if missing else f"no answer: {type(error).__name__}: {error}"
     return Fp16PatchError(
         f"node {address}: {found}",
+        code="node-unreachable",
         allowed=f"fp16-patch=={here.get('fp16-patch')} on every node",
         next_step="install it in the environment of that node's Ray workers",
     )
@@ -57,6 +58,7 @@ def _differences(address: str, there: dict[str, str], here: dict[str, str]) -> l
     return [
         Fp16PatchError(
             f"node {address} has {name} {there.get(name)}, the driver {here.get(name)}",
+            code="node-differs",
             allowed="the same version on every node",
             next_step=f"install {name}=={here.get(name)} there",
         )

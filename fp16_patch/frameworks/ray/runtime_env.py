@@ -45,6 +45,7 @@ def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
     if (other := extended.get("worker_process_setup_hook")) not in (None, setup):
         raise Fp16PatchError(
             f"Ray's runtime environment has worker_process_setup_hook={other!r}, and has room for one only",
+            code="setting-contradicts",
             allowed=setup,
             next_step=f"call {setup}() from your own hook, and start without this launcher's",
         )

@@ -32,13 +32,18 @@ class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
             import traceback
 
             traceback.print_exc()
-            _stop(Fp16PatchError(f"the flag could not be applied: {type(error).__name__}: {error}"))
+            _stop(
+                Fp16PatchError(
+                    f"the flag could not be applied: {type(error).__name__}: {error}", code="flag-not-applied"
+                )
+            )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # Jobs of a multirun are composed later and never pass through on_run_start.
         _stop(
             Fp16PatchError(
                 "the precision flag does not reach the jobs of a Hydra multirun (-m)",
+                code="multirun-not-supported",
                 next_step="start each job by itself, or from a shell loop",
             )
         )
@@ -52,6 +57,7 @@ def apply_flag(config: DictConfig) -> list[config_rules.Change]:
     if "actor_rollout_ref" not in config:
         raise Fp16PatchError(
             "the precision flag was given to a Hydra application that is not verl's PPO trainer",
+            code="application-not-supported",
             allowed="python -m verl.trainer.main_ppo (strategy fsdp, fsdp2 or megatron, rollout vllm)",
             next_step="remove +precision@_global_ from this command",
         )
@@ -99,12 +105,14 @@ def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
         if group.partition("@")[0] == "precision" and chosen.startswith("["):
             raise Fp16PatchError(
                 f"{override}: more than one precision",
+                code="several-precisions",
                 allowed="one of fp16, bf16, fp32",
                 next_step="give one; fp16_patch.rollout_dtype sets another one for the rollout",
             )
     if "loss_scaling" in node and node["loss_scaling"] is None:
         raise Fp16PatchError(
             "fp16_patch.loss_scaling=null: FP16 training without loss scaling loses small gradients",
+            code="setting-refused",
             allowed="the settings of torch.amp.GradScaler",
             next_step="remove the override; max_scale=init_scale keeps the scale from growing",
         )

@@ -74,6 +74,7 @@ def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[R
         if len(reports) != replica.world_size:
             raise Fp16PatchError(
                 f"{len(reports)} of {replica.world_size} processes behind vLLM server {number} reported",
+                code="process-missing",
                 next_step="look in the log for the vLLM worker that failed; the run was stopped before training",
             )
         for report in reports:

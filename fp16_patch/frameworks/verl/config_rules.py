@@ -93,6 +93,7 @@ def plan(
             problems.append(
                 Fp16PatchError(
                     f"{rule.key}={before} contradicts {rule.asked_by or f'the flag ({precision.name})'}",
+                    code="setting-contradicts",
                     allowed=f"{rule.key}={rule.value}",
                     next_step=f"remove {rule.key} from your command or file ({rule.why})",
                 )

@@ -33,4 +33,4 @@ def value_of(config: DictConfig, key: str) -> Any:
 
 def refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:
     """A setting that cannot stand, why, and what can."""
-    return Fp16PatchError(f"{key}={value}: {why}", allowed=allowed, next_step=next_step)
+    return Fp16PatchError(f"{key}={value}: {why}", code="setting-refused", allowed=allowed, next_step=next_step)

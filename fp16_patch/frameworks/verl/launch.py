@@ -24,6 +24,7 @@ def unfit_installation() -> list[Fp16PatchError]:
         problems.append(
             Fp16PatchError(
                 "Ray is already initialised in this process, so the flag cannot reach its workers",
+                code="ray-already-started",
                 next_step="let verl call ray.init (RAY_ADDRESS still names a running cluster)",
             )
         )

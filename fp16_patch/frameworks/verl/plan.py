@@ -60,6 +60,7 @@ def activate() -> None:
     if Precision.from_environment() is None:
         raise Fp16PatchError(
             f"fp16_patch.frameworks.verl.worker was imported without {ENVIRONMENT_VARIABLE}",
+            code="flag-not-propagated",
             next_step="do not set VERL_USE_EXTERNAL_MODULES yourself; use +precision@_global_=fp16",
         )
     for module, patches in PLAN.items():

@@ -58,12 +58,14 @@ def _unread(config: DictConfig, correction: dict[str, Any]) -> Iterator[Fp16Patc
         yield Fp16PatchError(
             f"{LOSS_MODE}={BYPASS}: this loss takes the old log-probs for the rollout's, and the trainer sends it its "
             f"own while {CORRECTION}.{BYPASS} is not true",
+            code="setting-refused",
             allowed=f"{CORRECTION}.{BYPASS}=true; the flag sets the loss by it",
             next_step=f"add {CORRECTION}.{BYPASS}=true, or remove {LOSS_MODE}",
         )
     elif OmegaConf.select(config, LOSS_CORRECTION) is not None:
         yield Fp16PatchError(
             f"{LOSS_CORRECTION} is set, and no loss reads it while {CORRECTION}.{BYPASS} is not true",
+            code="setting-refused",
             allowed=f"unset, or {CORRECTION}.{BYPASS}=true",
             next_step=f"move its settings to {CORRECTION}",
         )
@@ -81,6 +83,7 @@ def _bounds_read_as_a_number(config: DictConfig, correction: dict[str, Any]) -> 
             yield Fp16PatchError(
                 f"{CORRECTION}.{name}={value!r}"
                 + (f", read from {text}" if text else " cuts even the weight 1 of a token both engines agree on"),
+                code="setting-refused",
                 allowed="one number from 1 up, or the bounds LOWER_UPPER as text",
                 next_step=f"""for bounds, quote twice, for the shell and for Hydra: '{CORRECTION}.{name}="1e-9_2"'""",
             )

@@ -69,10 +69,12 @@ def _failure(receivers: Any) -> Fp16PatchError:
         ray.get(receivers)
     except Exception as error:
         cause = getattr(error, "cause", None) or error  # Ray's own errors print whole tracebacks
-        failure = Fp16PatchError(f"{what}: {type(cause).__name__}: {cause}", next_step=next_step)
+        failure = Fp16PatchError(
+            f"{what}: {type(cause).__name__}: {cause}", code="weight-transfer-failed", next_step=next_step
+        )
         failure.__cause__ = error
         return failure
-    return Fp16PatchError(f"{what}, and reported success", next_step=next_step)
+    return Fp16PatchError(f"{what}, and reported success", code="weight-transfer-failed", next_step=next_step)
 
 
 def _remember_receivers(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -18,6 +18,7 @@ IMPORTER = "openrlhf.models.ring_attn_utils"
 def _not_here(*_: Any, **__: Any) -> Any:
     raise Fp16PatchError(
         "sequence packing and ring attention need flash-attn, which has no CPU build",
+        code="no-cpu-build",
         next_step="leave out --ds.packing_samples and --ds.ring_attn_size",
     )
 

@@ -57,6 +57,7 @@ def asked_for() -> int | None:
     if not text.isdecimal() or not FEWEST <= int(text) <= MOST:
         raise Fp16PatchError(
             f"{VARIABLE}={text!r}",
+            code="value-not-allowed",
             allowed=f"{FEWEST} to {MOST} explicit bits of significand, or the variable unset: no rounding",
         )
     return int(text)

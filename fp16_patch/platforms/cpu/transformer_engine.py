@@ -22,6 +22,7 @@ class NotHere:
     def __init__(self, *_: Any, **__: Any) -> None:
         raise Fp16PatchError(
             "this layer is TransformerEngine's, which has no CPU build",
+            code="no-cpu-build",
             next_step="leave out what asked for it, LoRA on a layer of TransformerEngine's",
         )
 

@@ -28,6 +28,7 @@ def activate() -> None:
     if asked_for.strip().lower() != "cpu":
         raise Fp16PatchError(
             f"fp16_patch.platforms.cpu.verl is imported with VERL_PLATFORM={asked_for!r}",
+            code="platform-mismatch",
             allowed="VERL_PLATFORM=cpu",
             next_step="set VERL_PLATFORM=cpu as well, or, on a machine with accelerators, take the module out of "
             "VERL_USE_EXTERNAL_MODULES",

@@ -56,13 +56,16 @@ Values = Mapping[str, object]
 
 def check(key: str, value: object) -> Iterator[Fp16PatchError]:
     if not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-        yield Fp16PatchError(f"{key!r} is not the name of an option", allowed="its name without the leading --")
+        yield Fp16PatchError(
+            f"{key!r} is not the name of an option", code="invalid-name", allowed="its name without the leading --"
+        )
     if key in _OURS:
-        yield Fp16PatchError(f"sets {key}, which the launcher sets", next_step="remove it")
+        yield Fp16PatchError(f"sets {key}, which the launcher sets", code="option-reserved", next_step="remove it")
     items = value if isinstance(value, list) else [value]
     if not all(item is None or isinstance(item, str | int | float) for item in items):
         yield Fp16PatchError(
             f"{key}={value!r} cannot be written as one option",
+            code="wrong-type",
             allowed="text, number, a list of these, true for an option without value, false or null to leave it out",
             next_step="give one dotted key per value",
         )

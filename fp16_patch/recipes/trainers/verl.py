@@ -57,10 +57,11 @@ _FILES = [key for place, key in _PLACES.items() if place != "model.path"]
 
 def check(key: str, value: object) -> Iterator[Fp16PatchError]:
     if key.lstrip("+~") in _OURS:
-        yield Fp16PatchError(f"sets {key}, which the launcher sets", next_step="remove it")
+        yield Fp16PatchError(f"sets {key}, which the launcher sets", code="option-reserved", next_step="remove it")
     if not _is_plain(value):
         yield Fp16PatchError(
             f"{key}={value!r} cannot be written as one override",
+            code="wrong-type",
             allowed="text, number, true, false, null, or a list of these",
             next_step="give one dotted key per value",
         )

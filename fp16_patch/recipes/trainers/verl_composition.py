@@ -19,7 +19,9 @@ def composed(command: Command) -> Any:
     Raises :class:`Fp16PatchError` with Hydra's words, the flag's refusals or verl's.
     """
     if importlib.util.find_spec("verl") is None:
-        raise Fp16PatchError("verl is not installed", next_step="pip install verl, or use another framework")
+        raise Fp16PatchError(
+            "verl is not installed", code="not-installed", next_step="pip install verl, or use another framework"
+        )
     config = _composed([word for word in command.arguments[3:] if not word.startswith("hydra.")])
     from fp16_patch.frameworks.verl import callback, config_rules
 
@@ -37,7 +39,7 @@ def _composed(overrides: list[str]) -> Any:
         with initialize_config_module("verl.trainer.config", version_base=None):
             return compose("ppo_trainer", overrides=overrides, return_hydra_config=True)
     except (HydraException, ValueError) as error:  # ValueError: what is no override at all
-        raise Fp16PatchError(f"Hydra refuses the overrides: {error}") from error
+        raise Fp16PatchError(f"Hydra refuses the overrides: {error}", code="configuration-refused") from error
 
 
 def _accepted(config: Any) -> None:
@@ -50,4 +52,4 @@ def _accepted(config: Any) -> None:
             warnings.simplefilter("ignore")  # that there is no critic
             validate_config(config, need_reference_policy(config), need_critic(config))
     except (AssertionError, ValueError, TypeError) as error:
-        raise Fp16PatchError(f"verl refuses the configuration: {error}") from error
+        raise Fp16PatchError(f"verl refuses the configuration: {error}", code="configuration-refused") from error

@@ -35,6 +35,7 @@ def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
         if self._autocast_dtype != wanted:
             raise Fp16PatchError(
                 f"verl built an engine that computes in {self._autocast_dtype}, not {wanted}",
+                code="wrong-dtype-built",
                 next_step="report this with the precision report and your command: the flag did not hold",
             )
         if self.scaler is not None:

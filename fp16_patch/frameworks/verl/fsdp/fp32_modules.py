@@ -56,6 +56,7 @@ def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, modul
     if missing := {island.name for island in islands} - set(modules_in_fp32(wrapped)):
         raise Fp16PatchError(
             f"{KEY}: verl built a model in which {in_words(sorted(missing))} would not compute in FP32",
+            code="wrong-dtype-built",
             next_step="report this with your command; without the setting the run can go on",
         )
     return wrapped
@@ -67,6 +68,7 @@ def _refuse_what_cannot_work(engine: Any, module: Any, islands: list[Island]) ->
         if engine.model_config.use_fused_kernels and island.name.rpartition(".")[2] == "lm_head":
             raise Fp16PatchError(
                 f"{KEY}: verl's fused kernels use the weight of {island.name} and never call it",
+                code="fp32-modules-refused",
                 allowed=f"{island.name} in FP32, or fused kernels",
                 next_step="set actor_rollout_ref.model.use_fused_kernels=False",
             )
@@ -74,6 +76,7 @@ def _refuse_what_cannot_work(engine: Any, module: Any, islands: list[Island]) ->
         if "flash" in str(attention) and any(name.endswith("Attention") for name in inner):
             raise Fp16PatchError(
                 f"{KEY}: {island.name} contains attention, and {attention} computes in half precision only",
+                code="fp32-modules-refused",
                 allowed="modules without attention, or attn_implementation sdpa",
                 next_step="name a smaller module, or set "
                 "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",

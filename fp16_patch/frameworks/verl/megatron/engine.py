@@ -35,6 +35,7 @@ def check_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
         if self.param_dtype != wanted:
             raise Fp16PatchError(
                 f"verl built a Megatron engine that computes in {self.param_dtype}, not {wanted}",
+                code="wrong-dtype-built",
                 next_step="report this with the precision report and your command: the flag did not hold",
             )
 

@@ -20,7 +20,10 @@ def unfit_installation() -> list[Fp16PatchError]:
     if found is None or not SpecifierSet(BRIDGE_RELEASES).contains(found, prereleases=True):
         problems.append(
             Fp16PatchError(
-                f"{BRIDGE} {found} is installed, and this was tested with another" if found else f"no {BRIDGE} here",
+                f"{BRIDGE} {found} is installed; fp16-patch was tested with another release"
+                if found
+                else f"{BRIDGE} is not installed",
+                code="release-not-supported" if found else "not-installed",
                 allowed=f"{BRIDGE}{BRIDGE_RELEASES}",
                 next_step=f"pip install '{BRIDGE}{BRIDGE_RELEASES}' on every node, or train with strategy=fsdp2",
             )
