@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import raises_code
 
 from fp16_patch.cli import main
 from fp16_patch.data import sampling, scoring
@@ -18,7 +19,6 @@ from fp16_patch.data.output import Output
 from fp16_patch.data.problem import Message, Problem, asked
 from fp16_patch.data.selection import Selection
 from fp16_patch.data.settings import Sampling
-from fp16_patch.errors import Fp16PatchError
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -73,32 +73,32 @@ def test_a_reward_that_fails_is_one_error(tmp_path: Path) -> None:
     path = tmp_path / "reward.py"
     path.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return 1 / 0\n")
     cases = [scoring.Case("source", "1", ("1",))] * 100
-    with pytest.raises(Fp16PatchError, match=r"failed on an answer: ZeroDivisionError(.|\n)*mend the reward"):
+    with raises_code("reward-failed", "ZeroDivisionError", "next step"):
         list(scoring.solved(path, cases))
 
 
 def test_a_worker_that_dies_is_one_error_too(tmp_path: Path) -> None:
     path = tmp_path / "reward.py"
     path.write_text("import os\ndef compute_score(*_):\n    os._exit(1)\n")
-    with pytest.raises(Fp16PatchError, match="failed on an answer: BrokenProcessPool"):
+    with raises_code("reward-failed", "BrokenProcessPool"):
         list(scoring.solved(path, [scoring.Case("source", "1", ("1",))]))
 
 
 @pytest.mark.parametrize(
-    ("contents", "said"),
+    ("contents", "code", "said"),
     [
-        (None, "no such file"),
-        ("", "no function compute_score"),
-        ("compute_score = 3", "no function"),
-        ("def compute_score(:", "reward.py cannot be loaded: SyntaxError"),
-        ("import no_such_module", "cannot be loaded: ModuleNotFoundError"),
+        (None, "reward-not-found", "reward.py"),
+        ("", "reward-unusable", "compute_score"),
+        ("compute_score = 3", "reward-unusable", "compute_score"),
+        ("def compute_score(:", "reward-unusable", "SyntaxError"),
+        ("import no_such_module", "reward-unusable", "ModuleNotFoundError"),
     ],
 )
-def test_a_reward_that_is_none(tmp_path: Path, contents: str | None, said: str) -> None:
+def test_a_reward_that_is_none(tmp_path: Path, contents: str | None, code: str, said: str) -> None:
     path = tmp_path / "reward.py"
     if contents is not None:
         path.write_text(contents)
-    with pytest.raises(Fp16PatchError, match=said):
+    with raises_code(code, said):
         scoring.reward_file(str(path))
 
 

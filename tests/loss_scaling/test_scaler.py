@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises_code
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scaler import HISTORY, LossScaler
 from fp16_patch.loss_scaling.settings import LIMITS
@@ -272,13 +272,13 @@ def test_a_state_that_no_scaler_wrote_changes_nothing() -> None:
     good = through_json(scaler)
     for key in good:
         for wrong in (None, "1", -1, math.nan, {}):
-            with pytest.raises(Fp16PatchError, match="the loss scaler's state cannot be used"):
+            with raises_code("scaler-state-unusable"):
                 scaler.load_state_dict({**good, key: wrong})
             assert through_json(scaler) == good
 
 
 def test_a_state_of_torch_s_scaler_is_refused() -> None:
-    with pytest.raises(Fp16PatchError, match="exactly the keys"):
+    with raises_code("scaler-state-unusable"):
         new_scaler().load_state_dict(ShardedGradScaler("cpu").state_dict())
 
 
@@ -290,9 +290,8 @@ def test_a_state_of_torch_s_scaler_is_refused() -> None:
 def test_a_scaler_that_torch_turned_off_is_refused() -> None:
     """Stock: a warning, and gradients that are never scaled."""
     assert not ShardedGradScaler("cuda").is_enabled()
-    with pytest.raises(Fp16PatchError) as caught:
+    with raises_code("device-not-supported", "'cuda'"):
         LossScaler(DEFAULTS, device="cuda")
-    assert "'cuda'" in caught.value.what
 
 
 def test_an_update_without_a_check_is_refused_and_not_counted() -> None:
@@ -309,7 +308,7 @@ def test_a_check_after_unscaling_is_refused() -> None:
     scaler = new_scaler()
     scaler.ensure_scale()
     scaler._per_optimizer_states[id(OPTIMIZER)]["stage"] = torch.amp.grad_scaler.OptState.UNSCALED
-    with pytest.raises(Fp16PatchError, match="unscale"):
+    with raises_code("gradients-unscaled-twice"):
         scaler.record(OPTIMIZER, finite=True)
 
 
@@ -328,7 +327,7 @@ def test_a_scale_of_nan_is_refused() -> None:
     scaler = new_scaler()
     scaler.ensure_scale()
     before = through_json(scaler)
-    with pytest.raises(Fp16PatchError, match="nan"):
+    with raises_code("loss-scale-unusable", "nan"):
         scaler.update(math.nan)
     assert through_json(scaler) == before
 
@@ -422,7 +421,7 @@ def test_a_scale_set_by_hand_to_what_cannot_be_divided_by_is_refused(
     torch_s_sequence(scaler, parameter, optimizer, 1.0)
     before = parameter.detach().clone()
     scaler._scale.fill_(scale)
-    with pytest.raises(Fp16PatchError, match="the loss scale is"):
+    with raises_code("loss-scale-unusable"):
         torch_s_sequence(scaler, parameter, optimizer, 1.0, unscale)
     assert torch.equal(parameter, before)
 

@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from raising import raises_code
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
@@ -144,7 +145,7 @@ def test_the_scales_are_accepted_exactly_when_they_are_in_order(low: int, start:
 @pytest.mark.parametrize("value", [2.0**-25, 2.0**32])
 def test_no_scale_is_outside_what_float32_can_divide_by(key: str, value: float) -> None:
     """Also when all three agree on it."""
-    with pytest.raises(Fp16PatchError, match=r"2\*\*-24 to 2\*\*31"):
+    with raises_code("value-not-allowed", "2**-24 to 2**31"):
         LossScaling.from_mapping(dict.fromkeys(SCALES, value))
     assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
 
@@ -165,9 +166,8 @@ def test_an_unknown_key_is_refused_by_name(key: str) -> None:
 
 @pytest.mark.parametrize("settings", [65536, False, "init_scale", ["init_scale"]])
 def test_one_value_instead_of_the_group_is_refused(settings: object) -> None:
-    with pytest.raises(Fp16PatchError) as caught:
+    with raises_code("wrong-type", f"fp16_patch.loss_scaling={settings!r} "):
         LossScaling.from_mapping(settings)  # type: ignore[arg-type]
-    assert caught.value.what == f"fp16_patch.loss_scaling={settings!r} is not a group of settings"
 
 
 @UNTIMED

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.gradients import Gradient, Layout, gradients_of
 from fp16_patch.loss_scaling.statistics import (
     BLOCK,
@@ -185,7 +185,7 @@ def optimizer_with(parameter: torch.dtype, gradient: torch.dtype) -> torch.optim
 def test_half_precision_is_refused_by_name(half: torch.dtype, held: str) -> None:
     parameter = torch.float32 if held == "gradient" else half
     gradient = torch.float32 if held == "parameter" else half
-    with pytest.raises(Fp16PatchError) as caught:
+    with raises_code("half-precision-master") as caught:
         list(gradients_of(optimizer_with(parameter, gradient), Layout()))
     parameter_s, gradient_s = (str(dtype).removeprefix("torch.") for dtype in (parameter, gradient))
     assert f"a {parameter_s} parameter of shape (2, 3) with a {gradient_s} gradient" in caught.value.what

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Ledger, Patch, apply, find, status, undo
 
 if TYPE_CHECKING:
@@ -188,10 +188,9 @@ def test_one_refusal_refuses_all_and_every_reason_is_told(optim: Any, declare: D
     before = snapshot(optim, optim.Scaler)
     good, missing = declare("acme.optim:step", doubling), declare("acme.optim:gone", name="gone")
     old = declare("acme.optim:other", name="old", versions="<1")
-    with pytest.raises(Fp16PatchError) as raised:
+    with raises_code("several-problems", "acme.optim:gone", "1.0", "<1") as raised:
         apply([good, missing, old])
-    for part in ("2 problems", "patch gone cannot change acme.optim:gone", "version 1.0 is not in <1"):
-        assert part in str(raised.value)
+    assert raised.value.codes == ("patch-refused", "patch-refused")
     assert snapshot(optim, optim.Scaler) == before
     assert [(e.name, e.outcome) for e in status().entries] == [("gone", "refused"), ("old", "refused")]
 
@@ -228,9 +227,8 @@ def test_a_failure_half_way_rolls_everything_back(
     before = snapshot(optim, optim.Scaler, optim.Sharded)
     first = declare("acme.optim:Sharded.update", doubling, name="first")
     over = declare("acme.optim:step", doubling, name="over")
-    with pytest.raises(Fp16PatchError, match=says) as raised:
+    with raises_code("patch-refused", says, "patch bad", "acme.optim:step"):
         apply([first, over, declare("acme.optim:step", **{"make": doubling, "name": "bad", **more})])
-    assert "patch bad cannot change acme.optim:step" in str(raised.value)
     assert snapshot(optim, optim.Scaler, optim.Sharded) == before
     assert [(e.name, e.outcome) for e in status().entries] == [("bad", "refused")]
     apply([first, over])

@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Patch, apply, triggers, when_imported
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_a_callback_may_ask_for_more(library: Library) -> None:
 
 def test_inside_the_modules_own_import_it_is_too_late(library: Library) -> None:
     library.write(late="from fp16_patch.patching import when_imported\nwhen_imported(__name__, print)\n")
-    with pytest.raises(Fp16PatchError, match="before anything imports"):
+    with raises_code("imported-too-early", "acme.late"):
         importlib.import_module("acme.late")
 
 

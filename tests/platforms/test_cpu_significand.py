@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.platforms.cpu import significand
 from fp16_patch.platforms.cpu.significand import RoundedLinear, asked_for, in_force, patches, rounded
 
@@ -85,7 +85,7 @@ def test_a_tensor_of_any_layout_keeps_its_shape() -> None:
 @pytest.mark.parametrize("text", ["0", "11", "-3", "five", "5.0", " "])
 def test_what_is_no_number_of_bits_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(significand.VARIABLE, text)
-    with pytest.raises(Fp16PatchError, match="1 to 10"):
+    with raises_code("value-not-allowed", f"{significand.VARIABLE}={text!r}", "1 to 10"):
         patches()
 
 

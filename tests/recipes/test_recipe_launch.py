@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.launch import run_recipe
 from fp16_patch.recipes.loading import find
 
@@ -75,12 +74,12 @@ def test_a_recipe_of_both_frameworks_runs_on_the_one_asked_for(
     assert "--ds.param_dtype=fp16" in text
     (result,) = run_recipe(recipe, tmp_path / "verl", framework="verl", arms=["fp16"], say=said.append, module=stand_in)
     assert (result.framework, result.status) == ("verl", "completed")
-    with pytest.raises(Fp16PatchError, match="holds runs of the recipe 'tiny' on openrlhf"):
+    with raises_code("output-of-other-recipe", "'tiny'", "openrlhf"):
         run_recipe(recipe, tmp_path / "run", framework="verl", arms=["fp16"], module=stand_in)
 
 
 def test_a_framework_the_recipe_does_not_run_on_is_refused(write_recipe: Write, tmp_path: Path) -> None:
-    with pytest.raises(Fp16PatchError, match=r"tiny does not run on 'openrlhf'(?s:.*)allowed: verl"):
+    with raises_code("framework-not-in-recipe", "tiny", "'openrlhf'", "allowed: verl"):
         run_recipe(write_recipe(), tmp_path / "run", framework="openrlhf")
 
 
@@ -217,24 +216,24 @@ def test_a_killed_launcher_takes_its_trainer_along_and_the_next_run_ends_the_res
 
 
 def test_an_unknown_arm_is_refused_before_anything_starts(write_recipe: Write, tmp_path: Path) -> None:
-    with pytest.raises(Fp16PatchError, match=r"no arm 'fp8'(?s:.*)allowed: bf16, fp16"):
+    with raises_code("unknown-arm", "'fp8'", "allowed: bf16, fp16"):
         run_recipe(write_recipe(), tmp_path / "run", arms=["fp8"])
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "code", "named"),
     [
-        ("trainer.logger=[wandb]", "which the launcher sets"),
-        ("trainer.nnodes", "'trainer.nnodes' has no value"),
-        ("=3", "'=3' has no key"),
-        ("fp16_patch.loss_scaling.init_scale=8", r"bf16 trains in another precision(?s:.*)next step: .*--arm fp16"),
+        ("trainer.logger=[wandb]", "option-reserved", "trainer.logger"),
+        ("trainer.nnodes", "setting-unreadable", "'trainer.nnodes'"),
+        ("=3", "setting-unreadable", "'=3'"),
+        ("fp16_patch.loss_scaling.init_scale=8", "setting-refused", "--arm fp16"),
     ],
 )
 def test_overrides_that_cannot_hold_are_refused(
-    write_recipe: Write, tmp_path: Path, override: str, message: str
+    write_recipe: Write, tmp_path: Path, override: str, code: str, named: str
 ) -> None:
-    with pytest.raises(Fp16PatchError, match=message):
+    with raises_code(code, named):
         run_recipe(write_recipe(), tmp_path / "run", overrides=[override])
 
 
@@ -254,7 +253,7 @@ def test_a_second_run_keeps_the_first_and_never_moves_checkpoints_or_foreign_fil
     run()
     earlier = tmp_path / "run" / "earlier"
     assert sorted(kept.name for kept in earlier.iterdir()) == ["fp16-1", "fp16-2"]
-    with pytest.raises(Fp16PatchError, match=f"lies in the run directory {tmp_path / 'run'}"):
+    with raises_code("output-in-the-way", tmp_path / "run"):
         run_recipe(write_recipe(), arm / "deeper", module=stand_in)
     assert not (arm / "deeper").exists()
     assert (earlier / "fp16-1" / "model" / "weights").read_text() == "of the first run"
@@ -263,46 +262,46 @@ def test_a_second_run_keeps_the_first_and_never_moves_checkpoints_or_foreign_fil
     kept_as = f"the earlier run in {arm} is kept as {earlier / 'fp16-2'}"
     assert f"{kept_as}; it had completed: --resume keeps such a one in its place" in said
     (arm / "checkpoints").mkdir()
-    with pytest.raises(Fp16PatchError, match="holds checkpoints"):
+    with raises_code("output-holds-checkpoints", arm):
         run()
     (arm / "checkpoints").rmdir()
     (arm / "command.sh").unlink()
-    with pytest.raises(Fp16PatchError, match="files that are not ours"):
+    with raises_code("output-in-the-way", arm):
         run()
 
 
 def test_what_was_there_before_any_run_is_left_alone(write_recipe: Write, stand_in: str, tmp_path: Path) -> None:
     own = write_recipe().rename(tmp_path / "recipe.yaml")
     before = own.read_text()
-    with pytest.raises(Fp16PatchError, match=r"recipe.yaml was there before any run(?s:.*)another --out"):
+    with raises_code("output-in-the-way", "recipe.yaml", "--out"):
         run_recipe(own, tmp_path, module=stand_in)
     assert own.read_text() == before
     out = tmp_path / "out"
     (out / "fp16").mkdir(parents=True)
     (out / "fp16" / "notes.txt").write_text("mine")
-    with pytest.raises(Fp16PatchError, match="fp16 holds files that are not ours"):
+    with raises_code("output-in-the-way", out / "fp16"):
         run_recipe(own, out, module=stand_in)
     assert [path.name for path in out.iterdir()] == ["fp16"]
 
 
 @pytest.mark.parametrize(
-    ("framework", "override", "named"),
+    ("framework", "override", "code", "named"),
     [
-        ("verl", "trainer.total_training_stepss=3", "trainer.total_training_stepss"),
-        ("verl", "actor_rollout_ref.rollout.dtype=float32", "contradicts the flag"),
-        ("openrlhf", "eval.stepps=3", "--eval.stepps"),
+        ("verl", "trainer.total_training_stepss=3", "configuration-refused", "trainer.total_training_stepss"),
+        ("verl", "actor_rollout_ref.rollout.dtype=float32", "setting-contradicts", "rollout.dtype=float32"),
+        ("openrlhf", "eval.stepps=3", "configuration-refused", "--eval.stepps"),
     ],
 )
 def test_what_the_framework_refuses_is_one_error_before_an_earlier_run_is_touched(
-    tmp_path: Path, framework: str, override: str, named: str
+    tmp_path: Path, framework: str, override: str, code: str, named: str
 ) -> None:
     out = tmp_path / "run"
     (out / "fp16").mkdir(parents=True)
     for file in (".lock", "fp16/command.sh", "fp16/result.json"):
         (out / file).write_text("of an earlier run")
-    with pytest.raises(Fp16PatchError, match=re.escape(named)) as error:
+    with raises_code(code, named) as error:
         run_recipe(find("sanity-grpo"), out, framework=framework, scale="toy", overrides=[override], say=[].append)
-    assert "bf16, fp16: " in str(error.value) or "contradicts" in named, "one error for both arms"
+    assert "bf16, fp16: " in str(error.value) or code == "setting-contradicts", "one error for both arms"
     assert (out / "fp16" / "result.json").read_text() == "of an earlier run"
     assert not (out / "world").exists()
 
@@ -319,7 +318,7 @@ def test_two_runs_into_one_directory_are_refused_and_a_killed_one_keeps_nobody_o
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "in\n"
-        with pytest.raises(Fp16PatchError, match=f"process {holder.pid} writes into it"):
+        with raises_code("folder-in-use", holder.pid):
             run_recipe(write_recipe(), out, module=stand_in)
         assert not (out / "fp16").exists()
     finally:

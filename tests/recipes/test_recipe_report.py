@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.report import compare
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -282,14 +282,14 @@ def test_runs_on_one_framework_are_told_apart_by_their_folders(run: Path, tmp_pa
 
 def test_several_runs_need_a_folder_and_to_be_several(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "again")
-    with pytest.raises(Fp16PatchError, match="give --out"):
+    with raises_code("out-missing", "--out"):
         compare(run, tmp_path / "again")
-    with pytest.raises(Fp16PatchError, match="given twice"):
+    with raises_code("run-given-twice", run):
         compare(run, run, out=tmp_path / "both")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Fp16PatchError, match=r"not a run directory(?s:.*)recipes run"):
+    with raises_code("not-a-run-directory", tmp_path, "recipes run"):
         compare(tmp_path)
 
 
@@ -299,7 +299,7 @@ def test_a_report_over_several_runs_does_not_take_the_place_of_one_of_them(run: 
     compare(run, say=lambda _: None)
     before = (run / "report.json").read_text()
     for folders in ((run, other), (other,)):
-        with pytest.raises(Fp16PatchError, match="is a run directory with a report of its own"):
+        with raises_code("output-in-the-way", run):
             compare(*folders, out=run, say=lambda _: None)
     assert (run / "report.json").read_text() == before
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import raises_code
 
 from fp16_patch.cli import main
 from fp16_patch.errors import Fp16PatchError
@@ -34,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_file_that_no_report_wrote_keeps_its_place(run: Path, name: str) -> None:
     (run / name).write_text("precious")
     before = contents(run)
-    with pytest.raises(Fp16PatchError, match=rf"--out {run} holds {name}(?s:.*)move what is there away"):
+    with raises_code("output-in-the-way", f"--out {run}", name, "next step"):
         report(run)
     assert contents(run) == before
 
@@ -43,7 +44,7 @@ def test_a_file_that_no_report_wrote_keeps_its_place(run: Path, name: str) -> No
 def test_a_page_that_took_the_place_of_ours_keeps_it(run: Path, name: str) -> None:
     report(run)
     (run / name).write_text('{"mine": 1}')
-    with pytest.raises(Fp16PatchError, match=f"holds {name}, not of a report"):
+    with raises_code("output-in-the-way", name):
         report(run)
 
 
@@ -60,7 +61,7 @@ def test_a_report_over_one_run_or_several_takes_the_place_of_an_earlier_one(run:
 def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(run: Path, room_for: Any) -> None:
     report(run)
     before = contents(run)
-    with room_for(20_000), pytest.raises(Fp16PatchError, match=f"--out {run}: the report cannot be written: "):
+    with room_for(20_000), raises_code("write-failed", f"--out {run}: "):
         report(run)
     assert contents(run) == before
     assert not list(run.glob(".report*"))

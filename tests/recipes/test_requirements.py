@@ -98,7 +98,7 @@ def test_a_reward_that_could_not_judge(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "math_verify" else find_spec(name, *rest)
     )
-    assert "pip install math-verify" in lacks(tmp_path, "sanity-grpo")
+    assert "pip install 'fp16-patch[lab]'" in lacks(tmp_path, "sanity-grpo")
 
 
 @pytest.mark.usefixtures("gpus")

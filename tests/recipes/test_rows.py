@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.recipes.rows import read_rows
 from fp16_patch.recipes.series import Series, series_of
 
@@ -87,7 +87,7 @@ def test_a_whole_history_as_csv(tmp_path: Path) -> None:
 
 def test_a_chart_of_several_runs_is_refused_by_their_names(tmp_path: Path) -> None:
     file = text(tmp_path / "chart.csv", "Step,bf16 - critic/score/mean,fp16 - critic/score/mean", "1,0.5,0.6")
-    with pytest.raises(Fp16PatchError, match=r"several runs: bf16, fp16(?s:.*)one by one"):
+    with raises_code("log-of-several-runs", "bf16, fp16", "next step"):
         read(file)
 
 
@@ -111,7 +111,7 @@ def test_the_events_of_several_runs_are_refused_by_their_folders(tmp_path: Path)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "events.out.tfevents.1.host").write_bytes(b"")
-    with pytest.raises(Fp16PatchError, match=r"several runs: a, b(?s:.*)one run"):
+    with raises_code("log-of-several-runs", "a, b", "next step"):
         read_rows(tmp_path)
 
 
@@ -120,16 +120,16 @@ def test_without_tensorboard_the_error_says_how_to_get_it(tmp_path: Path, monkey
     for module in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
-    with pytest.raises(Fp16PatchError, match=r"tensorboard is not installed(?s:.*)pip install tensorboard"):
+    with raises_code("not-installed", "tensorboard", "fp16-patch[lab]"):
         read_rows(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.csv", None, r"there is no .*missing\.csv"),
-        ("run.wandb", "x", r"run\.wandb is no log of a run(?s:.*)allowed: a folder of TensorBoard events, a \.csv"),
-        ("folder", "", "neither TensorBoard events nor metrics.jsonl"),
+        ("missing.csv", None, "missing.csv"),
+        ("run.wandb", "x", "run.wandb"),
+        ("folder", "", "metrics.jsonl"),
     ],
 )
 def test_what_is_no_log_is_refused(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -138,7 +138,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, name: str, content: str | Non
         path.write_text(content)
     elif content == "":
         path.mkdir()
-    with pytest.raises(Fp16PatchError, match=message):
+    with raises_code("log-unreadable", message):
         read_rows(path)
 
 
@@ -150,14 +150,14 @@ def test_a_line_that_is_json_and_no_row_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "it is empty"),
-        (b"Step;critic/score/mean\n1;0.5\n", r"names no steps, it is 'Step;critic/score/mean'(?s:.*)between commas"),
-        (b"\x89PNG\r\n\x1a\n\xff\xfe", "names no steps, it is"),
+        (b"", "bin.csv"),
+        (b"Step;critic/score/mean\n1;0.5\n", "'Step;critic/score/mean'"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "bin.csv"),
         (b'Step,"' + b"x" * 200_000, "field larger than field limit"),
     ],
     ids=["empty", "semicolons", "binary", "no end"],
 )
 def test_a_file_that_is_no_csv_is_said_to_be_none(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bin.csv").write_bytes(content)
-    with pytest.raises(Fp16PatchError, match=rf"bin\.csv is no CSV file of a run: .*{message}"):
+    with raises_code("log-unreadable", "bin.csv", message):
         read_rows(tmp_path / "bin.csv")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.toy.task import token_limits
 from fp16_patch.toy.world import Settings, World, build, untrained_world
 
@@ -121,20 +121,20 @@ def test_an_interrupted_build_leaves_what_was_there(world: World, tmp_path: Path
 
 def test_a_folder_that_is_no_world_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(Fp16PatchError, match="is not a toy world"):
+    with raises_code("output-in-the-way", tmp_path):
         build(tmp_path, 0, quiet, SMALL)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_policy_that_does_not_learn_is_an_error(tmp_path: Path) -> None:
     hopeless = Settings(digits=2, layers=1, max_steps=25, target=0.99)
-    with pytest.raises(Fp16PatchError, match="after 25 steps"):
+    with raises_code("toy-world-failed", "25 steps"):
         build(tmp_path / "world", 0, quiet, hopeless)
 
 
 def test_too_few_problems_within_reach_is_an_error(tmp_path: Path) -> None:
     greedy = Settings(digits=2, layers=1, max_steps=25, target=0.0, samples=2, train=44, val=2)
-    with pytest.raises(Fp16PatchError, match="of 45 problems are within"):
+    with raises_code("toy-world-failed", "45 problems"):
         build(tmp_path / "world", 0, quiet, greedy)
 
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.megatron import optimizer_choice, refusals
 from fp16_patch.frameworks.megatron.checkpoint import refuse_other_trainers
 from fp16_patch.frameworks.megatron.configuration import optimizer_config
@@ -108,7 +108,8 @@ def test_models_that_are(fields: dict[str, Any]) -> None:
 def test_another_release_is_refused_by_its_number(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
     monkeypatch.setattr(refusals, "installed_version", lambda _: found)
     (error,) = refusals.refusals(None, [])
-    assert f"megatron-core {found or 'of no release'} is installed" in str(error)
+    assert error.code == ("release-not-supported" if found else "not-installed")
+    assert f"megatron-core {found or 'is not installed'}" in str(error)
     assert "megatron-core==0.16.1" in str(error)
 
 
@@ -133,14 +134,17 @@ def test_the_optimizer_is_chosen_by_what_is_there(
 
 
 @pytest.mark.parametrize(
-    ("engine", "distributed", "said"),
-    [(None, True, "TransformerEngine is not installed"), ("2.9.0", False, "use_distributed_optimizer is False")],
+    ("engine", "distributed", "code", "named"),
+    [
+        (None, True, "not-installed", "TransformerEngine"),
+        ("2.9.0", False, "setting-refused", "use_distributed_optimizer is False"),
+    ],
 )
 def test_what_was_asked_for_and_cannot_be_is_refused(
-    monkeypatch: pytest.MonkeyPatch, engine: str | None, distributed: bool, said: str
+    monkeypatch: pytest.MonkeyPatch, engine: str | None, distributed: bool, code: str, named: str
 ) -> None:
     monkeypatch.setattr(optimizer_choice, "_transformer_engine", lambda: engine)
-    with pytest.raises(Fp16PatchError, match=said):
+    with raises_code(code, named):
         optimizer_choice.choose(True, distributed=distributed)
 
 
@@ -152,5 +156,5 @@ def test_transformer_engine_is_looked_for() -> None:
 def test_a_folder_of_another_trainer_is_refused(tmp_path: Path) -> None:
     refuse_other_trainers(tmp_path)
     state.save(ScaleRule(LossScaling()).state_dict(), tmp_path)
-    with pytest.raises(Fp16PatchError, match=r"loss_scaler\.json is the loss scaler of an FSDP or DeepSpeed run"):
+    with raises_code("checkpoint-unusable", "loss_scaler.json"):
         refuse_other_trainers(tmp_path)

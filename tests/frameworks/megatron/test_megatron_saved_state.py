@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.megatron import saved_state
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.rule import ScaleRule
@@ -85,11 +85,9 @@ def test_a_static_scale_is_no_scale_to_go_on_from() -> None:
         (stock(fp16_patch="{}"), "its format is not"),
         (ours() | {"scale": torch.tensor([2.0])}, "another scale"),
         (ours() | {"growth_tracker": 9}, "another scale or other trackers"),
-        (ScaleRule(SETTINGS).state_dict(), r"FSDP and DeepSpeed runs keep in loss_scaler\.json"),
+        (ScaleRule(SETTINGS).state_dict(), "loss_scaler.json"),
     ],
 )
 def test_anything_else_is_one_error_that_says_why(saved: Any, why: str) -> None:
-    with pytest.raises(Fp16PatchError, match=why) as caught:
+    with raises_code("scaler-state-unusable", why, "next step"):
         saved_state.read(saved, SETTINGS)
-    assert "optimizer section cannot be used" in caught.value.what
-    assert caught.value.next_step

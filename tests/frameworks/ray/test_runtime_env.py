@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 import pytest
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.ray import runtime_env
 
 SETUP = "acme.worker.activate"
@@ -55,6 +55,6 @@ def test_a_hook_of_the_user_is_called_too() -> None:
 
 def test_a_second_setup_hook_is_refused() -> None:
     runtime_env.carry(SETUP, ())
-    with pytest.raises(Fp16PatchError, match=r"worker_process_setup_hook='acme\.other'"):
+    with raises_code("setting-contradicts", "worker_process_setup_hook='acme.other'"):
         runtime_env.extend({"worker_process_setup_hook": "acme.other"})
     assert runtime_env.extend({"worker_process_setup_hook": SETUP})["worker_process_setup_hook"] == SETUP
