@@ -7,10 +7,53 @@ lock="$root/requirements/cpu.txt"
 stamp="$venv/.ready"
 wanted=$(cat "$lock" "$root/pyproject.toml" "$0" | cksum)
 
-if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-  echo "setup: $venv is up to date"
-  exit 0
-fi
+up_to_date() {
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    echo "setup: $venv is up to date"
+    exit 0
+  fi
+}
+
+# Whether the process lives, and is not another one that was given its id since.
+is_setup() {
+  kill -0 "$1" 2>/dev/null || return 1
+  case $(ps -p "$1" -o args= 2>/dev/null || echo setup.sh) in *setup.sh*) ;; *) return 1 ;; esac
+}
+
+# One run at a time makes an environment. The lock is beside it, as making it empties the folder, and ends with the
+# process that holds it: the kernel's with flock, else (macOS) a link to the holder's pid.
+take_lock() {
+  local lock="${venv%/}.lock" holder announced=
+  lock_file="$lock.pid"
+  mkdir -p "$(dirname "$lock")"
+  if command -v flock >/dev/null; then
+    exec 9>>"$lock"
+    flock --nonblock 9 && return
+    echo "setup: another run is making $venv, waiting for it"
+    flock 9
+    return
+  fi
+  until ln -sn "$$" "$lock.pid" 2>/dev/null; do
+    holder=$(readlink "$lock.pid" || true)
+    if [ -n "$holder" ] && ! is_setup "$holder"; then
+      # Whoever moves the stale link away takes it; a run that took the lock meanwhile gets it back.
+      if mv "$lock.pid" "$lock.pid.$$" 2>/dev/null; then
+        [ "$(readlink "$lock.pid.$$")" = "$holder" ] ||
+          ln -sn "$(readlink "$lock.pid.$$")" "$lock.pid" 2>/dev/null || true
+        rm -f "$lock.pid.$$"
+      fi
+      continue
+    fi
+    [ -n "$announced" ] || echo "setup: another run (pid $holder) is making $venv, waiting for it"
+    announced=yes
+    sleep 1
+  done
+  trap 'rm -f "$lock_file"' EXIT
+}
+
+up_to_date
+take_lock
+up_to_date
 
 python=${PYTHON:-}
 for candidate in "$python" python3.11 python3 python3.12; do

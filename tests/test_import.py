@@ -28,6 +28,16 @@ print(seconds, ",".join(heavy))
     assert float(seconds) < 0.05, f"import fp16_patch took {float(seconds):.3f} s, the promise is 0.05"
 
 
+def test_the_public_functions_are_the_version_and_the_status():
+    code = """
+import fp16_patch, sys
+ledger = fp16_patch.status()
+from fp16_patch.patching import status
+print(sorted(fp16_patch.__all__), ledger is status(), ledger.entries, "torch" in sys.modules)
+"""
+    assert run(code).strip() == "['__version__', 'status'] True () False"
+
+
 IDENTITIES = """
 import json, sys
 {before}

@@ -95,4 +95,6 @@ def _toy(recipe: Recipe) -> Iterator[Fp16PatchError]:
         ("world", recipe.toy.world, tuple(WORLDS)),
     ):
         if value not in allowed:
-            yield Fp16PatchError(f"toy.{key}={value!r} is unknown", code="unknown-key", allowed=", ".join(allowed))
+            yield Fp16PatchError(
+                f"toy.{key}={value!r} is unknown", code="value-not-allowed", allowed=", ".join(allowed)
+            )

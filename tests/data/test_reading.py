@@ -16,7 +16,6 @@ from fp16_patch.data.problem import Message, asked
 from fp16_patch.data.reading import Read, Wanted, read
 from fp16_patch.data.source import Source
 from fp16_patch.data.templates import BOXED
-from fp16_patch.errors import Fp16PatchError
 
 DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -227,10 +226,8 @@ def test_a_path_is_not_to_be_fetched_from_the_hub(name: str) -> None:
 
 def test_a_missing_dataset_says_what_to_fetch() -> None:
     pytest.importorskip("huggingface_hub")
-    with pytest.raises(Fp16PatchError) as error:
+    with raises_code("dataset-not-found", "hf download nobody/no-such-dataset --repo-type dataset"):
         read(Wanted(Source("nobody/no-such-dataset")))
-    assert "no such file or folder, not in the cache, and the hub does not give it" in str(error.value)
-    assert "hf download nobody/no-such-dataset --repo-type dataset" in str(error.value)
 
 
 def test_a_dataset_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

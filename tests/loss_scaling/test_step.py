@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raising import raises_code
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.utils import clip_grad_norm_
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scaler import LossScaler
 from fp16_patch.loss_scaling.step import Update, clip_and_step
@@ -296,10 +296,10 @@ def test_a_skipped_update_is_as_if_it_had_never_been() -> None:
 # What is refused, before anything changed.
 
 
-def refused(training: Training, match: str) -> None:
+def refused(training: Training, code: str, *named: str) -> None:
     before, counts = training.everything(), copy.copy(training.scaler.counts)
     gradients = [p.grad.clone() for p in training.model.parameters()]
-    with pytest.raises(Fp16PatchError, match=match):
+    with raises_code(code, *named):
         clip_and_step(training.scaler, training.optimizer, 1.0)
     assert differences(before, training.everything()) == []
     assert training.scaler.counts == counts
@@ -314,7 +314,7 @@ def test_half_precision_weights_are_refused(optimizer: str, half: torch.dtype) -
     training.model[2].to(half)
     for parameter in training.model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    refused(training, f"holds a {str(half).removeprefix('torch.')} parameter of shape")
+    refused(training, "half-precision-master", str(half).removeprefix("torch."))
 
 
 @FEW_OPTIMIZERS
@@ -323,7 +323,7 @@ def test_a_scale_set_by_hand_to_what_cannot_be_divided_by_is_refused(optimizer: 
     training = ours(optimizer)
     training.backward(seed=0)
     training.scaler._scale.fill_(scale)
-    refused(training, "the loss scale is")
+    refused(training, "loss-scale-unusable")
 
 
 @FEW_OPTIMIZERS
@@ -332,7 +332,26 @@ def test_gradients_that_were_unscaled_already_are_refused(optimizer: str) -> Non
     training = ours(optimizer)
     training.backward(seed=0)
     training.scaler.unscale_(training.optimizer)
-    refused(training, "divided by the loss scale already")
+    refused(training, "gradients-unscaled-twice")
+
+
+def test_sparse_gradients_are_refused_by_name() -> None:
+    model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(5, 2, sparse=True)})
+    optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.1)
+    scaler = LossScaler(DEFAULTS, "cpu", module=model)
+    scaler.scale(model["tokens"](torch.tensor([1, 3])).sum()).backward()
+    before = model["tokens"].weight.detach().clone()
+    with raises_code("sparse-gradient", "tokens.weight", "sparse=False"):
+        clip_and_step(scaler, optimizer, 1.0)
+    assert torch.equal(model["tokens"].weight, before)
+    assert scaler.counts.updates == 0
+
+
+def test_a_sparse_gradient_of_an_unknown_module_is_refused_by_its_shape() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(5, 2))
+    parameter.grad = torch.ones(5, 2).to_sparse()
+    with raises_code("sparse-gradient", "(5, 2)"):
+        clip_and_step(LossScaler(DEFAULTS, "cpu"), torch.optim.SGD([parameter], lr=0.1), 1.0)
 
 
 def test_a_fused_optimizer_keeps_no_trace_of_the_scale() -> None:

@@ -70,8 +70,10 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(run: Path,
 @pytest.mark.parametrize("place", ["file", "file/below", "/dev/full", "/proc/foo"])
 def test_a_place_that_cannot_hold_a_report_is_one_error(run: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Fp16PatchError, match=f"--out .*{place}.*: | is no folder") as refused:
+    with pytest.raises(Fp16PatchError) as refused:
         report(run, tmp_path / place)
+    assert refused.value.code in ("output-in-the-way", "write-failed")
+    assert place.partition("/below")[0] in refused.value.what
     assert refused.value.next_step
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 
 import pytest
-from raising import raises_code
+from raising import check_error, raises_code
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.callback import apply_flag
@@ -116,8 +116,7 @@ def test_a_damaged_file_of_the_scaler_to_resume_from(compose, tmp_path, role, na
     overrides = [FP16, f"trainer.default_local_dir={checkpoints}", *how]
     with pytest.raises(Fp16PatchError) as refused:
         apply_flag(compose(*overrides))
-    why = "it is not JSON" if named else "its format is not"
-    assert f"the loss scaler's state in {step / role / 'loss_scaler.json'} cannot be used: {why}" in refused.value.what
+    check_error(refused.value, "scaler-state-unusable", step / role / "loss_scaler.json", "JSON" if named else "format")
     section = "critic" if role == "critic" else ACTOR
     apply_flag(compose(*overrides, f"{section}.checkpoint.load_contents=[model]"))
     apply_flag(compose(*overrides, "trainer.resume_mode=disable"))

@@ -7,8 +7,8 @@ import json
 
 import pytest
 from omegaconf import OmegaConf
+from raising import raises_code
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.callback import apply_flag
 from fp16_patch.frameworks.verl.driver import changes_of
 
@@ -83,7 +83,7 @@ REFUSED = {
         "rollout_is_threshold=1e-92",
     ),
     "bounds read as a number in bypass mode": ((*PG_SEQ_IS, f"{RC}.rollout_is_threshold=0.5_5"), "=0.55"),
-    "bounds in a mapping": ((f"{RC}={{rollout_is:token,rollout_is_threshold:2_5}}",), "=25, read from 2_5"),
+    "bounds in a mapping": ((f"{RC}={{rollout_is:token,rollout_is_threshold:2_5}}",), "2_5"),
     "no log-probs to correct with": (
         (f"{RC}.rollout_is=token", "actor_rollout_ref.rollout.calculate_log_probs=False"),
         "calculate_log_probs=False",
@@ -96,7 +96,7 @@ def test_what_verl_would_ignore_in_silence_is_refused(compose, case):
     overrides, named = REFUSED[case]
     config = compose("+precision@_global_=fp16", *overrides)
     before = OmegaConf.to_container(config, resolve=False)
-    with pytest.raises(Fp16PatchError) as error:
+    code = "setting-contradicts" if case == "no log-probs to correct with" else "setting-refused"
+    with raises_code(code, named):
         apply_flag(config)
-    assert named in str(error.value)
     assert OmegaConf.to_container(config, resolve=False) == before
