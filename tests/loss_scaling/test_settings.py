@@ -83,8 +83,8 @@ def allowed(key: str, value: float) -> bool:
     return is_power_of_two(value) and low <= value <= high
 
 
-def refusal(key: str, value: object) -> Fp16PatchError:
-    with raises_code("value-not-allowed") as caught:
+def refusal(key: str, value: object, code: str = "value-not-allowed") -> Fp16PatchError:
+    with raises_code(code) as caught:
         LossScaling.from_mapping({key: value})
     return caught.value
 
@@ -159,8 +159,8 @@ def test_a_scale_that_never_grows_is_its_own_ceiling() -> None:
 @UNTIMED
 @given(st.text().filter(lambda key: key not in KEYS))
 def test_an_unknown_key_is_refused_by_name(key: str) -> None:
-    error = refusal(key, 2.0)
-    assert error.what == f"unknown loss scaling setting fp16_patch.loss_scaling.{key}=2.0"
+    error = refusal(key, 2.0, "unknown-setting")
+    assert f"fp16_patch.loss_scaling.{key}=2.0" in error.what
     assert error.allowed == ", ".join(KEYS)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from raising import check_error
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Finding, Patch, check_live, check_source, find, refusal
 
 if TYPE_CHECKING:
@@ -227,6 +227,4 @@ def test_lazy_modules_elsewhere_are_not_woken_up(
 def test_the_error_names_target_versions_and_next_step_and_survives_pickle(library: Library, declare: Declare) -> None:
     library.write("2.0", optim=OPTIM)
     error = pickle.loads(pickle.dumps(refusal(check_source(declare("acme.optim:step", name="acme-step")))))
-    assert isinstance(error, Fp16PatchError)
-    for part in ("acme-step", "acme.optim:step", "acme-rl 2.0", "==1.0", "next step: install acme-rl ==1.0"):
-        assert part in str(error)
+    check_error(error, "patch-refused", "acme-step", "acme.optim:step", "acme-rl 2.0", "==1.0", "next step: ")

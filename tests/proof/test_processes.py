@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from raising import check_error
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Ledger, LedgerEntry, Outcome, Patch
@@ -42,17 +43,15 @@ def test_applied_and_native_prove_a_patch(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", ["not_installed", "refused"])
 def test_the_other_outcomes_do_not(outcome: Outcome) -> None:
     (error,) = problems(["scaler"], scaler=outcome)
-    assert error.what == (
-        "trainer rank 3 (pid 7 on node-1) runs without the patch scaler of some.module:Class.method: "
-        f"{outcome}: because {outcome}"
-    )
+    named = ("trainer rank 3 (pid 7 on node-1)", "scaler", "some.module:Class.method", f"{outcome}: because {outcome}")
+    check_error(error, "patch-missing", *named)
     assert error.next_step is not None
     assert "fp16-patch doctor" in error.next_step
 
 
 def test_silence_proves_nothing() -> None:
     (error,) = problems(["scaler"])
-    assert error.what.endswith("missing from its ledger")
+    check_error(error, "patch-missing", "trainer rank 3", "scaler")
 
 
 def test_every_unproven_patch_is_named_and_no_other() -> None:

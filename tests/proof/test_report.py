@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import check_error
 
 from fp16_patch.patching import Ledger, LedgerEntry
 from fp16_patch.precision import Precision
@@ -90,7 +91,7 @@ def test_processes_without_roles_add_nothing() -> None:
 )
 def test_each_promised_row_is_checked(role: str, row: str, value: str) -> None:
     (error,) = broken_promises({role: {row: value}}, FP16)
-    assert error.what == f"precision report: {role} {row.replace('_', ' ')} is {value}"
+    check_error(error, "precision-violated", f"{role} {row.replace('_', ' ')}", value)
     assert error.allowed == " or ".join(expected(FP16, role)[row])
     assert error.next_step
 
