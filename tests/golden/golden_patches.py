@@ -7,7 +7,6 @@ framework: the upstream functions are stand-ins, built from the ``def`` lines on
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
