@@ -13,6 +13,7 @@ from pathlib import Path
 import average_cases  # noqa: F401  registers its cases
 import checkpoint_cases  # noqa: F401  registers its cases
 import deepspeed  # noqa: F401  imported before the patches, as a run may have
+import golden_zero_cases  # noqa: F401  registers its cases
 import scaling_cases  # noqa: F401  registers its cases
 from engine_ranks import run_case
 from zero_registry import CASES, use_folder

@@ -18,6 +18,7 @@ def main(folder: Path, chosen: list[str]) -> None:
     import chain_cases  # noqa: F401  registers its cases
     import checkpoint_cases  # noqa: F401  registers its cases
     import example_cases  # noqa: F401  registers its cases
+    import golden_core_cases  # noqa: F401  registers its cases
     import overflow_cases  # noqa: F401  registers its cases
     import refusal_cases  # noqa: F401  registers its cases
     import router_cases  # noqa: F401  registers its cases

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases for the tests of verl's engine. Run as ``python engine_cases.py flag|stock FOLDER``: results go to FOLDER.
+"""Cases for the tests of verl's engine. Run as ``python engine_cases.py flag|stock FOLDER [CASE ...]``.
 
-Torch, transformers and verl are imported once; each case then gets ranks of its own (engine_ranks.py).
+Results go to FOLDER. Torch, transformers and verl are imported once; each case then gets ranks of its own
+(engine_ranks.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import bypass_cases  # noqa: F401  registers its cases
 import fp32_cases  # noqa: F401  registers its cases
+import golden_fsdp_cases  # noqa: F401  registers its cases
 import scaling_cases  # noqa: F401  registers its cases
 import torch
 from engine_building import digest, finite, local, new_engine, parameters, whole
@@ -219,16 +221,18 @@ def half_master_weights(rank: int) -> Result:
 stock("half-master-weights", half_master_weights, ranks=1)
 
 
-def main(kind: str, folder: Path) -> None:
+def main(kind: str, folder: Path, only: list[str]) -> None:
     use_folder(folder)
     tiny_model(model())
     # Here once and not in every rank: transformers imports the configurations of all its models for it.
     get_hf_auto_model_class(AutoConfig.from_pretrained(model()))
     for name, chosen in (FLAG if kind == "flag" else STOCK).items():
+        if only and name not in only:
+            continue
         start = time.monotonic()
         run_case(name, chosen, folder)
         print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
