@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,97 @@ def test_a_patched_class_shipped_by_value_is_still_patched(
         check=False,
     )
     assert fresh.stdout.split() == ["11", "11", "11", "11", "step"], fresh.stderr
+
+
+HANDLERS = """
+    def closure(original):
+        def step(self, x): return original(self, x) + 10
+        return step
+
+    class Declared:
+        def __init__(self, make): self.make = make
+
+    def wrap(handler):
+        def make(original):
+            def step(self, x): return handler(original, self, x)
+            return step
+        return Declared(make)
+
+    @wrap
+    def declared(original, self, x): return original(self, x) + 10
+    declared = declared.make
+
+    def ten(): return 10
+
+    def by_name(original):
+        def step(self, x): return original(self, x) + ten()
+        return step
+
+    def handler(original, self, x): return original(self, x) + 10
+
+    def over_a_handler(original):
+        def step(self, x): return handler(original, self, x)
+        return step
+
+    def step(self, x): return 11
+
+    def itself(original): return step
+"""
+READ_STEP = """
+import importlib.util, pickle, sys
+assert importlib.util.find_spec("user") is None, "this process was to have none of it"
+Actor = pickle.load(open(sys.argv[1], "rb"))
+print(Actor().step(1), Actor.step.__fp16_patch__, "fp16_patch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "why_not"),
+    [
+        pytest.param("closure", None, id="a closure of a maker"),
+        pytest.param("declared", None, id="a closure over a handler whose name its decorator took"),
+        pytest.param("itself", None, id="a function of a module, which apply renames to upstream's"),
+        pytest.param("by_name", "user", id="a closure that uses a function of its module"),
+        pytest.param("over_a_handler", "user", id="a closure over a handler that keeps its name"),
+    ],
+)
+def test_what_of_a_handlers_module_is_shipped_by_value(
+    library: Library,
+    declare: Callable[..., Patch],
+    tmp_path: Path,
+    make: str,
+    why_not: str | None,
+) -> None:
+    """The receiver lacks the package of the handlers. Functions that are found by their name go by reference."""
+    library.write(actor=ACTOR)
+    package = tmp_path / "user"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "handlers.py").write_text(textwrap.dedent(HANDLERS))
+    importlib.invalidate_caches()
+    ours = importlib.import_module("user.handlers")
+    module = importlib.import_module("acme.actor")
+    apply([declare("acme.actor:Actor.step", getattr(ours, make), name="step")])
+    assert module.Actor().step(1) == 11
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        shipped = tmp_path / "actor.pkl"
+        shipped.write_bytes(cloudpickle.dumps(module.Actor))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    fresh = subprocess.run(
+        [sys.executable, "-c", READ_STEP, str(shipped)],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if why_not is None:
+        assert fresh.stdout.split() == ["11", "step", "False"], fresh.stderr
+    else:
+        assert fresh.returncode != 0, fresh.stdout
+        assert f"No module named '{why_not}'" in fresh.stderr
 
 
 REMOTE = """

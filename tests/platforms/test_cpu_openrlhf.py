@@ -87,9 +87,9 @@ def test_the_moving_average_is_taken_on_the_cpu(facts: dict[str, Any]) -> None:
 
 
 def test_activation_imports_no_framework(python: Python) -> None:
-    code = f"{ACTIVATE}\nplugin.activate()\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules])"
-    run = python("-c", code, FP16_PATCH_PLATFORM="cpu")
-    assert run.stdout.strip() == "[]", run.stderr
+    code = f"{ACTIVATE}\nplugin.activate()\nimport os, sys\nprint([m for m in {HEAVY} if m in sys.modules])"
+    run = python("-c", f"{code}\nprint(os.environ['DS_ACCELERATOR'])", FP16_PATCH_PLATFORM="cpu")
+    assert run.stdout.split() == ["[]", "cpu"], f"nothing imported, and the platform active: {run.stderr}"
 
 
 def test_vllm_finds_the_plugin() -> None:

@@ -97,13 +97,22 @@ def test_reading_the_declarations_imports_no_framework(python: Python) -> None:
     heavy = ("torch", "verl", "vllm", "ray", "transformers", "zmq", "megatron")
     code = "import sys, fp16_patch.platforms.cpu.plan as p, fp16_patch.platforms.cpu.settings"
     run = python("-c", f"{code}\nprint(len(p.PATCHES + p.MEGATRON_PATCHES), [m for m in {heavy} if m in sys.modules])")
-    assert run.stdout.split(maxsplit=1)[1].strip() == "[]", run.stderr
+    patches, imported = run.stdout.split(maxsplit=1)
+    assert int(patches) > 20
+    assert imported.strip() == "[]", run.stderr
 
 
 def test_verl_alone_is_left_as_it_is(python: Python) -> None:
     code = (
         "import verl, torch\n"
         "from verl.plugin.platform import PlatformRegistry\n"
-        "print(PlatformRegistry.get('cpu'), 'fp16_patch.platforms.cpu' in str(torch._C._dispatch_dump('aten::mm')))"
+        "def ours():\n"
+        "    return '/fp16_patch/' in torch._C._dispatch_dump('aten::mm')\n"
+        "before = PlatformRegistry.get('cpu'), ours()\n"
+        "from fp16_patch.platforms.cpu import matmul\n"
+        "matmul.enable()\n"
+        "print(*before, ours())"
     )
-    assert python("-c", code).stdout.splitlines()[-1] == "None False"
+    run = python("-c", code)
+    found = run.stdout.splitlines()[-1]
+    assert found == "None False True", f"at the end: the dump names a file of ours once ours is there; {run.stderr}"

@@ -17,6 +17,7 @@ from zero_building import digest, new_engine, norm_of, scale_of, spoilt, train
 from zero_registry import case, folder, stock
 
 from fp16_patch.frameworks.deepspeed.loss_scaling import scaler_of
+from fp16_patch.frameworks.deepspeed.scaler import BoundedLossScaler
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.state import FILE
 
@@ -110,7 +111,10 @@ OTHER_BLOCK = {"fp16": {"initial_scale_power": 4, "loss_scale_window": 7, "hyste
 
 def without_this_package(rank: int, *, stage: int, **options: Any) -> Result:
     """DeepSpeed reads what we saved, where nothing of ours can be imported."""
-    for name in [name for name in sys.modules if name.startswith("fp16_patch.frameworks.deepspeed")]:
+    package = BoundedLossScaler.__module__.rpartition(".")[0]
+    hidden = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+    assert {BoundedLossScaler.__module__, scaler_of.__module__} <= set(hidden), hidden
+    for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]
     result = copied(rank, stage=stage, **options)
     state_file = next((folder() / f"checkpoints-whole-{stage}" / f"global_step{STEPS}").glob("*optim_states.pt"))

@@ -89,6 +89,8 @@ def test_in_a_pickle_it_is_deepspeeds_own(chosen: LossScaling, overflows: list[b
     for overflow in overflows:
         ours.update_scale(overflow)
     text = pickle.dumps(ours)
+    assert type(ours).__module__.startswith("fp16_patch.")
+    assert b"DynamicLossScaler" in text
     assert b"fp16_patch" not in text
     stock = pickle.loads(text)
     assert type(stock) is loss_scaler.DynamicLossScaler

@@ -163,4 +163,6 @@ def test_a_critic_that_the_run_has_not_is_not_looked_at(compose):
 def test_an_fsdp_run_is_not_asked_about_megatron(compose):
     config = compose("+precision@_global_=fp16", "fp16_patch.fp32_modules=[lm_head]")
     apply_flag(config)
-    assert "megatron" not in json.dumps(OmegaConf.to_container(config.fp16_patch.changes))
+    changes = OmegaConf.to_container(config.fp16_patch.changes)
+    assert changes
+    assert "megatron" not in json.dumps(changes)
