@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raising import raises_code
+from raising import check_error, raises_code
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks import installation
@@ -160,11 +160,15 @@ def test_gradients_are_accumulated_in_fp32(arguments: Arguments) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "version", "named"),
-    [("openrlhf", "0.10.0", "OpenRLHF 0.10.0"), ("openrlhf", None, "OpenRLHF None"), ("deepspeed", "0.18.3", "0.18.3")],
+    ("changed", "version", "code", "named"),
+    [
+        ("openrlhf", "0.10.0", "release-not-supported", "OpenRLHF 0.10.0"),
+        ("openrlhf", None, "not-installed", "OpenRLHF"),
+        ("deepspeed", "0.18.3", "patch-refused", "0.18.3"),
+    ],
 )
 def test_another_release_is_refused(
-    monkeypatch: pytest.MonkeyPatch, changed: str, version: str | None, named: str
+    monkeypatch: pytest.MonkeyPatch, changed: str, version: str | None, code: str, named: str
 ) -> None:
     pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
     real = inspection.installed_version
@@ -177,7 +181,9 @@ def test_another_release_is_refused(
     monkeypatch.setattr(installation, "installed_version", other)
     problems = start.unfit_installation(start.MODULE)
     assert problems
-    assert all(named in str(problem) and "next step: " in str(problem) for problem in problems)
+    for problem in problems:
+        check_error(problem, code, named, "next step: ")
+        assert "None" not in str(problem)
 
 
 def test_this_installation_is_fit_on_the_cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
