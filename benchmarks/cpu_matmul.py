@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fp16_patch.platforms.cpu import matmul
+from fp16_patch.lab.cpu import matmul
 
 
 def main() -> None:

@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from fp16_patch.lab.cpu.rounded_rollout import rounded
+from fp16_patch.lab.recipes.hyperparameters import values
+from fp16_patch.lab.recipes.load import available, find, load
+from fp16_patch.lab.rewards.toy_reward import compute_score
+from fp16_patch.lab.toy import WORLDS, build
+from fp16_patch.lab.toy.sampling import sample, solved_counts
+from fp16_patch.lab.toy.task import Problem
 from fp16_patch.mismatch.metrics import mismatch_metrics
-from fp16_patch.platforms.cpu.significand import rounded
-from fp16_patch.recipes.hyperparameters import values
-from fp16_patch.recipes.loading import available, find, load
-from fp16_patch.toy import WORLDS, build
-from fp16_patch.toy.reward import compute_score
-from fp16_patch.toy.sampling import sample, solved_counts
-from fp16_patch.toy.task import Problem
 
 RUNS = Path(__file__).with_suffix(".jsonl")
 VARIED = ("updates", "learning_rate", "layers")

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, Mix
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fp16_patch.proof.fsdp import describe_fsdp
+from fp16_patch.engines.fsdp.precision import describe_fsdp
 
 FAILED: list[str] = []
 

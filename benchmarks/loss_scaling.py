@@ -47,10 +47,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fp16_patch.loss_scaling.scaler import LossScaler
-from fp16_patch.loss_scaling.settings import LossScaling
-from fp16_patch.loss_scaling.step import clip_and_step
-from fp16_patch.platforms.cpu import matmul
+from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.step import clip_and_step
+from fp16_patch.lab.cpu import matmul
+from fp16_patch.precision.loss_scaling import LossScaling
 
 MAX_NORM = 1.0
 MEMORY_RUNS = 5

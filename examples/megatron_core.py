@@ -2,7 +2,7 @@
 """megatron-core by itself in FP16, a tiny GPT that learns to count.
 
 ``torchrun --nproc-per-node 2 examples/megatron_core.py``, on two GPUs (the tests run it on a CPU: ``python -m pytest
-tests/frameworks/megatron -k example``). Everything of this package is in :func:`train`. The scale
+tests/engines/megatron -k example``). Everything of this package is in :func:`train`. The scale
 starts too high, so that the first updates are skipped.
 """
 
@@ -24,12 +24,12 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from fp16_patch.frameworks.megatron.configuration import optimizer_config
-from fp16_patch.frameworks.megatron.overflow import stop_after_too_many
-from fp16_patch.frameworks.megatron.scaling import govern
-from fp16_patch.frameworks.megatron.step import take_step
+from fp16_patch.engines.megatron.config import optimizer_config
+from fp16_patch.engines.megatron.replay import stop_after_too_many
+from fp16_patch.engines.megatron.scaler_setup import govern
+from fp16_patch.engines.megatron.step import take_step
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.metrics import describe
+from fp16_patch.loss_scaling.update import describe
 
 VOCABULARY, LENGTH, SEQUENCES = 32, 16, 4
 

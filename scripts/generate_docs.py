@@ -11,13 +11,13 @@ from pathlib import Path
 import recipes_toy
 import toy_experiment_page
 
-from fp16_patch.cli import table
+from fp16_patch import text_table
 from fp16_patch.cli.patches import as_markdown
-from fp16_patch.frameworks.deepspeed.releases import RELEASES as DEEPSPEED
+from fp16_patch.engines.deepspeed.releases import RELEASES as DEEPSPEED
 from fp16_patch.frameworks.openrlhf.releases import RELEASES as OPENRLHF
 from fp16_patch.frameworks.verl.releases import RELEASES as VERL
-from fp16_patch.recipes.document import LIST_HEADER, page, row, sources
-from fp16_patch.recipes.loading import available, load
+from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, page, row, sources
+from fp16_patch.lab.recipes.load import available, load
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES_HEAD = """\
@@ -56,7 +56,7 @@ def recipes() -> str:
             [
                 RECIPES_HEAD.strip(),
                 sources(),
-                table.markdown(LIST_HEADER, rows),
+                text_table.markdown(LIST_HEADER, rows),
                 *(page(path).strip() for path in available()),
             ]
         )
@@ -78,7 +78,7 @@ def versions() -> str:
             "as above",
         ),
     ]
-    return table.markdown(("framework", "release", "trainer", "rollout"), rows)
+    return text_table.markdown(("framework", "release", "trainer", "rollout"), rows)
 
 
 def readme() -> str:

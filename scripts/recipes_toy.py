@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.cli import table
-from fp16_patch.recipes.launch import run_recipe
-from fp16_patch.recipes.loading import available, find, load, text_of
-from fp16_patch.recipes.runs import ArmRun, read_run
+from fp16_patch import text_table
+from fp16_patch.lab.launch.run import run_recipe
+from fp16_patch.lab.logs.runs import ArmRun, read_run
+from fp16_patch.lab.recipes.load import available, find, load, text_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "recipes_toy.jsonl"
@@ -120,7 +120,7 @@ def recorded(path: Path, framework: str, arm: str) -> Record | None:
 
 def page() -> str:
     """docs/recipes-toy.md: a row for each arm of each recipe, run or not."""
-    return HEAD + table.markdown(HEADER, list(rows())) + "\n"
+    return HEAD + text_table.markdown(HEADER, list(rows())) + "\n"
 
 
 def rows() -> Iterator[tuple[str, ...]]:

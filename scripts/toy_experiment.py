@@ -22,11 +22,11 @@ from typing import Any
 from toy_experiment_page import write_page
 from toy_experiment_records import RUNS, read_records
 
-from fp16_patch.recipes.launch import run_recipe
-from fp16_patch.recipes.loading import find, load
-from fp16_patch.recipes.runs import ArmRun, read_run
-from fp16_patch.toy.sampling import solved_counts
-from fp16_patch.toy.task import Problem, token_limits
+from fp16_patch.lab.launch.run import run_recipe
+from fp16_patch.lab.logs.runs import ArmRun, read_run
+from fp16_patch.lab.recipes.load import find, load
+from fp16_patch.lab.toy.sampling import solved_counts
+from fp16_patch.lab.toy.task import Problem, token_limits
 
 RECIPES = ("dose-response", "dose-response-pg-seq-is")
 """Those with longer answers are run where they are asked for."""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from toy_experiment_records import Record, answer_kl, mean, read_plain, read_records, token_mismatch
 
-from fp16_patch.recipes.plot_style import COLOURS
+from fp16_patch.lab.comparison.figure_style import COLOURS
 
 TOY = {"bf16": COLOURS["bf16"][0], "fp16": COLOURS["fp16"][0]}
 ALGORITHMS = {"GRPO": COLOURS["fp16"][1], "PG-Seq-IS": COLOURS["bf16"][2]}

@@ -20,7 +20,7 @@ from toy_experiment_records import (
     token_mismatch,
 )
 
-from fp16_patch.cli import table
+from fp16_patch import text_table
 
 PAGE, FIGURE = ROOT / "docs" / "results-toy.md", ROOT / "docs" / "results-toy.png"
 T_95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -63,7 +63,7 @@ def as_table(records: Sequence[Record]) -> str:
     for record in records:
         key = (record["recipe"], record["arm"], str(record["asked"]), record.get("varied", ""))
         groups.setdefault(key, []).append(record)
-    return table.markdown(HEADER, [_row(group) for group in groups.values()])
+    return text_table.markdown(HEADER, [_row(group) for group in groups.values()])
 
 
 def _row(group: Sequence[Record]) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ("run_cases",)  # tests/support
+
 # Models of recipes are hub ids; where there is no network the hub's client tries again and again to find one. To be set
 # before anything imports it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -20,7 +20,8 @@ PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 def test_recipes_compare_without_numpy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith(("fp16_patch.recipes.report", "fp16_patch.mismatch"))]:
+    loaded = ("fp16_patch.lab.comparison.compare", "fp16_patch.mismatch")
+    for name in [name for name in sys.modules if name.startswith(loaded)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numpy", None)
     assert main(["recipes", "compare", str(tmp_path)]) == 2

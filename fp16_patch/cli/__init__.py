@@ -15,7 +15,8 @@ from fp16_patch.errors import Fp16PatchError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
-    from fp16_patch.cli import doctor, patches, recipes, run
+    from fp16_patch.cli import doctor, patches, run
+    from fp16_patch.lab.cli import recipes
 
     parser = argparse.ArgumentParser(prog="fp16-patch", description=fp16_patch.__doc__)
     parser.add_argument("--version", action="version", version=f"fp16-patch {fp16_patch.__version__}")

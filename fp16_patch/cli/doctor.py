@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
-from fp16_patch.cli import table
+from fp16_patch import text_table
 from fp16_patch.patching import Patch, check_source
 
 DISTRIBUTIONS = (
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 def examine() -> dict[str, Any]:
     """The findings, JSON-able. Imports none of torch, verl, OpenRLHF, DeepSpeed, vLLM or Ray."""
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
-    from fp16_patch.frameworks.openrlhf.start import flash_attention_missing
+    from fp16_patch.frameworks.openrlhf.entry import flash_attention_missing
     from fp16_patch.frameworks.verl import plan as verl
 
     installed = {name: _version(name) for name in DISTRIBUTIONS}
@@ -88,8 +88,8 @@ def examine() -> dict[str, Any]:
 
 def _megatron() -> str:
     """Megatron is an engine of verl's that a run need not use: what speaks against it is no problem of verl's."""
-    from fp16_patch.frameworks.megatron import optimizer_choice
-    from fp16_patch.frameworks.verl.megatron.installation import unfit_installation
+    from fp16_patch.engines.megatron import optimizer_choice
+    from fp16_patch.frameworks.verl.refusals.megatron_installation import unfit_installation
 
     if problems := unfit_installation():
         return f"verl with strategy=megatron: no, {'; '.join(problem.what for problem in problems)}"
@@ -118,7 +118,7 @@ def _text(findings: dict[str, Any]) -> str:
     lines = [
         f"Python {findings['python']} ({findings['executable']})",
         "",
-        table.plain(("distribution", "version"), installed),
+        text_table.plain(("distribution", "version"), installed),
         "",
         f"Hydra config group `precision`: {'found' if findings['hydra_config_group'] else 'NOT FOUND'}",
     ]
@@ -126,7 +126,7 @@ def _text(findings: dict[str, Any]) -> str:
         lines += ["", f"{name} {found['installed'] or 'is not installed'}"]
         if found["installed"]:
             rows = [tuple(patch[column] for column in header) for patch in found["patches"]]
-            lines += ["", "What the flag would do here (nothing has been changed):", "", table.plain(header, rows)]
+            lines += ["", "What the flag would do here (nothing has been changed):", "", text_table.plain(header, rows)]
             lines += ["", *(f"NOT READY: {problem}" for problem in found["problems"])]
             lines += [] if found["problems"] else [f"Ready: {COMMANDS[name]}"]
     lines += ["", findings["megatron"]]

@@ -7,7 +7,7 @@ import argparse
 import json
 from typing import Any
 
-from fp16_patch.cli import table
+from fp16_patch import text_table
 from fp16_patch.patching import Patch
 
 HEADER = ("patch", "kind", "process", "target", "releases", "why", "upstream", "remove when")
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         print(as_markdown())
     else:
         for part, rows in parts().items():
-            print(f"{part}\n\n{table.plain(HEADER[:5], [row[:5] for row in rows])}\n")
+            print(f"{part}\n\n{text_table.plain(HEADER[:5], [row[:5] for row in rows])}\n")
         print("Reasons, upstream links and removal plans: fp16-patch patches --markdown (or --json)")
     return 0
 
@@ -41,9 +41,9 @@ def parts() -> dict[str, list[Row]]:
     """Part of this package -> its patches, a row each."""
     from fp16_patch.frameworks.openrlhf import plan as openrlhf_plan
     from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-    from fp16_patch.platforms.cpu.plan import MEGATRON_PATCHES, OPENRLHF_PATCHES, PATCHES
-    from fp16_patch.platforms.cpu.significand import PATCHES as SIGNIFICAND
-    from fp16_patch.platforms.cpu.torch_cuda import MEGATRON_PATCHES as TORCH_CUDA
+    from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES, OPENRLHF_PATCHES, PATCHES
+    from fp16_patch.lab.cpu.rounded_rollout import PATCHES as SIGNIFICAND
+    from fp16_patch.lab.cpu.torch_cuda import MEGATRON_PATCHES as TORCH_CUDA
 
     flag = [_row(patch) for patch in ALL_PATCHES]
     verl = [row for patch in PATCHES if (row := _row(patch)) not in flag]
@@ -63,7 +63,7 @@ def parts() -> dict[str, list[Row]]:
 
 def as_markdown() -> str:
     """The tables of docs/patches.md."""
-    return "\n\n".join(f"## {part}\n\n{table.markdown(HEADER, rows)}" for part, rows in parts().items())
+    return "\n\n".join(f"## {part}\n\n{text_table.markdown(HEADER, rows)}" for part, rows in parts().items())
 
 
 def _row(patch: Patch) -> Row:

@@ -37,7 +37,7 @@ def misplaced(word: str) -> Fp16PatchError:
 
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the trainer's; returns only with an error."""
-    from fp16_patch.launcher import command_with_flag
+    from fp16_patch.frameworks.launcher import command_with_flag
 
     words = list(options.words)
     # argparse may have taken the -- away where it comes first.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dynamic loss scaling: settings, scaler, state, step and overflow diagnosis. Knows torch, no framework."""
 
-from fp16_patch.loss_scaling.settings import LossScaling
+from fp16_patch.precision.loss_scaling import LossScaling
 
 __all__ = ["LossScaling"]

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from fp16_patch.mismatch.kept import Kept
+from fp16_patch.mismatch.log_prob_store import Kept
 
 
 def measure(kept: Kept) -> dict[str, float | None]:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from fp16_patch.patching.applying import apply, status, undo
-from fp16_patch.patching.declaration import Kind, Outcome, Patch, validate_plan
-from fp16_patch.patching.inspection import Finding, check_live, check_source, installed_version, refusal
+from fp16_patch.patching.checks import Finding, check_live, check_source, installed_version, refusal
+from fp16_patch.patching.import_hooks import when_imported
 from fp16_patch.patching.ledger import Ledger, LedgerEntry
+from fp16_patch.patching.patch import Kind, Outcome, Patch, validate_plan
 from fp16_patch.patching.source import Definition, find
-from fp16_patch.patching.triggers import when_imported
 
 __all__ = [
     "Definition",

@@ -13,9 +13,9 @@ from typing import Any
 from fp16_patch.errors import several
 from fp16_patch.patching import ledger
 from fp16_patch.patching.binding import MARK, Binding, function_of, holders, marked_by, rewrap
-from fp16_patch.patching.declaration import Patch, validate_plan
-from fp16_patch.patching.inspection import Finding, check_live, refusal
+from fp16_patch.patching.checks import Finding, check_live, refusal
 from fp16_patch.patching.ledger import Ledger, LedgerEntry
+from fp16_patch.patching.patch import Patch, validate_plan
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fp16_patch.patching.declaration import Outcome
+from fp16_patch.patching.patch import Outcome
 
 
 @dataclass(frozen=True)

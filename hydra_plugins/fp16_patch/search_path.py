@@ -23,8 +23,8 @@ class PrecisionSearchPath(SearchPathPlugin):
 
 
 def _check_settings(words: list[str]) -> None:
-    from fp16_patch import setting_names
     from fp16_patch.errors import Fp16PatchError
+    from fp16_patch.precision import setting_names
 
     try:
         setting_names.check(words)

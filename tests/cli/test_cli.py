@@ -14,7 +14,7 @@ import pytest
 from fp16_patch.cli import doctor, main
 from fp16_patch.frameworks.openrlhf import plan as openrlhf
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, required
-from fp16_patch.frameworks.verl.weight_transfer import RECEIVER_PATCHES
+from fp16_patch.frameworks.verl.receiver_failures import RECEIVER_PATCHES
 from fp16_patch.patching import validate_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def test_generated_documents_are_up_to_date():
 @pytest.mark.parametrize("order", [["a.b=1", "--out", "x"], ["--out", "x", "a.b=1"]])
 def test_overrides_may_stand_before_or_after_options(order, monkeypatch):
     seen = {}
-    monkeypatch.setattr("fp16_patch.cli.recipes._run", lambda options: seen.update(vars(options)) or 0)
+    monkeypatch.setattr("fp16_patch.lab.cli.recipes._run", lambda options: seen.update(vars(options)) or 0)
     assert main(["recipes", "run", "quickstart", *order]) == 0
     assert seen["overrides"] == ["a.b=1"]
     assert seen["out"] == Path("x")
@@ -175,7 +175,7 @@ def test_a_scale_that_the_recipe_has_not(capsys):
 def test_printed_commands_say_how_to_make_their_world(capsys):
     assert main(["recipes", "run", "sanity-grpo", "--scale", "toy", "--print"]) == 0
     said = capsys.readouterr().out
-    make = f"{sys.executable} -m fp16_patch.toy --world toy --out {Path('runs/sanity-grpo-toy/world').resolve()}"
+    make = f"{sys.executable} -m fp16_patch.lab.toy --world toy --out {Path('runs/sanity-grpo-toy/world').resolve()}"
     assert said.index(make) < said.index("-m verl.trainer.main_ppo")
 
 
@@ -183,6 +183,6 @@ def test_a_full_disk_is_one_error(monkeypatch, capsys):
     def full(options):
         raise OSError(errno.ENOSPC, "No space left on device", "/data/runs/a/recipe.yaml")
 
-    monkeypatch.setattr("fp16_patch.cli.recipes._run", full)
+    monkeypatch.setattr("fp16_patch.lab.cli.recipes._run", full)
     assert main(["recipes", "run", "quickstart"]) == 2
     assert "/data/runs/a/recipe.yaml: No space left on device\n  next step:" in capsys.readouterr().err

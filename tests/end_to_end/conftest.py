@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fp16_patch.recipes.launch import ArmResult, run_recipe
-from fp16_patch.toy import World, untrained_world
+from fp16_patch.lab.launch.run import ArmResult, run_recipe
+from fp16_patch.lab.toy import World, untrained_world
 
 HERE = Path(__file__).parent
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch import toy
-from fp16_patch.recipes.launch import run_recipe
-from fp16_patch.recipes.loading import find
-from fp16_patch.recipes.runs import ArmRun, read_run
+from fp16_patch.lab import toy
+from fp16_patch.lab.launch.run import run_recipe
+from fp16_patch.lab.logs.runs import ArmRun, read_run
+from fp16_patch.lab.recipes.load import find
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -43,7 +43,7 @@ def run_arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunArm:
 
 
 def test_experts_over_two_ranks_of_megatron_survive_an_overflow(run_arm: RunArm) -> None:
-    """Stock verl ends there: tests/frameworks/megatron_engine/test_stock_megatron.py."""
+    """Stock verl ends there: tests/frameworks/verl_megatron/test_stock_megatron.py."""
     run = run_arm(
         "moe-grpo-seq-mis",
         "fp16",
@@ -74,7 +74,7 @@ def test_adapters(run_arm: RunArm) -> None:
 
 @pytest.mark.parametrize("arm", ["bf16", "fp16"])
 def test_a_policy_gradient_with_sequence_weights(run_arm: RunArm, arm: str) -> None:
-    """The gradient is compared to the paper's in tests/algorithms; that it is this loss that trains, by its metrics."""
+    """tests/lab/algorithms compares the gradient to the paper's; here the metrics show that this loss trains."""
     run = run_arm("sanity-pg-seq-is", arm, "trainer.total_training_steps=2")
     assert run.precision_report["roles"]["actor"]["compute"] == {"bf16": "bfloat16", "fp16": "float16"}[arm]
     assert run.series.known("grad_norm")[-1] > 0

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fp16_patch.toy import World
+from fp16_patch.lab.toy import World
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
 

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
-CPU = "fp16_patch.platforms.cpu.verl"
+CPU = "fp16_patch.lab.cpu.verl"
 
 
 def processes(report: dict) -> list[str]:
@@ -73,7 +73,7 @@ def test_critic_and_merged_lora_on_fsdp1(run_verl):
 
 
 def test_megatron_survives_an_overflow(run_verl):
-    """Stock verl ends there: tests/frameworks/megatron_engine/test_stock_megatron.py."""
+    """Stock verl ends there: tests/frameworks/verl_megatron/test_stock_megatron.py."""
     run = run_verl(
         "model_engine=megatron",
         "actor_rollout_ref.actor.strategy=megatron",

@@ -31,18 +31,18 @@ SIGNIFICAND = "FP16_PATCH_ROLLOUT_SIGNIFICAND"
 
 def plans() -> dict[str, Plan]:
     """Return each plan: upstream module whose import triggers patches -> the patches, in the order applied."""
-    from fp16_patch.frameworks.deepspeed.plan import PLAN as DEEPSPEED
-    from fp16_patch.frameworks.openrlhf import start
+    from fp16_patch.engines.deepspeed.plan import PLAN as DEEPSPEED
+    from fp16_patch.frameworks.openrlhf import entry
     from fp16_patch.frameworks.openrlhf.plan import PLAN as OPENRLHF
     from fp16_patch.frameworks.verl.plan import PLAN as VERL
-    from fp16_patch.platforms.cpu.plan import MEGATRON_PATCHES, OPENRLHF_PATCHES, PATCHES
-    from fp16_patch.platforms.cpu.significand import PATCHES as ROUNDING
-    from fp16_patch.platforms.cpu.torch_cuda import MEGATRON_PATCHES as TORCH_CUDA
+    from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES, OPENRLHF_PATCHES, PATCHES
+    from fp16_patch.lab.cpu.rounded_rollout import PATCHES as ROUNDING
+    from fp16_patch.lab.cpu.torch_cuda import MEGATRON_PATCHES as TORCH_CUDA
 
     return {
         "verl": VERL,
         "openrlhf": OPENRLHF,
-        "openrlhf driver": {"openrlhf.utils.config": (start._accepting({}),)},
+        "openrlhf driver": {"openrlhf.utils.config": (entry._accepting({}),)},
         "deepspeed": DEEPSPEED,
         "cpu verl": _at_their_targets(PATCHES),
         "cpu openrlhf": _at_their_targets(OPENRLHF_PATCHES),

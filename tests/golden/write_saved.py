@@ -17,21 +17,21 @@ from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
 ROOT = Path(__file__).parents[2]
 SAVED = Path(__file__).parent / "saved"
-CASES = ROOT / "tests" / "frameworks"
+TESTS = ROOT / "tests"
 CASE = "golden-written"
 
 ENGINES: dict[str, tuple[list[str], dict[str, str]]] = {
     # engine -> the script that runs its cases, up to its folder; its environment, as in each conftest.py
     "fsdp": (
-        [str(CASES / "verl" / "engine_cases.py"), "flag"],
+        [str(TESTS / "frameworks" / "verl" / "engine_cases.py"), "flag"],
         {
             "VERL_PLATFORM": "cpu",
-            "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl,fp16_patch.frameworks.verl.worker",
+            "VERL_USE_EXTERNAL_MODULES": "fp16_patch.lab.cpu.verl,fp16_patch.frameworks.verl.worker",
             ENVIRONMENT_VARIABLE: Precision().to_environment(),
         },
     ),
-    "deepspeed": ([str(CASES / "deepspeed" / "zero_cases.py")], {"DS_ACCELERATOR": "cpu"}),
-    "megatron": ([str(CASES / "megatron" / "core_cases.py")], {"TORCHDYNAMO_DISABLE": "1"}),
+    "deepspeed": ([str(TESTS / "engines" / "deepspeed" / "zero_cases.py")], {"DS_ACCELERATOR": "cpu"}),
+    "megatron": ([str(TESTS / "engines" / "megatron" / "core_cases.py")], {"TORCHDYNAMO_DISABLE": "1"}),
 }
 NOT_NEEDED = ("zero_to_fp32.py", "huggingface")
 """In a checkpoint, and not read when it is loaded."""
@@ -39,7 +39,7 @@ NOT_NEEDED = ("zero_to_fp32.py", "huggingface")
 
 def write(engine: str) -> None:
     (script, *arguments), environment = ENGINES[engine]
-    paths = [ROOT, Path(script).parent, CASES / "verl", ROOT / "tests" / "loss_scaling"]
+    paths = [ROOT, Path(script).parent, TESTS / "support", TESTS / "engines" / "fsdp"]
     with tempfile.TemporaryDirectory() as temporary:
         whole = {
             **os.environ,

@@ -18,13 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.fp32_modules import compute_in_fp32, find_islands
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.diagnosis import Diagnosis, Losses, diagnose, parameter_overflow
-from fp16_patch.loss_scaling.finding import Remedies, fp32_override
-from fp16_patch.loss_scaling.overflow_report import SHOWN, as_document, render, save
-from fp16_patch.loss_scaling.scaler import LossScaler
-from fp16_patch.loss_scaling.trace import ModuleRow
-from fp16_patch.precision_islands import compute_in_fp32, find_islands
+from fp16_patch.loss_scaling.diagnosis.cause import Remedies, fp32_override
+from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow
+from fp16_patch.loss_scaling.diagnosis.observations import Diagnosis, Losses, diagnose, parameter_overflow
+from fp16_patch.loss_scaling.diagnosis.report import SHOWN, as_document, render, save
 
 Module = torch.nn.Module
 BF16 = Remedies().in_bf16
@@ -117,7 +117,7 @@ def test_an_activation_overflows() -> None:
 
 
 def test_the_advice_for_an_activation_is_right() -> None:
-    """With that module in FP32, as :mod:`fp16_patch.precision_islands` does it, the pass is finite."""
+    """With that module in FP32, as :mod:`fp16_patch.fp32_modules` does it, the pass is finite."""
     broken = torch.nn.Sequential()
     broken.add_module("wide", torch.nn.Linear(WIDTH, WIDTH))
     broken.add_module("norm", torch.nn.LayerNorm(WIDTH))

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises_code
 
+from fp16_patch.engines.fsdp.scaler import LossScaler
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.scaler import LossScaler
-from fp16_patch.loss_scaling.state import COUNTS, FILE, KEYS, load, resumption, save
+from fp16_patch.loss_scaling.state_file import COUNTS, FILE, KEYS, load, resumption, save
 
 UNTIMED = settings(deadline=None)
 OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])

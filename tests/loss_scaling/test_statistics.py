@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises_code
 
-from fp16_patch.loss_scaling.gradients import Gradient, Layout, gradients_of
-from fp16_patch.loss_scaling.statistics import (
+from fp16_patch.loss_scaling.gradient_statistics import (
     BLOCK,
     FP16_MAX,
     SAMPLE,
@@ -22,6 +21,7 @@ from fp16_patch.loss_scaling.statistics import (
     gather_statistics,
     headroom_bits,
 )
+from fp16_patch.loss_scaling.gradients import Gradient, Layout, gradients_of
 
 UNTIMED = settings(deadline=None)
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fp16_patch
-from fp16_patch.loss_scaling.trace import Extremes, ModuleRow, ModuleTrace, merge_rows, trace_modules
+from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, ModuleTrace, merge_rows, trace_modules
 
 Module = torch.nn.Module
 WIDTH = 8
@@ -165,7 +165,7 @@ def test_nothing_finite_and_nothing_at_all() -> None:
 
 
 def test_large_tensors_are_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fp16_patch.loss_scaling.trace.CHUNK", 7)
+    monkeypatch.setattr("fp16_patch.loss_scaling.diagnosis.module_trace.CHUNK", 7)
     values = torch.arange(100.0)
     values[[3, 50, 99]] = math.inf
     extremes = Extremes()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp16_patch.mismatch.kept import Kept, keep, read
+from fp16_patch.mismatch.log_prob_store import Kept, keep, read
 from fp16_patch.mismatch.offline import measure
 
 torch = pytest.importorskip("torch")

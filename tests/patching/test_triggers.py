@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from raising import raises_code
 
-from fp16_patch.patching import Patch, apply, triggers, when_imported
+from fp16_patch.patching import Patch, apply, import_hooks, when_imported
 
 if TYPE_CHECKING:
     from conftest import Library
@@ -30,7 +30,7 @@ def finders() -> Iterator[list[Any]]:
     """Every test must leave the finders as they were, unless it says why not."""
     before = list(sys.meta_path)
     yield before
-    left, triggers._waiting = triggers._waiting, {}
+    left, import_hooks._waiting = import_hooks._waiting, {}
     after, sys.meta_path = sys.meta_path, before
     assert (left, after) == ({}, before), "a callback is still waiting, or the finder has not removed itself"
 
@@ -274,5 +274,5 @@ def test_what_cannot_be_watched_says_so(library: Library) -> None:
     when_imported("acme.space", print)
     with pytest.raises(ImportError, match="cannot watch"):
         importlib.import_module("acme.space")
-    triggers._waiting.clear()
-    sys.meta_path.remove(triggers._finder)
+    import_hooks._waiting.clear()
+    sys.meta_path.remove(import_hooks._finder)

@@ -3,7 +3,7 @@
 
 import sys
 
-from fp16_patch.frameworks.openrlhf.start import main
+from fp16_patch.frameworks.openrlhf.entry import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -12,9 +12,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from fp16_patch.engines.ray import node_check
 from fp16_patch.frameworks.openrlhf import releases
 from fp16_patch.frameworks.openrlhf.reporting import gather, publish
-from fp16_patch.frameworks.ray import nodes
 from fp16_patch.patching import Patch
 
 Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
@@ -28,7 +28,7 @@ def check_processes(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def fit(self: Controller, *args: Any, **kwargs: Any) -> Any:
-        nodes.check_every_node()
+        node_check.check_every_node()
         gather(self)
         return original(self, *args, **kwargs)
 

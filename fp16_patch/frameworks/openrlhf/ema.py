@@ -26,7 +26,7 @@ def average_in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         import torch
 
-        from fp16_patch.frameworks.deepspeed.loss_scaling import last_update, scaler_of
+        from fp16_patch.engines.deepspeed.step import last_update, scaler_of
 
         engine = engine_of(model)
         if scaler_of(engine) is None:

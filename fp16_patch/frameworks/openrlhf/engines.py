@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.proof.dtypes import agree
-from fp16_patch.proof.observed import seen
+from fp16_patch.report.dtypes import agree
+from fp16_patch.report.observed_dtypes import seen
 
 
 def engine_of(model: Any) -> Any:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.vllm.model_types import float16_refusing_model_types, model_type_of
 from fp16_patch.precision import Precision
 
 Args = Any  # OpenRLHF's arguments, nested as its utils/config.py nests them

@@ -8,11 +8,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from fp16_patch.frameworks.openrlhf import collect
+from fp16_patch.frameworks.openrlhf import reports as collect
 from fp16_patch.patching import status
 from fp16_patch.precision import Precision, long_name
-from fp16_patch.proof import report
-from fp16_patch.proof.processes import require, this_process
+from fp16_patch.report import precision_report as report
+from fp16_patch.report.process_report import require, this_process
 
 Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
 
@@ -49,7 +49,7 @@ def gather_with(controller: Controller, beside: dict[str, list[dict[str, Any]]])
 
 def publish(controller: Controller, when: str) -> None:
     """Gather, check against the flag, print (first time) and save."""
-    from fp16_patch.frameworks.openrlhf.start import RUN_VARIABLE
+    from fp16_patch.frameworks.openrlhf.entry import RUN_VARIABLE
 
     record = json.loads(os.environ[RUN_VARIABLE])
     driver = {"process": "driver", **record["driver"], "ledger": [], "roles": {}}

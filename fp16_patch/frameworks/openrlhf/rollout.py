@@ -9,8 +9,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from fp16_patch.engines.vllm.precision import REPORT, note_on_the_wire, report_method, watch_logits
 from fp16_patch.frameworks.openrlhf import releases
-from fp16_patch.frameworks.vllm.precision import REPORT, note_on_the_wire, report_method, watch_logits
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
 

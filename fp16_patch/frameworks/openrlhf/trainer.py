@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patches of OpenRLHF's DeepSpeed strategy and of its actor's and critic's training steps.
 
-The scaler, the repaired step and the checkpoints are DeepSpeed's matter (``frameworks/deepspeed``); here they get
+The scaler, the repaired step and the checkpoints are DeepSpeed's matter (``engines/deepspeed``); here they get
 their settings, and what became of each update reaches OpenRLHF's metrics.
 """
 
@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fp16_patch.frameworks.deepspeed import overflow
-from fp16_patch.frameworks.deepspeed.configuration import configured
-from fp16_patch.frameworks.deepspeed.loss_scaling import last_update, scaler_of
+from fp16_patch.engines.deepspeed import replay
+from fp16_patch.engines.deepspeed.config import configured
+from fp16_patch.engines.deepspeed.precision import describe_engine
+from fp16_patch.engines.deepspeed.step import last_update, scaler_of
 from fp16_patch.frameworks.openrlhf import releases
 from fp16_patch.frameworks.openrlhf.ema import average_in_fp32
 from fp16_patch.frameworks.openrlhf.engines import engine_of, watch
-from fp16_patch.loss_scaling.metrics import combined, describe
+from fp16_patch.loss_scaling.update import combined, describe
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision
-from fp16_patch.proof.deepspeed import describe_engine
-from fp16_patch.proof.observed import seen
+from fp16_patch.report.observed_dtypes import seen
 
 Strategy = Any  # openrlhf.utils.deepspeed.DeepspeedStrategy
 Trainer = Any  # openrlhf.trainer.ray.ppo_actor.ActorPPOTrainer, or ppo_critic's
@@ -94,9 +94,9 @@ def account_for_updates(role: str) -> Callable[[Callable[..., Any]], Callable[..
                 with _repeating(self.strategy):
                     original(self, *args, **kwargs)
 
-            overflow.remember(engine, again, role=role, in_bf16=IN_BF16)
+            replay.remember(engine, again, role=role, in_bf16=IN_BF16)
             results: list[Any] = []
-            if not overflow.trace_if_asked(
+            if not replay.trace_if_asked(
                 engine, scaler, lambda: results.append(original(self, *args, **kwargs)), role=role
             ):
                 results.append(original(self, *args, **kwargs))

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from functools import partial
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import driver, rollout, updates, weight_transfer
-from fp16_patch.frameworks.verl.fsdp import checkpoint as fsdp_checkpoint
-from fp16_patch.frameworks.verl.fsdp import engine as fsdp
-from fp16_patch.frameworks.verl.fsdp import loss_scaling as fsdp_scaling
-from fp16_patch.frameworks.verl.megatron import checkpoint as megatron_checkpoint
-from fp16_patch.frameworks.verl.megatron import engine as megatron
+from fp16_patch.frameworks.verl import controller, receiver_failures, rollout, trainer
+from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint as fsdp_checkpoint
+from fp16_patch.frameworks.verl.trainer_fsdp import engine as fsdp
+from fp16_patch.frameworks.verl.trainer_fsdp import loss_scaling as fsdp_scaling
+from fp16_patch.frameworks.verl.trainer_megatron import checkpoint as megatron_checkpoint
+from fp16_patch.frameworks.verl.trainer_megatron import engine as megatron
 from fp16_patch.patching import Patch, apply, when_imported
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
@@ -20,12 +20,12 @@ FSDP_PATCHES = fsdp.PATCHES + fsdp_scaling.PATCHES + fsdp_checkpoint.PATCHES
 MEGATRON_PATCHES = megatron.PATCHES + megatron_checkpoint.PATCHES
 
 PLAN: dict[str, tuple[Patch, ...]] = {
-    "verl.trainer.ppo.v1.trainer_base": driver.PATCHES,
-    "verl.workers.engine.base": updates.PATCHES,
+    "verl.trainer.ppo.v1.trainer_base": controller.PATCHES,
+    "verl.workers.engine.base": trainer.PATCHES,
     "verl.workers.engine.fsdp.transformer_impl": FSDP_PATCHES,
     "verl.workers.engine.megatron.transformer_impl": MEGATRON_PATCHES,
-    "verl.workers.rollout.vllm_rollout.vllm_rollout": weight_transfer.SENDER_PATCHES,
-    "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": weight_transfer.RECEIVER_PATCHES,
+    "verl.workers.rollout.vllm_rollout.vllm_rollout": receiver_failures.SENDER_PATCHES,
+    "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer": receiver_failures.RECEIVER_PATCHES,
     "verl.workers.rollout.vllm_rollout.vllm_async_server": rollout.SERVER_PATCHES,
     "verl.workers.rollout.vllm_rollout.utils": rollout.WORKER_PATCHES,
 }
@@ -48,8 +48,8 @@ def required(strategies: Iterable[str]) -> dict[str, tuple[Patch, ...]]:
     """
     engines = dict.fromkeys(patch for strategy in strategies for patch in _ENGINES[strategy])
     return {
-        "task runner": driver.PATCHES,
-        "trainer rank": (*updates.PATCHES, *engines, *weight_transfer.SENDER_PATCHES),
+        "task runner": controller.PATCHES,
+        "trainer rank": (*trainer.PATCHES, *engines, *receiver_failures.SENDER_PATCHES),
         "vLLM server": rollout.SERVER_PATCHES,
         "vLLM worker": rollout.WORKER_PATCHES,
     }

@@ -33,7 +33,7 @@ def after_ours(callback):
 
 def lose_a_patch(_) -> None:
     """A patch that is gone again: the process says nothing, only its ledger does."""
-    from fp16_patch.frameworks.deepspeed.loss_scaling import PATCHES
+    from fp16_patch.engines.deepspeed.step import PATCHES
     from fp16_patch.patching import undo
 
     undo([patch for patch in PATCHES if patch.name == "deepspeed-step"])
@@ -41,11 +41,11 @@ def lose_a_patch(_) -> None:
 
 def lose_the_setup(_) -> None:
     """The flag carried nowhere, as where Ray's hook is not called (`uv run`): the driver is patched, no worker is."""
-    from fp16_patch.frameworks.ray import runtime_env
-    from fp16_patch.platforms import activation
+    from fp16_patch import platforms
+    from fp16_patch.engines.ray import runtime_env
 
     carry = runtime_env.carry
-    runtime_env.carry = lambda *_: carry(f"{activation.__name__}.activate", (activation.ENVIRONMENT_VARIABLE,))
+    runtime_env.carry = lambda *_: carry(f"{platforms.__name__}.activate", (platforms.ENVIRONMENT_VARIABLE,))
 
 
 def bring_checkpoints_back(_) -> None:

@@ -15,7 +15,7 @@ EXTENSION = "verl.workers.rollout.vllm_rollout.utils"
 
 def lose_a_patch(_: ModuleType) -> None:
     """A patch that is gone again: the process says nothing, only its ledger does."""
-    from fp16_patch.frameworks.verl.fsdp.engine import PATCHES
+    from fp16_patch.frameworks.verl.trainer_fsdp.engine import PATCHES
 
     undo([patch for patch in PATCHES if patch.name == "fsdp-loss-scaler"])
 
@@ -40,7 +40,7 @@ def fail_while_receiving(module: ModuleType) -> None:
 
 def die_in_third_update(_: ModuleType) -> None:
     """An overflow in a trainer rank's first update, kill -9 when its third has begun."""
-    from fp16_patch.loss_scaling import step
+    from fp16_patch.engines.fsdp import step
 
     updates, clip_and_step = [], step.clip_and_step
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fp16_patch.platforms.cpu import flash_attention
+from fp16_patch.lab.cpu import flash_attention
 
 flash_attention.stand_in()
 from openrlhf.models import PolicyLoss  # noqa: E402  it imports flash-attn

@@ -14,8 +14,8 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf import plan, reporting
 from fp16_patch.patching import Ledger, LedgerEntry, Patch
 from fp16_patch.patching.binding import MARK
-from fp16_patch.patching.inspection import check_source
-from fp16_patch.proof.processes import this_process
+from fp16_patch.patching.checks import check_source
+from fp16_patch.report.process_report import this_process
 
 
 def method_of_openrlhf(*_: object) -> None: ...

@@ -17,8 +17,8 @@ from raising import check_error, raises_code
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks import installation
-from fp16_patch.frameworks.openrlhf import flag, refusals, start
-from fp16_patch.patching import inspection
+from fp16_patch.frameworks.openrlhf import config, entry, refusals
+from fp16_patch.patching import checks
 from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
 
 Arguments = Callable[..., Any]
@@ -26,13 +26,13 @@ Arguments = Callable[..., Any]
 
 def test_everything_follows_param_dtype(arguments: Arguments) -> None:
     args = arguments()
-    assert flag.precision(args, {}) == Precision("fp16", "fp16")
+    assert config.precision(args, {}) == Precision("fp16", "fp16")
     args.ds.param_dtype = "bf16"
-    assert flag.precision(args, {}) == Precision("bf16", "bf16")
+    assert config.precision(args, {}) == Precision("bf16", "bf16")
 
 
 def test_settings_are_those_of_verl(arguments: Arguments) -> None:
-    given = flag.settings(
+    given = config.settings(
         [
             "fp16_patch.loss_scaling.init_scale=1024",
             "fp16_patch.loss_scaling.hysteresis=2",
@@ -40,10 +40,10 @@ def test_settings_are_those_of_verl(arguments: Arguments) -> None:
             "fp16_patch.trace_update=3",
         ]
     )
-    precision = flag.precision(arguments(), given)
+    precision = config.precision(arguments(), given)
     assert (precision.train, precision.rollout, precision.trace_update) == ("fp16", "bf16", 3)
     assert (precision.loss_scaling.init_scale, precision.loss_scaling.hysteresis) == (1024.0, 2)
-    assert flag.settings([]) == {}
+    assert config.settings([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_settings_are_those_of_verl(arguments: Arguments) -> None:
 )
 def test_a_setting_that_is_not_ours_is_refused_by_name(override: str) -> None:
     with raises_code("unknown-setting", override, "allowed: "):
-        flag.settings([override])
+        config.settings([override])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_setting_that_is_not_ours_is_refused_by_name(override: str) -> None:
 )
 def test_a_value_that_cannot_be_is_refused_by_name(arguments: Arguments, override: str, code: str, named: str) -> None:
     with raises_code(code, named):
-        flag.precision(arguments(), flag.settings([override]))
+        config.precision(arguments(), config.settings([override]))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_value_that_cannot_be_is_refused_by_name(arguments: Arguments, overrid
 )
 def test_a_value_that_no_run_could_use_is_refused_before_openrlhf_is_imported(override: str) -> None:
     with pytest.raises(Fp16PatchError) as refused:
-        flag.settings([override])
+        config.settings([override])
     assert override.partition("=")[0] in str(refused.value)
     assert "allowed: " in str(refused.value)
 
@@ -139,22 +139,22 @@ def test_a_model_that_vllm_refuses_in_float16(arguments: Arguments, tmp_path: Pa
 
 def test_bf16_is_left_as_it_is(arguments: Arguments) -> None:
     args = arguments(ds__param_dtype="bf16", ds__load_in_4bit=True, ds__tensor_parallel_size=2)
-    precision = flag.precision(args, {})
+    precision = config.precision(args, {})
     assert refusals.unsupported(args, precision) == []
-    assert flag.rewrite(args, precision) == []
+    assert config.rewrite(args, precision) == []
     assert args.ds.grad_accum_dtype is None
 
 
 def test_modules_in_fp32_are_refused(arguments: Arguments) -> None:
     args = arguments()
-    precision = flag.precision(args, flag.settings(["fp16_patch.fp32_modules=[lm_head]"]))
+    precision = config.precision(args, config.settings(["fp16_patch.fp32_modules=[lm_head]"]))
     (problem,) = refusals.unsupported(args, precision)
     assert "fp16_patch.fp32_modules ['lm_head']" in str(problem)
 
 
 def test_gradients_are_accumulated_in_fp32(arguments: Arguments) -> None:
     args = arguments()
-    changes = flag.rewrite(args, Precision())
+    changes = config.rewrite(args, Precision())
     assert args.ds.grad_accum_dtype == "fp32"
     assert {"key": "vLLM dtype", "before": "bfloat16", "after": "float16"} in changes
 
@@ -171,15 +171,15 @@ def test_another_release_is_refused(
     monkeypatch: pytest.MonkeyPatch, changed: str, version: str | None, code: str, named: str
 ) -> None:
     pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
-    real = inspection.installed_version
+    real = checks.installed_version
 
     def other(distributions: Iterable[str]) -> str | None:
         return version if changed in distributions else real(distributions)
 
     monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
-    monkeypatch.setattr(inspection, "installed_version", other)
+    monkeypatch.setattr(checks, "installed_version", other)
     monkeypatch.setattr(installation, "installed_version", other)
-    problems = start.unfit_installation(start.MODULE)
+    problems = entry.unfit_installation(entry.MODULE)
     assert problems
     for problem in problems:
         check_error(problem, code, named, "next step: ")
@@ -190,14 +190,14 @@ def test_this_installation_is_fit_on_the_cpu_platform(monkeypatch: pytest.Monkey
     pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
     monkeypatch.delenv("FP16_PATCH_PLATFORM", raising=False)
     monkeypatch.setattr(
-        start.importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find_spec(name)
+        entry.importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find_spec(name)
     )
-    (problem,) = start.unfit_installation(start.MODULE)
+    (problem,) = entry.unfit_installation(entry.MODULE)
     assert "flash-attn" in str(problem)
     assert "FP16_PATCH_PLATFORM=cpu" in str(problem)
     monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
-    assert start.unfit_installation(start.MODULE) == []
-    (problem,) = start.unfit_installation("openrlhf.cli.train_sft")
+    assert entry.unfit_installation(entry.MODULE) == []
+    (problem,) = entry.unfit_installation("openrlhf.cli.train_sft")
     assert "openrlhf.cli.train_sft" in str(problem)
 
 
@@ -205,7 +205,7 @@ def test_a_refused_run_leaves_nothing_behind(arguments: Arguments) -> None:
     before = dict(os.environ)
     args = arguments(ds__zero_stage=0)
     with pytest.raises(Fp16PatchError):
-        start.accept(args, {})
+        entry.accept(args, {})
     assert dict(os.environ) == before
     assert args.ds.grad_accum_dtype is None
 

@@ -48,6 +48,8 @@ def compose(model: Path) -> Compose:
 
 
 CASES = Path(__file__).with_name("engine_cases.py")
+SUPPORT = Path(__file__).parents[2] / "support"
+"""Where engine_ranks.py and engine_building.py are."""
 SECONDS = 400
 Outcomes = Callable[..., list[dict[str, Any]]]
 
@@ -55,8 +57,9 @@ Outcomes = Callable[..., list[dict[str, Any]]]
 def start(kind: str, folder: Path, modules: str, flag: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a process that runs the cases of ``kind``, with these modules for verl to import."""
     folder.mkdir()
+    paths = [str(Path(fp16_patch.__file__).parents[1]), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
     environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE} | {
-        "PYTHONPATH": os.pathsep.join([str(Path(fp16_patch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(paths),
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": modules,
         "OMP_NUM_THREADS": "1",
@@ -74,7 +77,7 @@ def start(kind: str, folder: Path, modules: str, flag: dict[str, str]) -> subpro
 @pytest.fixture(scope="session")
 def engine_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All cases, run once; the folder of their results."""
-    folder, platform = tmp_path_factory.mktemp("engine"), "fp16_patch.platforms.cpu.verl"
+    folder, platform = tmp_path_factory.mktemp("engine"), "fp16_patch.lab.cpu.verl"
     worker, flag = "fp16_patch.frameworks.verl.worker", {ENVIRONMENT_VARIABLE: Precision().to_environment()}
     processes = [
         start("flag", folder / "flag", f"{platform},{worker}", flag),

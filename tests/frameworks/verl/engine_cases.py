@@ -40,9 +40,9 @@ from verl.utils.model import get_hf_auto_model_class
 from verl.workers.config import CriticConfig
 from verl.workers.utils.losses import value_loss
 
+from fp16_patch.lab.toy.model import tiny_model
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
-from fp16_patch.toy.model import tiny_model
 
 
 def one_update(rank: int, *, strategy: str, dtype: str, **settings: Any) -> Result:

@@ -45,7 +45,7 @@ def model() -> Path:
 
 
 def describe(engine: Any) -> dict[str, str]:
-    from fp16_patch.frameworks.verl.fsdp.engine import describe_engine
+    from fp16_patch.frameworks.verl.trainer_fsdp.engine import describe_engine
 
     return describe_engine(engine)
 

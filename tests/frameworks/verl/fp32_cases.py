@@ -24,12 +24,12 @@ from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.utils.losses import value_loss
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.fsdp.fp32_modules import build_with_fp32_modules
+from fp16_patch.fp32_modules import _ATTRIBUTE, islands_of
+from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import build_with_fp32_modules
+from fp16_patch.lab.toy.model import save
+from fp16_patch.lab.toy.tokenizer import character_tokenizer
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
-from fp16_patch.precision_islands import _ATTRIBUTE, islands_of
-from fp16_patch.toy.model import save
-from fp16_patch.toy.tokenizer import character_tokenizer
 
 PEFT = "base_model.model."
 

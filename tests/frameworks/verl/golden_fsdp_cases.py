@@ -13,8 +13,8 @@ from golden_saved import BAD, SETTINGS, UPDATES, copy_of, write_facts
 from scaling_cases import spoil
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from fp16_patch.lab.toy.model import character_tokenizer, save, tiny_model
 from fp16_patch.precision import Precision
-from fp16_patch.toy.model import character_tokenizer, save, tiny_model
 
 
 def smallest_engine(name: str) -> Any:

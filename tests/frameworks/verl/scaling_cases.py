@@ -266,7 +266,7 @@ def other_checkpoints(rank: int) -> Result:
 
 def rescaled(rank: int, *, name: str) -> Result:
     """A scaler's state on another number of ranks: verl's own shards cannot change theirs, the scaler's can."""
-    from fp16_patch.loss_scaling import state
+    from fp16_patch.loss_scaling import state_file as state
 
     engine = new_engine(model(), "fsdp2", "fp16")
     saved = state.load(folder() / f"checkpoints-{name}" / f"global_step_{STEPS}" / state.FILE)

@@ -37,7 +37,7 @@ def test_other_losses_are_left_alone(results: Outcomes) -> None:
 
 
 def test_the_metrics_stand_where_those_of_other_modes_do() -> None:
-    from fp16_patch.frameworks.verl.bypass_mismatch import under_their_own_name
+    from fp16_patch.frameworks.verl.mismatch import under_their_own_name
 
     step = {"actor/mismatch/k3_kl": 1.0, "actor/mismatch/tokens": 8.0, "actor/pg_loss": 2.0}
     under_their_own_name(step)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fp16_patch.precision import Precision
-from fp16_patch.proof.report import Rows, broken_promises, merge_roles
+from fp16_patch.report.precision_report import Rows, broken_promises, merge_roles
 
 pytestmark = [
     pytest.mark.distributed,

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from raising import raises_code
 
-from fp16_patch.frameworks.verl.callback import PrecisionCallback, apply_flag
+from fp16_patch.frameworks.verl.entry import PrecisionCallback, apply_flag
 
 FP16 = "+precision@_global_=fp16"
 ENGINES = ("actor_rollout_ref.actor.fsdp_config", "actor_rollout_ref.ref.fsdp_config", "critic.fsdp")
@@ -117,7 +117,7 @@ def test_hydra_cannot_swallow_a_refusal(compose, capsys):
 
 
 def test_a_crash_of_our_own_stops_the_run_too(compose, monkeypatch):
-    monkeypatch.setattr("fp16_patch.frameworks.verl.config_rules.plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("fp16_patch.frameworks.verl.config.rules.plan", lambda *_: 1 / 0)
     with pytest.raises(SystemExit):
         PrecisionCallback().on_run_start(compose(FP16))
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from raising import check_error, raises_code
 
-from fp16_patch.frameworks.verl.fsdp.fp32_modules import build_with_fp32_modules, for_critics_only
+from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import build_with_fp32_modules, for_critics_only
 from fp16_patch.precision import Precision
-from fp16_patch.proof.report import broken_promises, merge_roles
+from fp16_patch.report.precision_report import broken_promises, merge_roles
 
 pytestmark = [
     pytest.mark.distributed,

@@ -9,9 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 from raising import raises_code
 
+from fp16_patch.engines.megatron import config as configuration
+from fp16_patch.engines.megatron import optimizer_choice
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.megatron import configuration, optimizer_choice
-from fp16_patch.frameworks.verl.callback import apply_flag
+from fp16_patch.frameworks.verl.entry import apply_flag
 
 MEGATRON = ("+precision@_global_=fp16", "model_engine=megatron", "actor_rollout_ref.actor.strategy=megatron")
 ACTOR, REFERENCE = "actor_rollout_ref.actor", "actor_rollout_ref.ref"

@@ -10,7 +10,7 @@ import pytest
 from raising import check_error, raises_code
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.callback import apply_flag
+from fp16_patch.frameworks.verl.entry import apply_flag
 
 FP16 = "+precision@_global_=fp16"
 ACTOR = "actor_rollout_ref.actor"

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from raising import raises_code
 
-from fp16_patch.frameworks.verl.callback import apply_flag
-from fp16_patch.frameworks.verl.driver import changes_of
+from fp16_patch.frameworks.verl.controller import changes_of
+from fp16_patch.frameworks.verl.entry import apply_flag
 
 RC = "algorithm.rollout_correction"
 LOSS = "actor_rollout_ref.actor.policy_loss"

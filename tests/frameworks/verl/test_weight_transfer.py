@@ -26,7 +26,7 @@ FATES = ("succeeds", "is slow", "never starts", "fails half way", "returns early
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, Any]:
-    platform = {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "fp16_patch.platforms.cpu.verl"}
+    platform = {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "fp16_patch.lab.cpu.verl"}
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         process = subprocess.Popen(
             [sys.executable, str(CASES), *FATES],

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compute libraries: each folder imports neither a framework nor another engine."""

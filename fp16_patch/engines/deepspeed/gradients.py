@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This rank's scaled gradients as a ZeRO optimizer holds them, between the end of the backward and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fp16_patch.loss_scaling.gradients import Gradient
+
+Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
+
+
+def health_of(engine: Engine, scaler: Any) -> tuple[float | None, float | None]:
+    """Headroom in bits and underflow share, of a sixteenth of the gradients; collective.
+
+    None and None where the optimizer is on the CPU, whose gradients have left the device in one piece by now, and
+    where sums are in FP16.
+    """
+    from fp16_patch.loss_scaling.gradient_statistics import gather_statistics, part_of
+    from fp16_patch.loss_scaling.headroom import SLICES
+
+    if engine.zero_use_cpu_optimizer() or not _in_fp32(engine):
+        return None, None
+    slices, updates = scaler.health.slices, scaler.counts.updates
+    gradients = list(part_of(list(_gradients(engine.optimizer, scaler.lookups)), updates % slices, slices))
+    statistics = gather_statistics(gradients, engine.device, scaler.process_group, offset=updates // SLICES)
+    headroom, share = scaler.health.add(statistics, scaler.get_scale())
+    return headroom, share
+
+
+def _in_fp32(engine: Engine) -> bool:
+    import torch
+
+    return bool(engine.get_data_types()[1] == torch.float32)
+
+
+def _gradients(optimizer: Any, lookups: frozenset[int]) -> Iterator[Gradient]:
+    """Every element is on one rank only. What only fills a partition up is left out."""
+    sharded = hasattr(optimizer, "fp16_groups")  # ZeRO-3
+    groups = optimizer.fp16_groups if sharded else optimizer.params_in_partition
+    for number, parameters in enumerate(groups):
+        held = optimizer.averaged_gradients.get(number) or ()
+        for gradient, parameter in zip(held, parameters, strict=False):  # ZeRO-2 fills up with one more
+            part = gradient.reshape(-1)
+            if sharded:
+                part = part[: _own_elements(optimizer, parameter)]
+            yield Gradient(part, 1, sampled=id(parameter) not in lookups)
+
+
+def _own_elements(optimizer: Any, parameter: Any) -> int:
+    """ZeRO-3 cuts a parameter into equal pieces, the last ones filled up."""
+    import torch.distributed as dist
+
+    length = int(parameter.partition_numel())
+    before = length * dist.get_rank(optimizer.dp_process_group)
+    own: int = min(max(int(parameter.ds_numel) - before, 0), length)
+    return own

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the precision in force off a live DeepSpeed engine, its ZeRO optimizer and its scaler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fp16_patch.report.dtypes import agree, describe
+
+
+def describe_engine(engine: Any) -> dict[str, str]:
+    """Rows for the precision report. An engine that only evaluates has no row of its optimizer.
+
+    ``master_weights`` are what the optimizer steps on, ``compute`` the parameters that the model runs with. DeepSpeed
+    makes optimizer state before the first step.
+    """
+    optimizer = engine.optimizer
+    computing = [p.dtype for p in engine.module.parameters() if p.is_floating_point()]
+    if not hasattr(optimizer, "optimizer"):
+        return {"compute": agree(computing)}
+    state = [
+        value
+        for held in optimizer.optimizer.state.values()
+        for name, value in held.items()
+        if name != "step" and hasattr(value, "dtype")
+    ]
+    scaler = getattr(optimizer, "loss_scaler", None)
+    return {
+        "master_weights": describe(_master_weights(optimizer)),
+        "compute": agree(computing),
+        "gradient_reduction": agree([engine.communication_data_type]),
+        "gradient_accumulation": agree([optimizer.gradient_accumulation_dtype]),
+        "optimizer_state": describe(state, none="created at the first update"),
+        "loss_scale": f"{scaler.loss_scale:g}" if scaler is not None and scaler.dynamic else "none",
+    }
+
+
+def _master_weights(optimizer: Any) -> list[Any]:
+    """ZeRO-1 and 2 keep this rank's partition of each group, ZeRO-3 flat groups of partitions."""
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+        if groups := getattr(optimizer, name, None):
+            return list(groups)
+    return [p for group in optimizer.param_groups for p in group["params"]]

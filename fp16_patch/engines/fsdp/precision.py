@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the precision in force off a live FSDP1 or FSDP2 module, its optimizer and its scaler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fp16_patch.fp32_modules import Island, in_words, islands_of
+from fp16_patch.report.dtypes import agree, describe
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One wrapped part: ``module`` is what was wrapped, ``version`` FSDP's, the dtypes are torch's."""
+
+    module: Any
+    param: Any
+    reduce: Any
+    version: int
+
+
+def describe_fsdp(
+    module: Any, optimizer: Any | None, scaler: Any | None, *, autocast: Any, defer_sync: bool
+) -> dict[str, str]:
+    """Rows for the precision report.
+
+    ``module`` is an ``FSDP`` (FSDP1) or an ``FSDPModule`` (FSDP2), ``autocast`` the torch dtype its
+    forward runs under, ``defer_sync`` whether micro-batches accumulate without reducing (no_sync).
+    The optimizer's state exists after its first step; until then the row says so. ``compute`` leaves out the
+    modules that were asked to be in FP32 and are: the row ``fp32_modules`` names them, where there are any.
+    """
+    units = _units(module)
+    islands = [island for island in islands_of(module) if _in_fp32(island, units)]
+    inside = {part for island in islands for part in island.module.modules()}
+    rows = {
+        "master_weights": describe(module.parameters()),
+        "compute": agree([autocast, *(unit.param for unit in units if unit.module not in inside)]),
+        "fp32_modules": in_words(island.name for island in islands),
+        "gradient_reduction": agree(unit.reduce for unit in units),
+        "gradient_accumulation": _accumulation(module, units, defer_sync),
+        "optimizer_state": _optimizer_state(optimizer),
+        "loss_scale": _loss_scale(scaler),
+    }
+    if not islands:
+        del rows["fp32_modules"]
+    return rows
+
+
+def modules_in_fp32(module: Any) -> list[str]:
+    """Names of the modules that were asked to be in FP32 and are."""
+    units = _units(module)
+    return [island.name for island in islands_of(module) if _in_fp32(island, units)]
+
+
+def _in_fp32(island: Island, units: list[Unit]) -> bool:
+    """An FSDP unit by itself, and FP32 like every unit inside."""
+    import torch
+
+    inside = set(island.module.modules())
+    dtypes = {unit.module: (unit.param, unit.reduce) for unit in units if unit.module in inside}
+    return island.module in dtypes and set(dtypes.values()) == {(torch.float32, torch.float32)}
+
+
+def _units(module: Any) -> list[Unit]:
+    """Every wrapped part. FSDP's None for a dtype means: the parameter's."""
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    found = []
+    for part in module.modules():
+        if isinstance(part, FullyShardedDataParallel):
+            inner, policy, version = part.module, part.mixed_precision, 1
+        elif isinstance(part, FSDPModule):
+            inner, policy, version = part, part._get_fsdp_state()._mp_policy, 2
+        else:
+            continue
+        own = next((p.dtype for p in part.parameters()), None)
+        reduced = policy.reduce_dtype or policy.param_dtype or own
+        found.append(Unit(inner, policy.param_dtype or own, reduced, version))
+    return found
+
+
+def _accumulation(module: Any, units: list[Unit], defer_sync: bool) -> str:
+    if not defer_sync:  # reduced at every micro-batch, added up in the sharded parameter's own dtype
+        return agree(p.dtype for p in module.parameters() if p.requires_grad)
+    # FSDP2 keeps unsharded gradients in the reduce dtype, FSDP1 in the compute dtype.
+    return agree(unit.param if unit.version == 1 else unit.reduce for unit in units)
+
+
+def _optimizer_state(optimizer: Any | None) -> str:
+    if optimizer is None:
+        return "none"
+    tensors = [
+        value
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if name != "step" and hasattr(value, "dtype")
+    ]
+    return describe(tensors, none="created at the first update")
+
+
+def _loss_scale(scaler: Any | None) -> str:
+    if scaler is None or not scaler.is_enabled():
+        return "none"
+    return f"{scaler.get_scale():g}"

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch's ShardedGradScaler, bounded and repaired.
+
+What is wrong with it (torch 2.13, distributed/fsdp/sharded_grad_scaler.py): the scale halves without a floor, so
+200 bad updates make it 0.0, its inverse infinite and the next good gradients NaN with found_inf unset, and
+the optimizer steps on them; it grows without a ceiling; nothing says that a step was skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.amp.grad_scaler import OptState
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.loss_scaling.gradients import Layout
+from fp16_patch.loss_scaling.headroom import Health
+from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
+from fp16_patch.loss_scaling.state_file import HISTORY
+from fp16_patch.precision.loss_scaling import LossScaling
+
+__all__ = ["HISTORY", "Counts", "LossScaler"]
+
+
+class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read through Any
+    """torch's interface, unchanged: ``scale``, ``unscale_``, ``step``, ``update``, ``state_dict``.
+
+    ``device`` is the device type of the losses; ``process_group`` the ranks that agree on every step, None for
+    all; ``module`` what is trained, wrapped already (for :func:`~fp16_patch.engines.fsdp.step.clip_and_step`).
+    """
+
+    def __init__(
+        self,
+        settings: LossScaling,
+        device: str = "cuda",
+        process_group: Any = None,
+        module: torch.nn.Module | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            init_scale=settings.init_scale,
+            growth_factor=settings.growth_factor,
+            backoff_factor=settings.backoff_factor,
+            growth_interval=settings.growth_interval,
+            process_group=process_group,
+        )
+        if not self.is_enabled():  # torch only warns, and then does not scale at all
+            raise Fp16PatchError(
+                f"no loss scaling on device type {device!r}: torch turned its scaler off",
+                code="device-not-supported",
+                allowed="a device type that torch finds here, or cpu",
+                next_step="check that CUDA is available in this process",
+            )
+        world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
+        self.layout = Layout(world_size) if module is None else Layout.of(module, world_size)
+        self._rule = ScaleRule(settings)
+        self.health = Health()
+
+    @property
+    def settings(self) -> LossScaling:
+        return self._rule.settings
+
+    @property
+    def counts(self) -> Counts:
+        return self._rule.counts
+
+    @property
+    def hysteresis_left(self) -> int:
+        return self._rule.hysteresis_left
+
+    @property
+    def history(self) -> deque[tuple[int, float]]:
+        """(updates so far, scale from then on), oldest first."""
+        return self._rule.history
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """As torch's, but by :class:`ScaleRule`: bounded, and with hysteresis."""
+        self._check_scale_growth_tracker("update")  # torch's own: a loss was scaled
+        self._read_tensors()
+        if new_scale is None:
+            self._rule.update(skipped=self._any_found_inf())
+        elif math.isnan(new_scale):
+            raise self._unusable(math.nan)
+        else:
+            self._rule.move_to(float(new_scale))
+        super().update(self._rule.scale)  # sets the scale; forgets this iteration's optimizers
+        self._growth_tracker.fill_(self._rule.growth_tracker)
+
+    def _read_tensors(self) -> None:
+        """torch keeps the scale and the growth tracker on the device, where anybody may set them."""
+        self._rule.scale, self._rule.growth_tracker = self.get_scale(), self._get_growth_tracker()
+
+    def _any_found_inf(self) -> bool:
+        found = [t for state in self._per_optimizer_states.values() for t in state["found_inf_per_device"].values()]
+        if not found:
+            raise AssertionError("No inf checks were recorded prior to update.")  # torch's own
+        return any(t.item() for t in found)
+
+    def record(self, optimizer: torch.optim.Optimizer, *, finite: bool) -> None:
+        """Tell the scaler what a check of its own kind found, in place of ``unscale_``; the same on every rank."""
+        self.ensure_scale()
+        state = self._per_optimizer_states[id(optimizer)]
+        if state["stage"] is not OptState.READY:
+            raise Fp16PatchError(
+                "these gradients were divided by the loss scale already, and would be again",
+                code="gradients-unscaled-twice",
+                allowed="unscale_ and step, or clip_and_step; one update, one of the two",
+                next_step="remove the call of unscale_, or of step, before clip_and_step",
+            )
+        state["found_inf_per_device"] = {self._scale.device: self._scale.new_tensor(float(not finite))}
+
+    def ensure_scale(self) -> torch.Tensor:
+        """The scale as a tensor, also on a rank that has not scaled a loss yet. Raises on one out of bounds."""
+        if self._scale is None:
+            self._lazy_init_scale_growth_tracker(torch.device(self._device))
+        scale = self.get_scale()
+        if not self.settings.min_scale <= scale <= self.settings.max_scale:  # also NaN, and what no inverse has in FP32
+            raise self._unusable(scale)
+        return self._scale
+
+    def _unusable(self, scale: float) -> Fp16PatchError:
+        return Fp16PatchError(
+            f"the loss scale is {scale}: gradients cannot be divided by it",
+            code="loss-scale-unusable",
+            allowed=f"{self.settings.min_scale:g} to {self.settings.max_scale:g}",
+            next_step="do not set the scaler's scale by hand; resume from a checkpoint",
+        )
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        self.ensure_scale()
+        super().unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """As torch's, also for a fused optimizer.
+
+        torch leaves the skip to the optimizer there: without ``unscale_`` no other rank is asked, and the kernels
+        know a found_inf of 1 only, no sum over ranks, in another shape than the sharded scaler's.
+        """
+        state = self._per_optimizer_states[id(optimizer)]
+        if state["stage"] is OptState.READY:
+            self.unscale_(optimizer)
+        result: float | None
+        if state["stage"] is OptState.UNSCALED and getattr(optimizer, "_step_supports_amp_scaling", False):
+            result = self._maybe_opt_step(optimizer, state, *args, **kwargs)
+            state["stage"] = OptState.STEPPED
+        else:
+            result = super().step(optimizer, *args, **kwargs)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """:meth:`ScaleRule.state_dict`."""
+        self._read_tensors()
+        return self._rule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """:meth:`ScaleRule.load_state_dict`."""
+        self._rule.load_state_dict(state_dict)
+        self._init_scale, self._init_growth_tracker = self._rule.scale, self._rule.growth_tracker
+        if self._scale is not None:
+            self._scale.fill_(self._rule.scale)
+            self._growth_tracker.fill_(self._rule.growth_tracker)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unscale, clip and step in as few passes over the gradients as there can be.
+
+One pass finds the norm and with it every inf and NaN; 1/scale and the clip coefficient are one factor. torch's
+fused optimizers take that factor themselves (``grad_scale``); for the others it is one multiplication.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.loss_scaling.gradient_statistics import gather_statistics
+from fp16_patch.loss_scaling.gradients import gradients_of
+from fp16_patch.loss_scaling.update import Update
+
+EPSILON = 1e-6
+"""torch.nn.utils.clip_grad_norm_'s."""
+
+
+def clip_and_step(
+    scaler: LossScaler,
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    *,
+    health: bool = True,
+) -> Update:
+    """In place of ``unscale_``, ``clip_grad_norm_``, ``step`` and ``update``; equal to them up to rounding.
+
+    Collective over the scaler's process group. Afterwards the gradients are used up: call ``zero_grad``.
+    Raises :class:`Fp16PatchError` on half-precision master weights.
+    """
+    scale = scaler.ensure_scale()
+    with torch.no_grad():
+        gradients = list(gradients_of(optimizer, scaler.layout))
+    statistics = gather_statistics(
+        gradients,
+        scale.device,
+        scaler.process_group,
+        health=health,
+        offset=scaler.counts.updates,
+        slices=scaler.health.slices,
+    )
+    loss_scale = scaler.get_scale()
+    grad_norm = statistics.norm / loss_scale
+    scaler.record(optimizer, finite=statistics.finite)
+    headroom = share = None
+    if statistics.finite:
+        headroom, share = scaler.health.add(statistics, loss_scale)
+        clip = min(1.0, max_norm / (grad_norm + EPSILON))
+        with torch.no_grad():
+            _step(optimizer, [gradient.local for gradient in gradients], clip / loss_scale)
+    scaler.update()
+    return Update(
+        skipped=not statistics.finite,
+        grad_norm=grad_norm if statistics.finite else None,
+        loss_scale=loss_scale,
+        statistics=statistics,
+        headroom_bits=headroom,
+        underflow_share=share,
+    )
+
+
+def _step(optimizer: Any, gradients: list[torch.Tensor], factor: float) -> None:
+    """One optimizer step on ``factor`` times the gradients."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and gradients and factor:
+        # torch's contract with its fused optimizers (GradScaler.step): attributes for one step, divided by.
+        optimizer.grad_scale = torch.tensor(1.0 / factor, dtype=torch.float32, device=gradients[0].device)
+        optimizer.found_inf = torch.zeros_like(optimizer.grad_scale)
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+        return
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        by_device.setdefault(gradient.device, []).append(gradient)
+    for same_device in by_device.values():
+        torch._foreach_mul_(same_device[::-1], factor)  # the last ones read are in the cache still
+    optimizer.step()

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of Megatron's OptimizerConfig that FP16 concerns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fp16_patch.loss_scaling import LossScaling
+
+SETTINGS = {
+    "initial_loss_scale": "init_scale",
+    "min_loss_scale": "min_scale",
+    "loss_scale_window": "growth_interval",
+    "hysteresis": "hysteresis",
+}
+"""Megatron's names -> ours."""
+
+
+def optimizer_config(settings: LossScaling) -> dict[str, Any]:
+    """The fields that say the same as ``settings``, so that what Megatron prints and saves is true.
+
+    It has no words for ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``; the scaler
+    that :func:`~fp16_patch.engines.megatron.scaler_setup.govern` installs knows them all.
+    """
+    dynamic = {"loss_scale": None}  # a number would be a fixed scale
+    return dynamic | {theirs: getattr(settings, ours) for theirs, ours in SETTINGS.items()}

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Adam Megatron is to use in FP16, and how a report says it. Imports neither Megatron nor TransformerEngine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, parts_of
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching import installed_version
+
+TRANSFORMER_ENGINE = ("transformer-engine", "transformer_engine", "transformer-engine-torch")
+KEY = "use_precision_aware_optimizer"
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    precision_aware: bool
+    """For ``OptimizerConfig.use_precision_aware_optimizer``."""
+    line: str
+    """For the precision report."""
+
+
+def choose(asked: bool | None, *, distributed: bool = True) -> OptimizerChoice:
+    """``asked`` is the user's ``use_precision_aware_optimizer``, None where there is none: whatever there is.
+
+    ``distributed`` is ``use_distributed_optimizer``, without which Megatron refuses it. Raises
+    :class:`Fp16PatchError` where what was asked for is not there.
+    """
+    engine = _transformer_engine()
+    if asked and engine is None:
+        raise Fp16PatchError(
+            f"{KEY}=True asks for TransformerEngine's FusedAdam, and TransformerEngine is not installed",
+            code="not-installed",
+            allowed=f"{KEY}=False: torch's AdamW, with the same FP32 parameters and moments",
+            next_step=f"install transformer-engine on every node, or remove {KEY}",
+        )
+    if asked and not distributed:
+        raise Fp16PatchError(
+            f"{KEY}=True needs the distributed optimizer, and use_distributed_optimizer is False",
+            code="setting-refused",
+            allowed="both, or neither",
+            next_step=f"set use_distributed_optimizer=True, or remove {KEY}",
+        )
+    if engine is None:
+        return OptimizerChoice(False, "torch's AdamW, FP32 parameters and moments (TransformerEngine is not installed)")
+    if asked is False or not distributed:
+        why = f"{KEY}=False" if asked is False else "use_distributed_optimizer=False"
+        return OptimizerChoice(False, f"FusedAdam of TransformerEngine {engine}, not precision-aware ({why})")
+    return OptimizerChoice(True, f"FusedAdam of TransformerEngine {engine}, precision-aware")
+
+
+def in_use(optimizer: Optimizer) -> str:
+    """For the precision report, read off a live optimizer."""
+    return ", ".join(dict.fromkeys(_in_words(part) for part in parts_of(optimizer)))
+
+
+def _in_words(part: Optimizer) -> str:
+    inner = part.optimizer
+    if inner is None:
+        return "nothing to train"
+    held = f"{type(inner).__module__.partition('.')[0]}.{type(inner).__name__}"
+    aware = ", precision-aware" if part.config.use_precision_aware_optimizer else ""
+    return f"{held} in {type(part).__name__}{aware}"
+
+
+def _transformer_engine() -> str | None:
+    """Its version; None where it is not installed, or only a stand-in is."""
+    if find_spec("transformer_engine") is None:
+        return None
+    return installed_version(TRANSFORMER_ENGINE)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the precision in force off live Megatron-core model chunks, their optimizer and its scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, is_precision_aware, parameters_of, parts_of
+from fp16_patch.report.dtypes import agree, describe
+
+
+def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dict[str, str]:
+    """Rows for the precision report of this rank. An engine that only evaluates has no row of an optimizer.
+
+    ``chunks`` are the model's virtual pipeline stages, in Megatron's DistributedDataParallel where they train.
+    ``master_weights`` are what Adam steps on.
+    """
+    weights = [p for chunk in chunks for p in chunk.parameters() if p.is_floating_point()]
+    rows = {"compute": describe(weights)}
+    if optimizer is None:
+        return rows
+    reduced = [buffer.grad_dtype for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+    parts = [part for part in parts_of(optimizer) if not part.is_stub_optimizer]
+    state = [tensor for part in parts for name, tensor in _state(part) if name != "master_param"]
+    scales = {f"{float(part.get_loss_scale()):g}" for part in parts if getattr(part, "grad_scaler", None) is not None}
+    return {
+        "master_weights": describe(tensor for part in parts for tensor in _master_weights(part)),
+        **rows,
+        "gradient_reduction": agree(reduced),
+        "gradient_accumulation": agree(reduced),  # into the buffer that is reduced
+        "optimizer_state": describe(state, none="created at the first update"),
+        "loss_scale": ", ".join(sorted(scales)) or "none",
+    }
+
+
+def _master_weights(part: Optimizer) -> Iterator[Any]:
+    if is_precision_aware(part):  # TransformerEngine's FusedAdam keeps them among its state
+        yield from (tensor for name, tensor in _state(part) if name == "master_param")
+    else:
+        yield from (main for _, main in parameters_of(part) if main is not None)
+
+
+def _state(part: Optimizer) -> Iterator[tuple[str, Any]]:
+    for held in part.optimizer.state.values():
+        for name, tensor in held.items():
+            if name != "step" and hasattr(tensor, "is_floating_point"):
+                yield name, tensor

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Megatron optimizers and models whose FP16 training this package cannot answer for. Asked when they are built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from fp16_patch.engines.megatron import releases
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, parameters_of, parts_of
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching import installed_version
+
+PARTS = ("Float16OptimizerWithFloat16Params", "DistributedOptimizer")
+OPTIMIZERS = ("adam", "sgd")
+"""Of OptimizerConfig.optimizer. Megatron itself ends on Muon with FP16, after the model is built."""
+
+
+def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]:
+    """Why these cannot be used; empty where they can."""
+    if errors := refused_release():
+        return errors
+    sharded = {part.config.use_distributed_optimizer for part in parts_of(optimizer)}
+    found = [error for chunk in model for error in refused_model(chunk.config) + _refused_chunk(chunk, sharded)]
+    if not found:  # else a part may hold its parameters in another way than those that are known
+        found = [error for part in parts_of(optimizer) for error in _refused_part(part)]
+    for chunk in model:
+        scales = chunk.config.grad_scale_func
+        if scales is not None and getattr(scales, "__self__", None) is not optimizer:
+            found.append(
+                _refusal(
+                    "grad_scale_func of the model's configuration, which is not this optimizer's scale_loss,",
+                    "None or optimizer.scale_loss: the loss and the auxiliary losses need one scale",
+                    "leave it unset",
+                )
+            )
+    return list({error.what: error for error in found}.values())
+
+
+def refused_release() -> list[Fp16PatchError]:
+    """Any release of megatron-core but the one this was written for; imports nothing."""
+    found = installed_version([releases.DISTRIBUTION])
+    if found is not None and SpecifierSet(releases.RELEASES).contains(found, prereleases=True):
+        return []
+    name, wanted = releases.DISTRIBUTION, f"{releases.DISTRIBUTION}{releases.RELEASES}"
+    if found is None:
+        return [
+            Fp16PatchError(
+                f"{name} is not installed", code="not-installed", allowed=wanted, next_step=f"pip install '{wanted}'"
+            )
+        ]
+    return [
+        Fp16PatchError(
+            f"{name} {found} is installed; fp16-patch was tested with another release",
+            code="release-not-supported",
+            allowed=wanted,
+            next_step=f"pip install '{wanted}', or an fp16-patch release that knows {found}",
+        )
+    ]
+
+
+def refused_optimizer(name: str) -> list[Fp16PatchError]:
+    """For ``OptimizerConfig.optimizer``, before anything is built."""
+    if name in OPTIMIZERS:
+        return []
+    return [_refusal(f"optimizer={name}", " or ".join(OPTIMIZERS), "use adam, or train in BF16")]
+
+
+def refused_model(config: Any) -> list[Fp16PatchError]:
+    """For a TransformerConfig, before or after the model is built."""
+    found = []
+    if config.num_moe_experts and config.moe_router_dtype not in ("fp32", "fp64"):
+        what = f"moe_router_dtype={config.moe_router_dtype} with num_moe_experts={config.num_moe_experts}"
+        allowed = "fp32 or fp64: routers decide by small differences of logits"
+        found.append(_refusal(what, allowed, "set moe_router_dtype=fp32"))
+    for name in ("fp8", "fp4"):
+        if getattr(config, name):
+            found.append(_refusal(f"{name}={getattr(config, name)}", "None: not the precision asked for", "unset it"))
+    if config.experimental_attention_variant == "dsa" and config.dsa_indexer_loss_coeff:
+        what = f"dsa_indexer_loss_coeff={config.dsa_indexer_loss_coeff:g}"
+        allowed = "0: Megatron never multiplies the indexer's loss by the loss scale, but divides its gradient by it"
+        found.append(_refusal(what, allowed, "unset it, or train in BF16"))
+    return found
+
+
+def _refused_part(part: Optimizer) -> list[Fp16PatchError]:
+    kind = type(part).__name__
+    if kind not in PARTS:
+        return [_refusal(f"{kind} as an optimizer", " or ".join(PARTS), "use adam, with fp16=True in OptimizerConfig")]
+    found = refused_optimizer(part.config.optimizer)
+    if not part.config.fp16:
+        return [*found, _refusal("fp16=False in OptimizerConfig", "True", "set it, as in the model's configuration")]
+    if type(part.grad_scaler).__name__ not in ("DynamicGradScaler", "PartScaler"):
+        what = f"loss_scale={part.config.loss_scale}, a static scale,"
+        found.append(_refusal(what, "None, a dynamic one", "unset it; init_scale is where ours starts"))
+    for parameter, main in parameters_of(part):
+        accumulated = getattr(getattr(parameter, "main_grad", None), "dtype", None)
+        for what, dtype in (("gradients accumulated", accumulated), ("main parameters", _main_dtype(part, main))):
+            if dtype is not None and str(dtype) != "torch.float32":
+                next_step = "grad_reduce_in_fp32=True in DistributedDataParallelConfig; main_params_dtype is float32"
+                found.append(_refusal(f"{what} in {dtype}", "torch.float32", next_step))
+    return found
+
+
+def _main_dtype(part: Optimizer, main: Any) -> Any:
+    """None where the optimizer inside keeps them to itself (precision-aware)."""
+    if main is None or part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+        return part.config.main_params_dtype
+    return main.dtype
+
+
+def _refused_chunk(chunk: Any, sharded: set[bool]) -> list[Fp16PatchError]:
+    """``sharded``: ``use_distributed_optimizer`` of the parts of its optimizer."""
+    config = chunk.ddp_config
+    if config.use_megatron_fsdp:
+        return [_refusal("use_megatron_fsdp=True", "False", "use the distributed optimizer")]
+    found = []
+    if sharded != {config.use_distributed_optimizer}:
+        theirs = ", ".join(map(str, sorted(sharded)))
+        what = f"use_distributed_optimizer={theirs} in OptimizerConfig and {config.use_distributed_optimizer} in"
+        allowed = "one value in both: each rank would update its own gradients only, and ranks drift apart silently"
+        found.append(_refusal(f"{what} DistributedDataParallelConfig", allowed, "set both to True"))
+    for name in ("check_for_nan_in_grad", "check_for_large_grads"):
+        if getattr(config, name):
+            what = f"{name}=True in DistributedDataParallelConfig"
+            found.append(_refusal(what, "False: it ends the run at the first overflow", "unset it"))
+    return found
+
+
+def _refusal(what: str, allowed: str, next_step: str) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"Megatron: {what} cannot be used in FP16", code="setting-refused", allowed=allowed, next_step=next_step
+    )

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fp16-patch run [KEY=VALUE ...] -- python -m MODULE ...``: the user's own command, with the flag on it.
+
+The interpreter and the arguments stay the user's. verl gets Hydra overrides; OpenRLHF has no way in, so its module is
+run by ours, in the same process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.precision import setting_names
+
+VERL = ("verl.trainer.main_ppo",)
+OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
+STARTER = "fp16_patch.frameworks.openrlhf"
+FLAG = "+precision@_global_"
+
+
+def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[str]:
+    """The command to execute in place of ``command``; ``settings`` are ``fp16_patch.<name>=<value>``.
+
+    Raises :class:`Fp16PatchError` on a command that is not ``python [options] -m MODULE [arguments]`` of a framework
+    this package knows, and on a word before the ``--`` that is no setting of it.
+    """
+    for setting in settings:
+        if not setting.startswith("fp16_patch.") or "=" not in setting:
+            raise Fp16PatchError(
+                f"{setting!r} stands before the -- and is not a setting of this package",
+                code="setting-misplaced",
+                allowed="fp16_patch.<name>=<value>, such as fp16_patch.loss_scaling.init_scale=1024",
+                next_step="put the command and its own arguments after the --",
+            )
+    words = list(command)
+    module_at = words.index("-m") + 1 if "-m" in words else len(words)
+    module = words[module_at] if module_at < len(words) else None
+    if module is None or not Path(words[0]).name.startswith("python"):
+        raise Fp16PatchError(
+            f"{' '.join(words[:3]) or 'an empty command'} ... is not a command this package can start",
+            code="command-not-supported",
+            allowed=" or ".join(f"python -m {name} ..." for name in (*OPENRLHF, *VERL)),
+            next_step="give the trainer's own command after the --; with `ray job submit`, fp16-patch run goes inside",
+        )
+    head, arguments = words[:module_at], words[module_at + 1 :]
+    setting_names.check([*settings, *(arguments if module in VERL else [])])
+    if module in VERL:
+        flag = [] if any(word.startswith(FLAG) for word in arguments) else [f"{FLAG}=fp16"]
+        return [*head, module, *arguments, *flag, *settings]
+    if module in OPENRLHF:
+        return [*head, STARTER, *settings, "--", module, *arguments]
+    raise Fp16PatchError(
+        f"python -m {module} is not a trainer this package knows",
+        code="command-not-supported",
+        allowed=", ".join((*OPENRLHF, *VERL)),
+        next_step="start it without fp16-patch",
+    )

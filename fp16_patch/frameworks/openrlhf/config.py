@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flag on OpenRLHF: ``--ds.param_dtype`` is its own, our settings come before the ``--`` of ``fp16-patch run``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.precision import Precision, long_name, setting_names, short_name
+
+
+def settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["fp16_patch.loss_scaling.init_scale=1024"]`` -> ``{"loss_scaling": {"init_scale": 1024}}``.
+
+    Values are read as Hydra reads them on verl. Raises :class:`Fp16PatchError` on an unknown key, and on a value that
+    no run could use, before anything of OpenRLHF is imported.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    for override in overrides:
+        if "=" not in override or not override.startswith(setting_names.PREFIX):
+            raise Fp16PatchError(
+                f"{override!r} is not a setting of this package",
+                code="unknown-setting",
+                allowed=", ".join(setting_names.NAMES) + ", each with =VALUE",
+                next_step="put the arguments of OpenRLHF after the --",
+            )
+    setting_names.check(overrides)
+    for override in overrides:
+        try:
+            OmegaConf.from_dotlist([override])
+        except YAMLError as error:
+            raise Fp16PatchError(
+                f"{override!r} cannot be read: {str(error).splitlines()[0]}",
+                code="setting-unreadable",
+                allowed="a value in YAML, such as 1024, bf16 or [a,b]",
+                next_step="correct the value, and quote it for the shell",
+            ) from error
+    node = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    found: dict[str, Any] = node.get("fp16_patch", {})
+    Precision.from_mapping({"rollout_dtype": "fp16", **_of_precision(found), "train_dtype": "fp16"})
+    return found
+
+
+def precision(args: Any, given: dict[str, Any]) -> Precision:
+    """What ``--ds.param_dtype`` and our settings ask for; the rollout follows the trainer unless told otherwise."""
+    train = short_name("--ds.param_dtype", args.ds.param_dtype)
+    wanted = given.get("train_dtype")
+    if wanted is not None and short_name("fp16_patch.train_dtype", wanted) != train:
+        raise Fp16PatchError(
+            f"fp16_patch.train_dtype={wanted} contradicts --ds.param_dtype {args.ds.param_dtype}",
+            code="setting-contradicts",
+            allowed="one of the two, or both alike",
+            next_step="set --ds.param_dtype, and fp16_patch.rollout_dtype where the rollout should differ",
+        )
+    return Precision.from_mapping({"rollout_dtype": train, **_of_precision(given), "train_dtype": train})
+
+
+def _of_precision(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != "report_path"}
+
+
+def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:
+    """Change what can be changed in the arguments themselves; return every change the flag makes, these and others."""
+    changes = [_change("vLLM dtype", "bfloat16", long_name(precision.rollout))]
+    if precision.train == "fp16":
+        if args.ds.grad_accum_dtype != "fp32":
+            changes.append(_change("--ds.grad_accum_dtype", args.ds.grad_accum_dtype, "fp32"))
+            args.ds.grad_accum_dtype = "fp32"
+        block = {name: f"{value:g}" for name, value in precision.loss_scaling.as_dict().items()}
+        changes += [_change(f"loss scaling: {name}", "DeepSpeed's", value) for name, value in block.items()]
+    return [change for change in changes if change["before"] != change["after"]]
+
+
+def _change(key: str, before: Any, after: Any) -> dict[str, Any]:
+    return {"key": key, "before": before, "after": after}

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flag's entry: a Hydra callback that rewrites verl's configuration before ``main(config)`` sees it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.frameworks.verl import launch
+from fp16_patch.frameworks.verl.config import command_line, rules
+from fp16_patch.frameworks.verl.refusals import resume, settings
+from fp16_patch.precision import Precision
+
+
+class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
+    """Registered by ``conf/precision/*.yaml``.
+
+    Hydra turns an exception in a callback into a warning and runs the job all the same, in BF16. So
+    every failure here leaves through ``SystemExit``, which Hydra does not catch.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            apply_flag(config)
+        except Fp16PatchError as error:
+            _stop(error)
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            _stop(
+                Fp16PatchError(
+                    f"the flag could not be applied: {type(error).__name__}: {error}", code="flag-not-applied"
+                )
+            )
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Jobs of a multirun are composed later and never pass through on_run_start.
+        _stop(
+            Fp16PatchError(
+                "the precision flag does not reach the jobs of a Hydra multirun (-m)",
+                code="multirun-not-supported",
+                next_step="start each job by itself, or from a shell loop",
+            )
+        )
+
+
+def apply_flag(config: DictConfig) -> list[rules.Change]:
+    """Check everything, then rewrite ``config`` in place; print and return what changed.
+
+    Raises :class:`Fp16PatchError` with every problem found and ``config`` untouched.
+    """
+    if "actor_rollout_ref" not in config:
+        raise Fp16PatchError(
+            "the precision flag was given to a Hydra application that is not verl's PPO trainer",
+            code="application-not-supported",
+            allowed="python -m verl.trainer.main_ppo (strategy fsdp, fsdp2 or megatron, rollout vllm)",
+            next_step="remove +precision@_global_ from this command",
+        )
+    if unfit := launch.unfit_installation():
+        raise several(unfit)
+    precision, changes, report_path = examine(config)
+
+    rules.rewrite(config, changes)
+    report_path = report_path or launch.default_report_path(config)
+    launch.reach_every_process(config, precision, report_path)
+    with open_dict(config):
+        config.fp16_patch = {
+            **precision.as_mapping(),
+            "report_path": report_path,
+            "driver": {"host": platform.node(), "pid": os.getpid()},
+            "changes": [change.as_dict() for change in changes],
+        }
+    print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")
+    for change in changes:
+        print(f"  {change.key}: {change.before} -> {change.after}")
+    return changes
+
+
+def examine(config: DictConfig) -> tuple[Precision, list[rules.Change], str | None]:
+    """The precision asked for, what it changes in verl's configuration, and the report's path. Changes nothing.
+
+    Raises :class:`Fp16PatchError` with every problem of the configuration.
+    """
+    node = OmegaConf.to_container(config.get("fp16_patch") or OmegaConf.create({}), resolve=False)
+    node.pop("applied", None)
+    node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+    report_path = node.pop("report_path", None)
+    _check_choice(config, node)
+    precision = Precision.from_mapping(node)
+    changes, contradictions = rules.plan(config, precision, rules.explicit_overrides(config))
+    problems = [*settings.unsupported(config, precision), *contradictions, *resume.unreadable(config, precision)]
+    if problems:
+        raise several(problems)
+    return precision, changes, report_path
+
+
+def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
+    for override in command_line.overrides(config):
+        group, _, chosen = override.lstrip("+").partition("=")
+        if group.partition("@")[0] == "precision" and chosen.startswith("["):
+            raise Fp16PatchError(
+                f"{override}: more than one precision",
+                code="several-precisions",
+                allowed="one of fp16, bf16, fp32",
+                next_step="give one; fp16_patch.rollout_dtype sets another one for the rollout",
+            )
+    if "loss_scaling" in node and node["loss_scaling"] is None:
+        raise Fp16PatchError(
+            "fp16_patch.loss_scaling=null: FP16 training without loss scaling loses small gradients",
+            code="setting-refused",
+            allowed="the settings of torch.amp.GradScaler",
+            next_step="remove the override; max_scale=init_scale keeps the scale from growing",
+        )
+
+
+def _stop(error: Fp16PatchError) -> NoReturn:
+    sys.stdout.flush()
+    print(f"\n{error}", file=sys.stderr, flush=True)
+    raise SystemExit(2)

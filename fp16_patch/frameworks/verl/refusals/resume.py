@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss scaler's files that a run will resume from, read before anything starts.
+
+The ranks read them as well, minutes later; what the driver does not see (another node's disk, HDFS) is left to them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.loss_scaling import state_file
+from fp16_patch.precision import Precision
+
+_ROLES = {"actor": "actor_rollout_ref.actor", "critic": "critic"}
+"""A role's folder in a checkpoint (verl trainer/ppo/v1/trainer_base.py:880), and its section of the configuration."""
+
+
+def unreadable(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    """Every damaged or foreign file among them."""
+    checkpoint = _checkpoint(config) if precision.train == "fp16" else None
+    if checkpoint is None:
+        return
+    for folder, section in _ROLES.items():
+        if "extra" not in (OmegaConf.select(config, f"{section}.checkpoint.load_contents") or []):
+            continue
+        try:
+            state_file.load(checkpoint / folder / state_file.FILE)
+        except Fp16PatchError as error:
+            yield error
+
+
+def _checkpoint(config: DictConfig) -> Path | None:
+    """The folder verl will load (trainer_base.py, ``_load_checkpoint``); None where there is none."""
+    mode, of_this_run, given = (
+        OmegaConf.select(config, f"trainer.{key}") for key in ("resume_mode", "default_local_dir", "resume_from_path")
+    )
+    if mode == "resume_path" and isinstance(given, str):
+        return Path(os.path.abspath(given))
+    if mode != "auto" or not isinstance(of_this_run, str):
+        return None
+    folder = Path(os.path.abspath(of_this_run))
+    try:
+        return folder / f"global_step_{int((folder / 'latest_checkpointed_iteration.txt').read_text())}"
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask every process of a verl run for its report. Runs in verl's task runner, the single controller."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from fp16_patch.engines.ray.actor_calls import answers
+from fp16_patch.engines.vllm.precision import REPORT
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching import status
+from fp16_patch.report.process_report import this_process
+
+Report = dict[str, Any]
+
+
+def trainer_report(worker: Any) -> Report:
+    """Runs inside a trainer rank (Ray hands over the actor instance)."""
+
+    engines: dict[str, Any] = {}
+    for key, inner in getattr(worker, "worker_dict", {"worker": worker}).items():
+        for role, training_worker in (
+            ("actor", getattr(inner, "actor", None)),
+            ("reference", getattr(inner, "ref", None)),
+            ("critic", inner if "critic" in key else None),
+        ):
+            engine = getattr(training_worker, "engine", None)
+            if getattr(engine, "module", None) is not None:
+                engines[role] = engine
+    rows = {role: _describe(engine) for role, engine in engines.items()}
+    return this_process(f"trainer rank {worker.rank}", status(), rows)
+
+
+def _describe(engine: Any) -> dict[str, str]:
+    from fp16_patch.frameworks.verl.trainer_fsdp.engine import describe_engine as of_fsdp
+    from fp16_patch.frameworks.verl.trainer_megatron.engine import describe_engine as of_megatron
+
+    return (of_megatron if isinstance(engine.module, list) else of_fsdp)(engine)
+
+
+def server_report(server: Any) -> Report:
+    """Runs inside a vLLM server actor."""
+    name = f"vLLM server {server.replica_rank} node {server.node_rank}"
+    return this_process(name, status(), {})
+
+
+def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
+    """One report from every trainer rank; colocated worker groups share their actors."""
+    actors = {actor._actor_id: actor for group in worker_groups for actor in group.workers}
+    calls = {f"trainer rank {i}": a.__ray_call__.remote(trainer_report) for i, a in enumerate(actors.values())}
+    return list(answers(calls).values())
+
+
+def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[Report], list[Report]]:
+    """Reports of every vLLM server actor, and of every vLLM worker process behind them.
+
+    ``roles`` gives, by ``id(replica)``, the report's column for replicas that are not the policy's.
+    """
+    servers: list[Report] = []
+    workers: list[Report] = []
+    for number, replica in enumerate(replicas):
+        role = roles.get(id(replica), "rollout")
+        calls = {
+            f"vLLM server {number} node {i}": s.__ray_call__.remote(server_report)
+            for i, s in enumerate(replica.servers)
+        }
+        servers += answers(calls).values()
+        # The first node's server speaks for the workers of all nodes of its replica.
+        name = f"vLLM workers of server {number}"
+        told = answers({name: replica.servers[0].collective_rpc.remote(REPORT)})[name] or []
+        reports = [json.loads(answer) for answer in told]
+        if len(reports) != replica.world_size:
+            raise Fp16PatchError(
+                f"{len(reports)} of {replica.world_size} processes behind vLLM server {number} reported",
+                code="process-missing",
+                next_step="look in the log for the vLLM worker that failed; the run was stopped before training",
+            )
+        for report in reports:
+            report["process"] = f"{report['process']} of server {number}"
+            report["roles"] = {role: report["roles"]["rollout"]}
+        workers += reports
+    return servers, workers

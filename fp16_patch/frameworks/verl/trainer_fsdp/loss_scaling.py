@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""verl's FSDP engine with our scaler: one pass over the gradients."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from fp16_patch.frameworks.verl import trainer
+from fp16_patch.frameworks.verl.releases import in_trainer_rank
+from fp16_patch.patching import Patch
+from fp16_patch.precision import Precision
+
+_ENGINE = "verl.workers.engine.fsdp.transformer_impl:FSDPEngine"
+
+Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
+
+
+def new_scaler(module: Any) -> Any:
+    """A :class:`~fp16_patch.engines.fsdp.scaler.LossScaler` with the flag's settings for a module wrapped already."""
+    from verl.utils.device import get_device_name
+
+    from fp16_patch.engines.fsdp.scaler import LossScaler
+
+    return LossScaler(Precision.in_force().loss_scaling, get_device_name(), module=module)
+
+
+def clip_and_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Unscale, clip and step in one pass. Returns the gradient norm, None on a skipped update."""
+
+    @functools.wraps(original)
+    def optimizer_step(self: Engine) -> float | None:
+        from fp16_patch.engines.fsdp import step
+
+        scaler = trainer.scaler_of(self)
+        if scaler is None:
+            norm: float = original(self)
+            return norm
+        return trainer.note(self, step.clip_and_step(scaler, self.optimizer, self.optimizer_config.clip_grad))
+
+    return optimizer_step
+
+
+PATCHES: tuple[Patch, ...] = (
+    in_trainer_rank(
+        name="fsdp-optimizer-step",
+        target=f"{_ENGINE}.optimizer_step",
+        kind="replace",
+        make=clip_and_step,
+        fingerprint="a11850ea3680ba75",
+        reason="torch's scaler has no floor: it reaches 0.0 and the optimizer steps on NaN; unscale, inf check, norm "
+        "and clip are five passes over the gradients. Ours is bounded, one pass, and returns no norm on a skip; "
+        "engines without a scaler run verl's own function",
+        upstream="verl workers/engine/fsdp/transformer_impl.py:785-834",
+        remove_when="torch bounds its scaler and verl reports skips",
+    ),
+    trainer.hold_lr_patch("fsdp", _ENGINE),
+)

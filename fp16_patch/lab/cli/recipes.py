@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fp16-patch recipes``: list, show, check, run and compare; ``recipes data`` is in a file of its own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
+
+from fp16_patch import text_table
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.cli import recipes_data
+from fp16_patch.lab.recipes.schema import SCALES
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Subparsers = Any
+
+
+_ABOUT_COMMANDS = """\
+# Not composed yet: `fp16-patch recipes check` does that, and so does a run before it starts.
+# Python and absolute paths are this machine's, relative ones start here. On a cluster every node needs them under these
+# names, with this package in its environment, and RAY_ADDRESS has to name the cluster.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add ``recipes`` with its commands. Each sets ``run``, a function from the arguments to an exit code."""
+    recipes = subparsers.add_parser("recipes", help="run comparisons of the paper and report them")
+    commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="the shipped recipes: what each reproduces, where, with which numbers")
+    listing.add_argument("--json", action="store_true", help="everything that the recipes say, as JSON")
+    listing.set_defaults(run=_list)
+
+    show = commands.add_parser("show", help="print a recipe with its shared settings, loss and sources")
+    show.add_argument("recipe", metavar="NAME", help="a shipped recipe, or the path of a .yaml file")
+    show.add_argument("--yaml", action="store_true", help="as one YAML file, at one scale")
+    show.add_argument("--scale", choices=SCALES, help="only that one (default: both; with --yaml the larger there is)")
+    show.set_defaults(run=_show)
+
+    check = commands.add_parser("check", help="compose recipes against the installed frameworks; starts nothing")
+    check.add_argument("recipes", metavar="NAME", nargs="*", help="shipped recipes, or paths of .yaml files")
+    check.add_argument("--all", action="store_true", help="every shipped recipe")
+    check.add_argument("--json", action="store_true", help="the findings as JSON")
+    check.set_defaults(run=_check)
+
+    run = commands.add_parser(
+        "run", help="run the arms of a recipe, side by side where there is room, and compare them"
+    )
+    run.add_argument("recipe", metavar="NAME_OR_PATH", help="a shipped recipe, or the path of a .yaml file")
+    run.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="further options of the framework, for every arm"
+    )
+    run.add_argument(
+        "--framework", metavar="F", help="verl or openrlhf, where the recipe has both (default: its first)"
+    )
+    run.add_argument(
+        "--scale", choices=SCALES, help="as the paper, or toy: two CPU cores (default: paper, if it has it)"
+    )
+    run.add_argument("--print", action="store_true", dest="only_print", help="print the commands and start nothing")
+    run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
+    run.add_argument("--arm", action="append", default=[], metavar="A", help="run this arm only; may be repeated")
+    run.add_argument(
+        "--jobs",
+        type=recipes_data.positive,
+        metavar="N",
+        help="arms at a time (default: as many as the GPUs of this machine hold; on a CPU, and on a cluster, one)",
+    )
+    run.add_argument("--timeout", type=_minutes, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the arms that completed in --out with the same settings, and run only the others, from their start",
+    )
+    run.set_defaults(run=_run)
+
+    compare = commands.add_parser(
+        "compare",
+        help="the report of any finished or running runs: figure, collapse, time to a reward, the paper's numbers",
+    )
+    compare.add_argument(
+        "sources",
+        nargs="+",
+        metavar="RUN_DIR|ARM=PATH",
+        help="what `recipes run` wrote; or for an arm of --recipe the log of another run: a folder of TensorBoard "
+        "events, a .csv that wandb exported, a .jsonl of verl or of wandb's history; several are read together",
+    )
+    compare.add_argument("--out", type=Path, help="folder for the report (default: RUN_DIR; needed for anything else)")
+    compare.add_argument("--recipe", metavar="NAME_OR_PATH", help="what the logs given as ARM=PATH are runs of")
+    compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper, if it has it)")
+    compare.add_argument(
+        "--reward",
+        type=_number,
+        metavar="X",
+        help="count time and tokens to this smoothed reward (default: nine tenths of the way from the start to the "
+        "highest that every arm reaches)",
+    )
+    compare.add_argument(
+        "--smooth",
+        type=_window,
+        metavar="STEPS",
+        help="window of the smoothing, the same for every arm (default: a fortieth of the longest, at least 5)",
+    )
+    compare.add_argument(
+        "--allow-different", action="store_true", help="compare runs with different settings; the report names them"
+    )
+    compare.set_defaults(run=_compare)
+
+    recipes_data.add_parser(commands)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, row
+    from fp16_patch.lab.recipes.load import available, load, scales
+
+    recipes = {path: load(path) for path in available()}
+    if arguments.json:
+        told = [{**dataclasses.asdict(recipe), "scales": scales(path)} for path, recipe in recipes.items()]
+        print(json.dumps(told, indent=2))
+    else:
+        print(text_table.plain(LIST_HEADER, [row(recipe) for recipe in recipes.values()]))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from fp16_patch.lab.comparison.recipe_page import page
+    from fp16_patch.lab.recipes.load import find, scale_of, text_of
+
+    path = find(arguments.recipe)
+    scale = scale_of(path, arguments.scale)
+    print(text_of(path, scale) if arguments.yaml else page(path, arguments.scale), end="")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from fp16_patch.lab.launch.check import check
+    from fp16_patch.lab.recipes.load import available, find
+
+    if bool(arguments.recipes) == arguments.all:
+        found_none = "both names and --all" if arguments.all else "no recipe to check"
+        raise Fp16PatchError(found_none, code="invalid-arguments", next_step="name some, or give --all")
+    paths = available() if arguments.all else [find(name) for name in arguments.recipes]
+    found = []
+    for checked in (checked for path in paths for checked in check(path)):
+        found.append(checked)
+        if not arguments.json:
+            what = f"{checked.recipe}  {checked.scale}  {checked.framework}  {checked.arm}"
+            print(f"{'FAILS' if checked.problem else 'ok':<6} {what}", flush=True)
+            if checked.problem:
+                print(indent(checked.problem, "       "), flush=True)
+    failed = sum(checked.problem is not None for checked in found)
+    if arguments.json:
+        print(json.dumps([checked.as_dict() for checked in found], indent=2))
+    else:
+        print(f"{len(found) - failed} of {len(found)} would start with what is installed here")
+    return 1 if failed else 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from fp16_patch.lab.comparison.compare import compare
+    from fp16_patch.lab.comparison.report_directory import check
+    from fp16_patch.lab.launch.plan import commands, world_command
+    from fp16_patch.lab.launch.run import run_recipe
+    from fp16_patch.lab.recipes.load import find, scales
+
+    path = find(arguments.recipe)
+    toy = "toy" if arguments.scale == "toy" and "paper" in scales(path) else None
+    out = arguments.out or Path("runs") / "-".join(filter(None, (path.stem, toy, arguments.framework)))
+    if arguments.only_print:
+        printed = commands(
+            path,
+            out,
+            framework=arguments.framework,
+            arms=arguments.arm,
+            overrides=arguments.overrides,
+            scale=arguments.scale,
+        )
+        print(_ABOUT_COMMANDS)
+        if make := world_command(path, out, arguments.scale):
+            print(f"# its world, before the first arm\n{make}\n")
+        for arm, command in printed.items():
+            print(f"# {arm}\n{command}\n")
+        return 0
+    check(out)  # at the end the report must have its place
+    try:
+        results = run_recipe(
+            path,
+            out,
+            framework=arguments.framework,
+            arms=arguments.arm,
+            overrides=arguments.overrides,
+            scale=arguments.scale,
+            timeout_s=None if arguments.timeout is None else arguments.timeout * 60,
+            resume=arguments.resume,
+            jobs=arguments.jobs,
+        )
+    except (KeyboardInterrupt, SystemExit) as stopped:  # Ctrl-C, SIGTERM
+        print(
+            f"\ninterrupted; what there is: fp16-patch recipes compare {out}"
+            "\nthe arms still missing: the same command with --resume"
+        )
+        return 130 if isinstance(stopped, KeyboardInterrupt) else int(stopped.code or 0)
+    compare(out, allow_different=True)  # what has been run is reported, whatever it is
+    return 0 if all(result.status == "completed" for result in results) else 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from fp16_patch.lab.comparison.compare import compare
+
+    compare(
+        *arguments.sources,
+        out=arguments.out,
+        recipe=arguments.recipe,
+        scale=arguments.scale,
+        reward=arguments.reward,
+        window=arguments.smooth,
+        allow_different=arguments.allow_different,
+    )
+    return 0
+
+
+def _window(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of steps; 1 smooths nothing")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    if (minutes := _number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: more than zero")
+    return minutes
+
+
+def _number(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no number")

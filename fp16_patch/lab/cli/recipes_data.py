@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fp16-patch recipes data``: build the sanity test for a model, or only convert a dataset."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.data import selection, templates
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``data`` with its commands. Each sets ``run``, a function from the arguments to an exit code."""
+    data = subparsers.add_parser("data", help="make the data of recipes: the sanity test, or a dataset's files")
+    commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+
+    sanity = commands.add_parser(
+        "sanity",
+        help="keep the problems that a model solves now and then",
+        description="Sample answers to every problem with vLLM, judge them, keep the problems solved in a share of the "
+        "samples. The same command goes on where a killed one stopped. Another --reward, --keep or --limit samples "
+        "nothing anew.",
+    )
+    sanity.add_argument("--model", required=True, metavar="M", help="a folder or a hub id")
+    _add_dataset(sanity)
+    sanity.add_argument(
+        "--samples", type=positive, default=selection.SAMPLES, metavar="N", help="(default: %(default)s)"
+    )
+    sanity.add_argument(
+        "--keep", type=float, nargs=2, default=selection.KEEP, metavar=("LOW", "HIGH"), help="(default: 0.2 0.8)"
+    )
+    sanity.add_argument(
+        "--reward", default="math", metavar="R", help="math, exact, or a Python file with compute_score (default: math)"
+    )
+    sanity.add_argument("--max-tokens", type=positive, default=8192, metavar="N", help="of an answer (default: 8192)")
+    sanity.add_argument("--temperature", type=float, default=1.0, metavar="T", help="(default: %(default)s)")
+    sanity.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(default: %(default)s)")
+    dtypes = ("float16", "bfloat16", "float32")
+    sanity.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the rollout (default: %(default)s)")
+    sanity.add_argument("--seed", type=int, default=0, metavar="S", help="(default: %(default)s)")
+    sanity.add_argument("--tensor-parallel-size", type=positive, default=1, metavar="N", help="GPUs (default: 1)")
+    sanity.add_argument(
+        "--batch",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="problems sampled, then saved, at a time (default: 128)",
+    )
+    sanity.add_argument(
+        "--vllm", action="append", default=[], metavar="KEY=VALUE", help="an argument of vllm.LLM; may be repeated"
+    )
+    sanity.set_defaults(run=_sanity)
+
+    convert = commands.add_parser("convert", help="write a dataset's problems as parquet for verl, JSONL for OpenRLHF")
+    _add_dataset(convert)
+    convert.set_defaults(run=_convert)
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, metavar="D", help="a file, a folder, or a hub id")
+    parser.add_argument("--config", metavar="C", help="of a dataset that has several, such as main of openai/gsm8k")
+    parser.add_argument("--split", metavar="S", help="of a dataset that has several (default: train)")
+    parser.add_argument("--question-key", metavar="K", help="column of the question, where it is none of the usual")
+    parser.add_argument("--answer-key", metavar="K", help="column of the answer, where it is none of the usual")
+    parser.add_argument(
+        "--template",
+        metavar="T",
+        help=f"{', '.join(templates.TEMPLATES)}, or a text with {{question}} in it; verl and OpenRLHF put the model's "
+        f"chat template around it (default: {templates.DEFAULT}, and prompts that the dataset has as they are)",
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N problems only")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument("--name", default="train", metavar="N", help="of the files, without an ending (default: train)")
+
+
+def _sanity(arguments: argparse.Namespace) -> int:
+    from fp16_patch.lab.data.output import Output
+    from fp16_patch.lab.data.sanity import Sanity, build
+    from fp16_patch.lab.data.settings import Sampling
+
+    sanity = Sanity(
+        wanted=_wanted(arguments),
+        sampling=Sampling(
+            model=arguments.model,
+            samples=arguments.samples,
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            dtype=arguments.dtype,
+            tensor_parallel_size=arguments.tensor_parallel_size,
+            seed=arguments.seed,
+        ),
+        reward=arguments.reward,
+        keep=tuple(arguments.keep),
+        limit=arguments.limit,
+        batch=arguments.batch,
+        vllm=_options(arguments.vllm),
+    )
+    try:
+        build(sanity, Output(arguments.out, arguments.name), _say)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was sampled is kept, and the same command goes on from there")
+        return 130
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from fp16_patch.lab.data.convert import convert
+    from fp16_patch.lab.data.output import Output
+
+    convert(_wanted(arguments), Output(arguments.out, arguments.name), limit=arguments.limit, say=_say)
+    return 0
+
+
+def _wanted(arguments: argparse.Namespace) -> Any:
+    from fp16_patch.lab.data.fields import Columns
+    from fp16_patch.lab.data.reading import Wanted
+    from fp16_patch.lab.data.source import Source
+
+    return Wanted(
+        Source(arguments.dataset, arguments.config, arguments.split),
+        arguments.template,
+        Columns(arguments.question_key, arguments.answer_key),
+    )
+
+
+def _options(words: Sequence[str]) -> dict[str, object]:
+    """``["enforce_eager=true"]`` -> ``{"enforce_eager": True}``; values are YAML."""
+    import yaml
+
+    options = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise Fp16PatchError(
+                f"--vllm {word!r} cannot be read", code="invalid-arguments", allowed="KEY=VALUE, a value in YAML"
+            ) from error
+        if not key or not value:
+            raise Fp16PatchError(
+                f"--vllm {word!r} has no {'value' if key else 'key'}",
+                code="invalid-arguments",
+                allowed="--vllm KEY=VALUE",
+            )
+    return options
+
+
+def positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r}; allowed: a whole number, 1 or more")
+    return int(word)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

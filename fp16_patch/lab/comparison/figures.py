@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plots of a comparison as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fp16_patch.lab.analysis.run_diff import Run
+from fp16_patch.lab.analysis.summary import headline
+from fp16_patch.lab.comparison.figure_style import (
+    LINES,
+    STYLE,
+    Curves,
+    curves_of,
+    finish,
+    legend,
+    new_figure,
+    plot,
+    plot_smoothed,
+    remark,
+    save,
+)
+from fp16_patch.lab.comparison.offline_figure import draw_offline
+from fp16_patch.lab.comparison.paper_figure import draw_figure
+
+_INCHES = (7.0, 3.8)
+
+Panel = Callable[[Axes, Curves], None]
+
+
+def draw(runs: Sequence[Run], window: int, folder: Path) -> dict[str, Path]:
+    """Write every plot into ``folder``; returns name -> file, in reading order. ``window`` is of the smoothing."""
+    curves = curves_of(runs)
+    panels: dict[str, Panel] = {"prob_diff": _prob_diff, "kl": _kl, "pi_minus_mu": _extremes}
+    files = {name: folder / f"{name}.png" for name in ("figure", "overview", *panels, "loss_scale")}
+    with mpl.rc_context(STYLE):
+        draw_figure(curves, window, files["figure"])
+        for name, panel in panels.items():
+            figure = new_figure(_INCHES)
+            axes = figure.add_subplot()
+            panel(axes, curves)
+            legend(figure, axes)
+            save(figure, files[name])
+        _loss_scale(curves, files["loss_scale"])
+        if any(curve.arm.kept for curve in curves):
+            files["offline"] = folder / "offline.png"
+            draw_offline(curves, files["offline"])
+        _overview(runs, curves, partial(_reward, window=window), files["overview"])
+    return files
+
+
+def _overview(runs: Sequence[Run], curves: Curves, reward: Panel, file: Path) -> None:
+    """The comparison in one picture: both distances with their ratio, and the reward."""
+    figure = new_figure((13.5, 3.8))
+    heads = {run.label: headline(run.arms) for run in runs}
+    panels: list[tuple[Panel, str | None]] = [(_prob_diff, "prob_diff_ratio"), (_kl, "k3_kl_ratio"), (reward, None)]
+    for i, (panel, ratio) in enumerate(panels):
+        axes = figure.add_subplot(1, 3, i + 1)
+        panel(axes, curves)
+        ratios = [f"{label} {head[ratio]:.1f}".strip() for label, head in heads.items() if ratio and head[ratio]]
+        if ratios:
+            gap = ": " if len(runs) == 1 else "\n"
+            axes.set_title(f"{axes.get_title('left')}{gap}BF16 / FP16 = {', '.join(ratios)}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")
+    save(figure, file)
+
+
+def _reward(axes: Axes, curves: Curves, *, window: int) -> None:
+    for curve in curves:
+        plot_smoothed(axes, curve, "reward", window)
+    finish(axes, "Reward", f"mean of the batch, over {window} steps")
+
+
+def _prob_diff(axes: Axes, curves: Curves) -> None:
+    _lines(axes, curves, "prob_diff_mean", "Mean |π - μ|", "probability (log scale)", log=True)
+
+
+def _kl(axes: Axes, curves: Curves) -> None:
+    _lines(axes, curves, "k3_kl", "KL[μ|π]", "nats per token, k3 (log scale)", log=True)
+
+
+def _extremes(axes: Axes, curves: Curves) -> None:
+    """The largest and smallest pi - mu of each step, the band between them filled."""
+    for curve in curves:
+        (steps, high), (low_steps, low) = (
+            curve.arm.series.points("pi_minus_mu_max"),
+            curve.arm.series.points("pi_minus_mu_min"),
+        )
+        if not steps:
+            continue
+        plot(axes, curve, (steps, high))
+        axes.plot(low_steps, low, curve.line, color=curve.colour)
+        if steps == low_steps:
+            axes.fill_between(steps, low, high, color=curve.colour, alpha=0.18, linewidth=0)
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    finish(axes, "Largest and smallest π - μ of a step", "probability")
+
+
+def _loss_scale(curves: Curves, file: Path) -> None:
+    figure = new_figure(_INCHES)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    above.set_yscale("log", base=2)
+    unscaled, most = [], 1.0
+    for curve in curves:
+        steps, scale = curve.arm.series.points("loss_scale")
+        if steps:
+            above.step(steps, scale, curve.line, where="post", color=curve.colour, label=curve.label)
+        elif curve.arm.series.steps:
+            unscaled.append(curve.label)
+        skips = dict(zip(*curve.arm.series.points("update_skipped"), strict=True))
+        skipped = {step: count for step, count in skips.items() if count}
+        filled = curve.line == LINES[0]  # a run drawn later must not hide this one
+        below.bar(
+            list(skipped),
+            list(skipped.values()),
+            width=0.8,
+            facecolor=curve.colour if filled else "none",
+            edgecolor=curve.colour,
+            linewidth=0 if filled else 1.2,
+        )
+        most = max([most, *skipped.values()])
+    below.set_ylim(0, most)
+    finish(above, "Loss scale", "factor (log₂ scale)", x_label="")
+    legend(figure, above)
+    if unscaled:
+        remark(above, f"{', '.join(unscaled)}: no loss scaling")
+    below.set_ylabel("skipped\nupdates")
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
+    below.set_xlabel("training step")
+    save(figure, file)
+
+
+def _lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str, *, log: bool = False) -> None:
+    """One line an arm. On a log axis points that are not positive have no place and are left out, with a note."""
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    left_out = 0
+    for curve in curves:
+        steps, values = curve.arm.series.points(name)
+        drawn = [(s, v) for s, v in zip(steps, values, strict=True) if v > 0 or not log]
+        left_out += len(steps) - len(drawn)
+        if drawn:
+            plot(axes, curve, ([s for s, _ in drawn], [v for _, v in drawn]))
+    if left_out:
+        remark(axes, f"{left_out} point{'s' * (left_out > 1)} ≤ 0 not drawn")
+    finish(axes, title, y_label)
+
+
+def _scientific(value: float) -> str:
+    """As few digits as tell ticks within one decade apart."""
+    return str(np.format_float_scientific(value, precision=2, trim="-", exp_digits=2))

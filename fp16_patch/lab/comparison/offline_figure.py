@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's Figure 5 of kept log-probs: the two probabilities of tokens, the log-ratio of answers by their length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fp16_patch.lab.comparison.figure_style import Curves, finish, new_figure, save
+from fp16_patch.lab.comparison.terminal import show_measured
+from fp16_patch.mismatch.offline import measure
+
+_MOST_DOTS = 20_000
+"""More tokens than that are thinned out evenly."""
+
+
+def draw_offline(curves: Curves, file: Path) -> None:
+    """Arms that kept nothing are left out."""
+    figure = new_figure((11.0, 4.4))
+    tokens, answers = figure.subplots(1, 2)
+    _tokens(tokens, curves)
+    _answers(answers, curves)
+    save(figure, file)
+
+
+def _tokens(axes: Axes, curves: Curves) -> None:
+    for curve in curves:
+        if (kept := curve.arm.kept) is not None:
+            every = slice(None, None, max(1, len(kept.mu) // _MOST_DOTS))
+            mu, pi = np.exp(kept.mu[every]), np.exp(kept.pi[every])
+            axes.scatter(mu, pi, s=3, color=curve.colour, alpha=0.35, linewidths=0, label=curve.label)
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8)
+    finish(axes, "Probability of a sampled token", "π, trainer", "μ, rollout")
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left", markerscale=4)
+
+
+def _answers(axes: Axes, curves: Curves) -> None:
+    for curve in curves:
+        if (kept := curve.arm.kept) is None or not len(kept.lengths):
+            continue
+        lengths, ratios = kept.lengths, kept.log_ratios()
+        axes.scatter(lengths, ratios, s=10, color=curve.colour, alpha=0.5, linewidths=0)
+        found = measure(kept)
+        if (slope := found["slope_per_1000_tokens"]) is not None:
+            ends = np.array([lengths.min(), lengths.max()])
+            line = ratios.mean() + slope / 1000 * (ends - lengths.mean())  # least squares: through the means
+            words = f"{curve.label}: {show_measured(found, 'slope_per_1000_tokens', '+.2g')} per 1,000 tokens"
+            axes.plot(ends, line, curve.line, color=curve.colour, label=words)
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    finish(axes, "Log-ratio of an answer", "log π - log μ, nats", "tokens of the answer")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")

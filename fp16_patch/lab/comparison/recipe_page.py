@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe as a page: what it reproduces, the loss, each number with its source. For ``recipes show`` and the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fp16_patch import text_table
+from fp16_patch.lab.recipes.algorithms import Definition, algorithms
+from fp16_patch.lab.recipes.hyperparameters import NAMES, SOURCES, Setting
+from fp16_patch.lab.recipes.load import load
+from fp16_patch.lab.recipes.schema import Arm, Published, Recipe, Toy
+from fp16_patch.lab.trainers import TRAINERS
+
+LIST_HEADER = ("recipe", "reproduces", "algorithm", "frameworks", "hardware", "BF16", "FP16")
+
+
+def row(recipe: Recipe) -> tuple[str, ...]:
+    """One line of the list. The last two: what the paper shows first of each precision."""
+    of = {arm.precision: name for name, arm in reversed(recipe.arms.items())}
+    shown = [recipe.published.get(of.get(precision, ""), ()) for precision in ("bf16", "fp16")]
+    return (
+        recipe.name,
+        recipe.reproduces.where,
+        ", ".join(dict.fromkeys(_algorithm_name(recipe, arm) for arm in recipe.arms.values())),
+        ", ".join(recipe.frameworks),
+        recipe.hardware.about or f"{recipe.hardware.ranks} ranks",
+        *(f"{numbers[0].what} {_number(numbers[0])}" if numbers else "-" for numbers in shown),
+    )
+
+
+def page(path: Path, scale: str | None = None) -> str:
+    """The recipe in Markdown, its shared settings filled in; as one of its scales, or without one with all it has."""
+    commands = "\n".join(_commands(load(path), scale))
+    return "\n\n".join([*_sections(load(path, scale)), f"```bash\n{commands}\n```"]) + "\n"
+
+
+def sources() -> str:
+    """What the sources are called."""
+    return text_table.markdown(("source", "is"), list(SOURCES.items()))
+
+
+def _sections(recipe: Recipe) -> Iterator[str]:
+    data = recipe.data
+    yield f"## {recipe.name}"
+    yield f"{recipe.title}. {recipe.reproduces.what} ({recipe.reproduces.where}; source: {recipe.reproduces.source})"
+    facts = [
+        ("model", _and(recipe.model.path, recipe.model.about)),
+        ("data", _and(f"{data.train}, evaluated on {data.val}", data.about)),
+        ("where it is missing", data.fetch),
+        ("hardware", recipe.hardware.about),
+        ("toy scale", recipe.toy.about if recipe.toy else ""),
+        ("frameworks", _frameworks(recipe)),
+    ]
+    yield "\n".join(f"- {name}: {value}" for name, value in facts if value)
+    if recipe.hyperparameters:
+        yield "\n\n".join(_loss(name, algorithms()[name], recipe) for name in _algorithms(recipe))
+    yield text_table.markdown(("arm", "trainer", "rollout", "algorithm", "the paper shows"), list(_arms(recipe)))
+    if recipe.hyperparameters:
+        header = ("hyperparameter", "value", "source", "note", *(["toy"] if recipe.toy else []))
+        yield text_table.markdown(header, list(_settings(recipe)))
+    else:
+        yield "Written out in the framework's own options: " + f"`recipes/{recipe.name}.yaml`."
+
+
+def _frameworks(recipe: Recipe) -> str:
+    has = list(recipe.frameworks)
+    why = {
+        f"not on {framework}: {definition.not_on[framework]}"
+        for framework in TRAINERS
+        for definition in (algorithms()[name] for name in _algorithms(recipe))
+        if framework not in has and framework in definition.not_on
+    }
+    if recipe.verl and recipe.verl.strategy:
+        has[has.index("verl")] += f" ({recipe.verl.strategy})"
+    return "; ".join([", ".join(has), *sorted(why)])
+
+
+def _loss(name: str, definition: Definition, recipe: Recipe) -> str:
+    formula = f"**{name}**: {definition.about}.\n\n```\nA    = {definition.advantage}\nloss = {definition.loss}\n```"
+    otherwise = [f"{why}." for framework, why in definition.otherwise_on.items() if framework in recipe.frameworks]
+    return "\n\n".join([formula, *otherwise])
+
+
+def _arms(recipe: Recipe) -> Iterator[tuple[str, ...]]:
+    for name, arm in recipe.arms.items():
+        shown = "; ".join(map(_published, recipe.published.get(name, ()))) or "-"
+        bits = "" if arm.rollout_significand is None else f", {arm.rollout_significand} bits of significand"
+        yield name, arm.precision, (arm.rollout or arm.precision) + bits, _algorithm_name(recipe, arm), shown
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:
+    """Those that some arm's algorithm reads; an arm's own value stands under its name."""
+    needed = {name for algorithm in _algorithms(recipe) for name in algorithms()[algorithm].needs}
+    of_algorithms = {name for definition in algorithms().values() for name in definition.needs}
+    unused, at_toy = _unused(recipe, recipe), {}
+    if recipe.toy:
+        at_toy = {name: str(setting.value) for name, setting in recipe.toy.hyperparameters.items()}
+        at_toy |= dict.fromkeys(_unused(recipe.toy, recipe), "none")
+    groups: list[tuple[str, dict[str, Setting]]] = [("", recipe.hyperparameters)]
+    groups += [(f" ({arm})", recipe.arms[arm].hyperparameters) for arm in recipe.arms]
+    for suffix, settings in groups:
+        for name, setting in settings.items():
+            if name in needed or name not in of_algorithms:
+                lacking = [TRAINERS[framework].LACKS.get(name, "") for framework in recipe.frameworks]
+                note = "; ".join(filter(None, [setting.note, *lacking]))
+                row = (name + suffix, "none" if name in unused else str(setting.value), setting.source, note)
+                yield (*row, at_toy.get(name, "the same")) if recipe.toy else row
+
+
+def _unused(sections: Recipe | Toy, recipe: Recipe) -> list[str]:
+    """Hyperparameters that mean nothing at this scale: those of an evaluation that its options turn off."""
+    options = [
+        getattr(section, trainer.OPTIONS).get(trainer.EVALUATES_EVERY)
+        for framework, trainer in TRAINERS.items()
+        if framework in recipe.frameworks and (section := getattr(sections, framework))
+    ]
+    return [name for name in NAMES if name.startswith("eval_")] if -1 in options else []
+
+
+def _commands(recipe: Recipe, scale: str | None) -> Iterator[str]:
+    run = f"fp16-patch recipes run {recipe.name}"
+    for framework in recipe.frameworks:
+        chosen = f" --framework {framework}" if framework != recipe.frameworks[0] else ""
+        if scale != "toy" or not recipe.toy:
+            yield run + chosen
+        if scale != "paper" and recipe.toy:
+            yield f"{run}{chosen} --scale toy"
+
+
+def _algorithms(recipe: Recipe) -> Sequence[str]:
+    found = dict.fromkeys(_algorithm_name(recipe, arm) for arm in recipe.arms.values())
+    return [name for name in found if recipe.hyperparameters and name in algorithms()]
+
+
+def _algorithm_name(recipe: Recipe, arm: Arm) -> str:
+    return arm.algorithm or recipe.algorithm.name
+
+
+def _published(number: Published) -> str:
+    return _and(f"{number.what} {_number(number)} ({number.source})", number.note, ", ")
+
+
+def _number(number: Published) -> str:
+    return f"{number.value:g} ±{number.tolerance:g}" + (f" @{number.step}" if number.step is not None else "")
+
+
+def _and(text: str, more: str, by: str = ": ") -> str:
+    return f"{text}{by}{more}" if more else text

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every patch of the platform. Reading the lists activates nothing and imports no framework."""
+
+from __future__ import annotations
+
+from fp16_patch.frameworks.verl import receiver_failures
+from fp16_patch.lab.cpu import (
+    autocast,
+    deepspeed,
+    gloo,
+    megatron_adam,
+    megatron_bridge,
+    megatron_core,
+    megatron_verl,
+    polling,
+    sockets,
+    torch_cuda,
+    torch_fsdp,
+    value_head,
+    vllm,
+    weight_update,
+)
+from fp16_patch.patching import Patch
+
+PATCHES: tuple[Patch, ...] = (
+    *torch_fsdp.PATCHES,
+    *autocast.PATCHES,
+    *value_head.PATCHES,
+    *vllm.PATCHES,
+    *vllm.VERL_PATCHES,
+    *polling.PATCHES,
+    *sockets.PATCHES,
+    *receiver_failures.PATCHES,
+)
+"""For verl."""
+
+OPENRLHF_PATCHES: tuple[Patch, ...] = (
+    *torch_cuda.PATCHES,
+    *deepspeed.PATCHES,
+    *gloo.PATCHES,
+    *weight_update.PATCHES,
+    *vllm.PATCHES,
+)
+
+MEGATRON_PATCHES: tuple[Patch, ...] = (
+    *megatron_core.PATCHES,
+    *megatron_adam.PATCHES,
+    *megatron_bridge.PATCHES,
+    *megatron_verl.PATCHES,
+)
+"""For verl with Megatron, beside those for verl and ``torch_cuda.MEGATRON_PATCHES``."""

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of one set of problems, with a manifest of how they were made. Each is replaced in one piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp16_patch import files
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.data import writing
+from fp16_patch.lab.data.problem import Problem
+from fp16_patch.lab.data.reading import Read, Wanted
+
+
+@dataclass(frozen=True)
+class Output:
+    """``NAME.parquet`` for verl, ``NAME.jsonl`` for OpenRLHF and ``NAME.manifest.json`` in ``folder``."""
+
+    folder: Path
+    name: str = "train"
+
+    @property
+    def parquet(self) -> Path:
+        return self.folder / f"{self.name}.parquet"
+
+    @property
+    def jsonl(self) -> Path:
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / f"{self.name}.manifest.json"
+
+    def __post_init__(self) -> None:
+        one_word = self.name == Path(self.name).name and self.name.isprintable()
+        if not self.name or not one_word or self.name.startswith("."):
+            raise Fp16PatchError(
+                f"--name {self.name!r} cannot be the name of a file",
+                code="invalid-name",
+                allowed="a name without an ending, without / and without a dot in front; --out takes the folder",
+            )
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Raises ``Fp16PatchError`` where files of these names are not ours to replace with those of ``facts``.
+
+        Those of somebody else, of another dataset, or a sanity test in place of a conversion or the other way round.
+        """
+        with files.writing(self.folder):
+            foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
+            there = self._facts()
+        other = [key for key in facts if there and there.get(key) != facts[key]]
+        if other:
+            was, wanted = (found.get(other[0]) or "none" for found in (there, facts))
+            raise Fp16PatchError(
+                f"{self.parquet} is there already, with {other[0]} {was}, not {wanted}",
+                code="output-in-the-way",
+                next_step="choose another --out or --name",
+            )
+        if foreign:
+            raise Fp16PatchError(
+                f"{' and '.join(map(str, foreign))}: in the way, and not written by this (no {self.manifest.name})",
+                code="output-in-the-way",
+                next_step="choose another --out or --name",
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        """The model that chose and the dataset, of the manifest there; empty where none is, or none can be read."""
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+            return {"model": manifest.get("sampling", {}).get("model"), **manifest["dataset"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float] = ()) -> None:
+        """Write the three; the manifest says ``facts``, the versions here and the digest of either file."""
+        with files.writing(self.folder):
+            self._write(problems, facts, rates)
+
+    def _write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{self.name}.", dir=self.folder))
+        try:
+            writing.write(scratch, self.name, problems, rates)
+            paths = (self.parquet, self.jsonl)
+            digests = {path.name: file_digest(scratch / path.name) for path in paths}
+            manifest = {**facts, "versions": versions(), "files": digests}
+            (scratch / self.manifest.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            for path in (self.manifest, *paths):  # the manifest first: files without one are taken for somebody else's
+                (scratch / path.name).replace(path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def dataset_facts(wanted: Wanted, found: Read) -> dict[str, Any]:
+    """What the manifest says of the dataset."""
+    return {
+        **wanted.source.facts(),
+        "revision": found.revision,
+        "template": wanted.template,
+        "problems": len(found.problems),
+        "repeated_rows": found.repeated,
+        "rows_without_question": found.unasked,
+        "rows_without_answer": found.unanswered,
+    }
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what decides what is read, sampled and judged."""
+    from fp16_patch.patching import installed_version
+    from fp16_patch.report import precision_report
+
+    more = {name: installed_version((name,)) for name in ("datasets", "pyarrow", "math-verify")}
+    found = {name: version for name, version in more.items() if version}
+    return {"python": platform.python_version(), **precision_report.versions(), **found}

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sample answers with vLLM. Each problem has a seed of its own: what is sampled for it depends on no other problem."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.data.answers import Answers, Sampled
+from fp16_patch.lab.data.problem import Problem
+from fp16_patch.lab.data.settings import Sampling
+from fp16_patch.lab.duration import duration
+
+
+def seed_of(problem: Problem, seed: int) -> int:
+    """Of the first answer to ``problem``; vLLM counts up from it for the others."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {problem.key}".encode()).digest()[:4], "big") >> 1
+
+
+class Sampler:
+    """vLLM with the model in it. ``options`` are further arguments of ``vllm.LLM``.
+
+    Raises ``Fp16PatchError`` when the problems do not fit the model, or vLLM cannot load it.
+    """
+
+    def __init__(self, sampling: Sampling, problems: Sequence[Problem], options: Mapping[str, object]) -> None:
+        _prepare_environment()
+        from transformers import AutoTokenizer
+        from vllm import LLM
+
+        self._sampling = sampling
+        place = _place(sampling.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(place)
+        if self._tokenizer.chat_template is None:
+            raise Fp16PatchError(
+                f"the tokenizer of {sampling.model} has no chat template, which verl and OpenRLHF would apply",
+                code="chat-template-missing",
+                next_step="give a copy of the model with a chat_template.jinja in its folder",
+            )
+        longest = max(len(self._tokens(problem)) for problem in problems)
+        try:
+            self._llm = LLM(
+                model=place,
+                dtype=sampling.dtype,
+                seed=sampling.seed,
+                tensor_parallel_size=sampling.tensor_parallel_size,
+                max_model_len=longest + sampling.max_tokens,
+                **options,
+            )
+        except Exception as error:  # of many kinds, most of them about memory or lengths
+            raise Fp16PatchError(
+                f"vLLM cannot start with {sampling.model} in {sampling.dtype}, prompts of up to {longest} tokens and "
+                f"--max-tokens {sampling.max_tokens}: {' '.join(str(error).split())[:600]}",
+                code="vllm-start-failed",
+                next_step="change what it names; further arguments of vllm.LLM go in as --vllm KEY=VALUE",
+            ) from error
+
+    def sample(self, problems: Sequence[Problem]) -> list[Sampled]:
+        """The answers to ``problems``, in their order."""
+        from vllm import SamplingParams
+
+        parameters = [
+            SamplingParams(
+                n=self._sampling.samples,
+                temperature=self._sampling.temperature,
+                top_p=self._sampling.top_p,
+                max_tokens=self._sampling.max_tokens,
+                seed=seed_of(problem, self._sampling.seed),
+            )
+            for problem in problems
+        ]
+        prompts = [{"prompt_token_ids": self._tokens(problem)} for problem in problems]
+        requests = self._llm.generate(prompts, parameters, use_tqdm=sys.stderr.isatty())
+        return [_sampled(problem, request.outputs) for problem, request in zip(problems, requests, strict=True)]
+
+    def _tokens(self, problem: Problem) -> list[int]:
+        text = self._tokenizer.apply_chat_template(problem.messages, tokenize=False, add_generation_prompt=True)
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def sample_missing(
+    sampling: Sampling,
+    problems: Sequence[Problem],
+    answers: Answers,
+    batch: int,
+    options: Mapping[str, object],
+    say: Callable[[str], None],
+) -> None:
+    """Add to ``answers`` those to the ``problems`` that it has none to, ``batch`` problems at a time."""
+    done = {sampled.key for sampled in answers}
+    left = wanted = sum(problem.key not in done for problem in problems)
+    if left < len(problems):
+        say(f"{len(problems) - left} of {len(problems)} problems were sampled before and are kept")
+    if not left:
+        return
+    say(f"loading {sampling.model}")
+    sampler = Sampler(sampling, problems, options)
+    started, tokens = time.monotonic(), 0
+    # By place in the dataset and not by what is left: after a kill a batch is made of the same problems.
+    for start in range(0, len(problems), batch):
+        if not (missing := [problem for problem in problems[start : start + batch] if problem.key not in done]):
+            continue
+        sampled = sampler.sample(missing)
+        answers.sampled_with(options)
+        answers.append(sampled)
+        left -= len(missing)
+        tokens += sum(sum(one.tokens) for one in sampled)
+        seconds = time.monotonic() - started
+        say(
+            f"sampled {len(problems) - left} of {len(problems)} problems {sampling.samples} times: "
+            f"{tokens / seconds:.0f} tokens a second, about {duration(seconds / (wanted - left) * left)} left"
+        )
+
+
+def revision_of(model: str) -> str | None:
+    """The revision of a model of the hub, as it lies in the cache; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    place = None if Path(model).expanduser().exists() else try_to_load_from_cache(model, "config.json")
+    return Path(place).parent.name if isinstance(place, str) else None
+
+
+def _sampled(problem: Problem, answers: Sequence[Any]) -> Sampled:
+    return Sampled(
+        problem.key,
+        tuple(answer.text for answer in answers),
+        tuple(len(answer.token_ids) for answer in answers),
+        sum(answer.finish_reason == "length" for answer in answers),
+    )
+
+
+def _prepare_environment() -> None:
+    """To be done before vLLM is imported."""
+    from fp16_patch import platforms
+
+    platforms.activate()
+    # One process: the order of requests does not depend on timing, and a kill leaves no engine holding the GPU.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
+def _place(model: str) -> str:
+    """The model's folder, its folder in the hub's cache, or the hub's id where vLLM is to fetch the weights."""
+    if Path(model).expanduser().exists():
+        return str(Path(model).expanduser())
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model, "config.json")
+    if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
+        return str(Path(config).parent)
+    return model

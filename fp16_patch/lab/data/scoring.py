@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge sampled answers with a reward, as the trainer will: a Python file with ``compute_score``, in many processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fp16_patch import extras
+from fp16_patch.errors import Fp16PatchError
+
+REWARDS = {
+    "math": Path(__file__).parents[1] / "rewards" / "math_reward.py",
+    "exact": Path(__file__).parents[1] / "rewards" / "exact_reward.py",
+}
+"""Name -> file; any other reward is the path of one."""
+
+
+class Case(NamedTuple):
+    """Source and right answer of a problem, and the sampled answers."""
+
+    source: str
+    truth: str
+    answers: tuple[str, ...]
+
+
+_compute_score: Callable[..., Any]
+
+
+def reward_file(reward: str) -> Path:
+    """The file of a reward. Raises ``Fp16PatchError`` when it cannot judge: no file, no function, no math-verify."""
+    path = REWARDS.get(reward, Path(reward).expanduser())
+    if not path.is_file():
+        allowed = f"{', '.join(REWARDS)}, or a Python file with compute_score, as verl's custom_reward_function.path"
+        raise Fp16PatchError(f"--reward {reward}: no such file", code="reward-not-found", allowed=allowed)
+    if reward == "math" and importlib.util.find_spec("math_verify") is None:
+        raise extras.missing("math_verify", "--reward math")
+    _load(path)
+    return path
+
+
+def solved(reward: Path, cases: Iterable[Case]) -> Iterator[int]:
+    """How many of the answers to each problem are right, in order. A right answer scores 1 or more.
+
+    Where the reward gives a dict, as verl's may, its ``acc`` decides, or its ``score``. Raises ``Fp16PatchError`` when
+    the reward fails on an answer. ``cases`` are asked for a few at a time: all answers together may fill the memory.
+    """
+    # Not forked: this process has threads, and on a GPU a context, of vLLM.
+    context, workers = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16)
+    waiting: deque[Future[int]] = deque()
+    with ProcessPoolExecutor(workers, context, _start, (reward,)) as pool:
+        try:
+            for case in cases:
+                waiting.append(pool.submit(_count, case))
+                if len(waiting) > 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except Fp16PatchError:
+            raise
+        except Exception as error:
+            pool.shutdown(cancel_futures=True)
+            raise Fp16PatchError(
+                f"--reward {reward} failed on an answer: {error!r}",
+                code="reward-failed",
+                next_step="the answers are kept: mend the reward, and give the same command again",
+            ) from error
+
+
+def _start(reward: Path) -> None:
+    global _compute_score
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _compute_score = _load(reward)
+
+
+def _count(case: Case) -> int:
+    return sum(_is_right(_compute_score(case.source, answer, case.truth, {})) for answer in case.answers)
+
+
+def _is_right(score: Any) -> bool:
+    return bool(score.get("acc", score.get("score", 0) >= 1) if isinstance(score, dict) else score >= 1)
+
+
+def _load(path: Path) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location("custom_module", path)
+    if spec is None or spec.loader is None:
+        raise Fp16PatchError(f"--reward {path} is no Python file", code="reward-unusable")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file of somebody else's raises
+        raise Fp16PatchError(
+            f"--reward {path} cannot be loaded: {error!r}",
+            code="reward-unusable",
+            next_step="mend it, and give the same command again",
+        ) from error
+    function = getattr(module, "compute_score", None)
+    if not callable(function):
+        raise Fp16PatchError(
+            f"--reward {path} has no function compute_score",
+            code="reward-unusable",
+            allowed="the signature that verl calls",
+        )
+    return function  # type: ignore[no-any-return]

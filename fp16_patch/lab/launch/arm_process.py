@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One arm under way: started, followed, ended, its result left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from fp16_patch.lab.duration import duration
+from fp16_patch.lab.launch import failure
+from fp16_patch.lab.launch.command import Command, Job
+from fp16_patch.lab.launch.progress import Progress
+from fp16_patch.lab.launch.signals import uninterrupted
+from fp16_patch.lab.launch.supervisor import Session
+from fp16_patch.report.precision_report import versions
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """How one arm ended. ``status`` is completed, failed, timed out or interrupted; ``started`` is UTC.
+
+    ``beside`` says how many others there was room for at the same time.
+    """
+
+    arm: str
+    framework: str
+    precision: str
+    status: str
+    exit_code: int | None
+    error: str | None
+    started: str
+    seconds: float
+    command: str
+    versions: dict[str, str]
+    beside: int = 0
+
+
+class Running:
+    """Starts with its making. Call :meth:`goes_on` often, and :meth:`end` in any case: nothing is left running then."""
+
+    def __init__(
+        self,
+        job: Job,
+        framework: str,
+        command: Command,
+        progress: Progress,
+        limit_s: float,
+        say: Callable[[str], None],
+        place: Mapping[str, str],
+        beside: int,
+    ) -> None:
+        """``place`` is added to the command's environment: which GPUs of this machine are its own."""
+        self._job, self._framework, self._shell = job, framework, command.as_shell()
+        self._progress, self._limit_s, self._say, self._beside = progress, limit_s, say, beside
+        self._result: ArmResult | None = None
+        self._cut_off = False
+        job.files.script.write_text(f"#!/usr/bin/env bash\n{self._shell}\n", encoding="utf-8")
+        say(f"\n== {job.arm_name} ==\n{self._shell}\n\n  log: {job.files.log}\n  limit: {duration(limit_s)}")
+        for name, value in place.items():
+            say(f"  {name}={value}")
+        self._started, self._start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+        self._session = Session(command.arguments, {**command.environment, **place}, job.files.log)
+
+    def goes_on(self) -> bool:
+        """Show what is new. False once it has ended, or has reached its limit."""
+        self._progress.update()
+        self._session.note_new_shared_memory()
+        return self._session.running() and time.monotonic() - self._start < self._limit_s
+
+    def ask_to_end(self) -> None:
+        """Before several are ended one after the other: they leave at the same time."""
+        if self._result is None:
+            self._cut_off = self._session.running()
+            self._session.ask_to_end()
+
+    def end(self, *, interrupted: bool = False) -> ArmResult:
+        """End what still runs of it, keep the result beside its log, and say how it ended. Again: the same result."""
+        if self._result is None:
+            with uninterrupted():
+                cut_off = self._cut_off or self._session.running()
+                exit_code = self._session.close()
+                self._progress.update()
+                self._result = self._ended(exit_code, cut_off=cut_off, interrupted=interrupted)
+                self._keep(self._result)
+            self._say(f"  {duration(self._result.seconds):>7}  {self._result.arm}: {self._result.status}")
+            if self._result.error:
+                self._say(f"\n{self._result.error}\n\n  whole log: {self._job.files.log}")
+        return self._result
+
+    def _ended(self, exit_code: int, *, cut_off: bool, interrupted: bool) -> ArmResult:
+        if cut_off:
+            status = "interrupted" if interrupted else "timed out"
+        else:
+            status = "completed" if exit_code == 0 else "failed"
+        return ArmResult(
+            arm=self._job.arm_name,
+            framework=self._framework,
+            precision=self._job.arm.precision,
+            status=status,
+            exit_code=None if status == "interrupted" else exit_code,
+            error=self._error(status, exit_code),
+            started=self._started,
+            seconds=round(time.monotonic() - self._start, 1),
+            command=self._shell,
+            versions={"python": platform.python_version(), **versions()},
+            beside=self._beside,
+        )
+
+    def _error(self, status: str, exit_code: int) -> str | None:
+        phase = self._progress.phase
+        if status == "completed":
+            return None
+        if status == "interrupted":
+            return f"interrupted during: {phase}"
+        if status == "timed out":
+            head = f"not finished after {duration(self._limit_s)}, stopped during: {phase}"
+        elif exit_code < 0:
+            head = f"killed by {signal.Signals(-exit_code).name} during: {phase}"
+        else:
+            head = f"exit code {exit_code} during: {phase}"
+        return f"{head}\n{failure.reason(self._job.files.log)}"
+
+    def _keep(self, result: ArmResult) -> None:
+        file = self._job.files.result
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
+        unfinished.rename(file)

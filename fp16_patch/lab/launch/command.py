@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command of one arm: words, environment, and both as text a user can paste into a shell."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fp16_patch.lab.cpu import rounded_rollout
+from fp16_patch.lab.recipes.algorithms import Definition, algorithms
+from fp16_patch.lab.recipes.hyperparameters import values
+from fp16_patch.lab.recipes.schema import Arm, OtherData, Recipe
+
+if TYPE_CHECKING:
+    from fp16_patch.lab.toy import World
+
+WORLD = "world"
+"""Folder of a run directory: model and data that the run makes itself."""
+EARLIER = "earlier"
+"""Folder of a run directory: runs that a later one of the same arm took the place of."""
+MATH_REWARD = Path(__file__).parents[1] / "rewards" / "math_reward.py"
+
+
+@dataclass(frozen=True)
+class ArmFiles:
+    """What one arm leaves in its folder of the run directory."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "train.log"
+
+    @property
+    def precision_report(self) -> Path:
+        return self.folder / "precision_report.json"
+
+    @property
+    def overflow_report(self) -> Path:
+        """What a run leaves that stopped after too many skipped updates."""
+        return self.folder / "overflow_report_actor.json"
+
+    @property
+    def script(self) -> Path:
+        return self.folder / "command.sh"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def world_in(out: Path, recipe: Recipe) -> World | None:
+    """The world of a run directory, there or not yet; None where the recipe has none."""
+    if recipe.world is None:
+        return None
+    from fp16_patch.lab.toy import World
+
+    return World(out / WORLD, {})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm to run: its part of the recipe, where it writes, and what the user adds as ``KEY=VALUE``."""
+
+    recipe: Recipe
+    arm_name: str
+    files: ArmFiles
+    world: World | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def arm(self) -> Arm:
+        return self.recipe.arms[self.arm_name]
+
+    @property
+    def platform(self) -> Any:
+        """The settings module of the recipe's platform, or None."""
+        if self.recipe.platform is None:
+            return None
+        return importlib.import_module(f"fp16_patch.lab.{self.recipe.platform}.settings")
+
+    @property
+    def instruments(self) -> dict[str, str]:
+        """What to add to the environment for what the arm's experiment does to the rollout."""
+        bits = self.arm.rollout_significand
+        return {} if bits is None else {rounded_rollout.VARIABLE: str(bits)}
+
+    @property
+    def algorithm(self) -> Definition | None:
+        """The arm's algorithm; None where the recipe is written out in the framework's own options."""
+        if not self.recipe.hyperparameters:
+            return None
+        return algorithms()[self.arm.algorithm or self.recipe.algorithm.name]
+
+    @property
+    def hyperparameters(self) -> dict[str, object]:
+        """Name -> value; the arm's own win."""
+        return values(self.recipe.hyperparameters, self.arm.hyperparameters)
+
+    def places(self, names: Mapping[str, str], other: OtherData) -> dict[str, object]:
+        """``{"data.train": "key"}`` -> ``{"key": the path}``, for what the recipe names; the world's filled in.
+
+        ``other`` is what the framework reads in place of the recipe's data.
+        """
+        data = self.recipe.data
+        paths = {
+            "model.path": self.recipe.model.path,
+            "data.train": other.train or data.train,
+            "data.val": other.val or data.val,
+            "data.reward": other.reward or data.reward,
+        }
+        return {
+            names[place]: path.format(world=self.world, math_reward=MATH_REWARD) if "{" in path else path
+            for place, path in paths.items()
+            if path is not None
+        }
+
+
+@dataclass(frozen=True)
+class Command:
+    """``parts`` are words that belong together, an option with its values; ``environment`` is added to the caller's."""
+
+    parts: tuple[tuple[str, ...], ...]
+    environment: Mapping[str, str]
+    total_steps: int | None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return tuple(itertools.chain.from_iterable(self.parts))
+
+    def as_shell(self) -> str:
+        """One part a line, quoted for bash."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(self.environment.items())]
+        return "\n".join([*exports, " \\\n  ".join(map(shlex.join, self.parts))])

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many arms run at a time, and which GPUs of this machine each of them gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.launch import preflight
+from fp16_patch.lab.launch.preflight import Needs
+from fp16_patch.lab.recipes.schema import Recipe
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+Place = dict[str, str]
+"""What one arm's environment gets."""
+
+
+def places(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Place]:
+    """One for each of the ``arms`` that runs at a time: ``jobs``, or as many as this machine's GPUs hold.
+
+    On a CPU, and on a cluster, whose GPUs Ray hands out, it is one without ``jobs``; and where an arm takes more GPUs
+    than its trainer's. Raises :class:`Fp16PatchError` where this machine has not GPUs for so many.
+    """
+    if recipe.platform is not None or os.environ.get("RAY_ADDRESS"):
+        return [{}] * min(jobs or 1, len(arms))
+    whole = all(needs.whole for needs in arms)
+    if len(arms) == 1 or jobs == 1 or (jobs is None and not whole):
+        return [{}]
+    if not whole:
+        raise Fp16PatchError(
+            f"--jobs {jobs}: an arm takes GPUs beside its trainer's, and how many is not known here",
+            code="gpus-unknown",
+            allowed="1: one arm after the other",
+            next_step="leave --jobs out; or start each arm by itself, with --arm and CUDA_VISIBLE_DEVICES",
+        )
+    there, (key, wanted) = preflight.gpus_here(), max((needs.gpus for needs in arms), key=lambda gpus: gpus[1])
+    hold = there // wanted
+    at_a_time = min(jobs or max(1, hold), len(arms))
+    if at_a_time > max(1, hold):
+        raise Fp16PatchError(
+            f"--jobs {jobs}: {at_a_time} arms at a time need {at_a_time * wanted} GPUs, {key}={wanted} each, and this "
+            f"machine has {there}",
+            code="not-enough-gpus",
+            allowed=f"1 to {max(1, hold)}",
+            next_step="leave --jobs out, to have as many at a time as there is room for",
+        )
+    if at_a_time == 1:
+        return [{}]
+    named = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]
+    visible = named or [str(i) for i in range(there)]
+    return [{_VISIBLE: ",".join(visible[i * wanted : (i + 1) * wanted])} for i in range(at_a_time)]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run needs and this machine lacks: GPUs, the model, the data. Asked before anything is written or started."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp16_patch import extras
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.recipes.schema import REWARD_PLACE, Recipe
+
+_CHECK = "check the path"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one command: GPUs of each node, nodes, the model, and the data files; by the option that names each.
+
+    ``whole`` says that these GPUs are all it takes: that nothing gets GPUs of its own beside the trainer.
+    """
+
+    gpus: tuple[str, int]
+    nodes: tuple[str, int]
+    model: tuple[str, str]
+    files: Mapping[str, str]
+    whole: bool = True
+
+
+def count(key: str, value: object) -> int:
+    """How many GPUs or nodes an option asks for. Raises :class:`Fp16PatchError` where it is no such number."""
+    if not str(value).isdecimal() or not int(str(value)):
+        raise Fp16PatchError(f"{key}={value}", code="value-not-allowed", allowed="a whole number, 1 or more")
+    return int(str(value))
+
+
+def lacking(recipe: Recipe, needs: Needs, world: Path | None = None) -> Iterator[Fp16PatchError]:
+    """One error for each thing that is missing. ``world`` is the folder of what the run will make itself."""
+
+    def made(path: str) -> bool:
+        return world is not None and world in Path(path).parents
+
+    if recipe.platform is None:
+        yield from _gpus(recipe, needs)
+    yield from _files(recipe, {key: path for key, path in needs.files.items() if not made(path)})
+    if not made(needs.model[1]):
+        yield from missing_model(*needs.model)
+    if recipe.data.reward == REWARD_PLACE and importlib.util.find_spec("math_verify") is None:
+        yield extras.missing("math_verify", "the reward on mathematics")
+
+
+def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
+    if os.environ.get("RAY_ADDRESS"):  # a cluster, which Ray itself will count
+        return
+    (key, wanted), (nodes_key, nodes) = needs.gpus, needs.nodes
+    if nodes > 1:
+        yield Fp16PatchError(
+            f"{recipe.name} needs {nodes} nodes with {wanted} GPUs each, and there is this machine",
+            code="not-enough-gpus",
+            allowed="a Ray cluster of that size, named by RAY_ADDRESS",
+            next_step=f"start one, or {_smaller(recipe, f'{nodes_key}=1')}",
+        )
+        return
+    there = gpus_here()
+    if there < wanted:
+        change = _smaller(recipe, f"{key}={there}") if there else _smaller(recipe)
+        yield Fp16PatchError(
+            f"{recipe.name} needs {wanted} GPUs, and this machine has {there}", code="not-enough-gpus", next_step=change
+        )
+
+
+def _smaller(recipe: Recipe, override: str | None = None) -> str:
+    ways = [f"add {override} (the batch stays: more gradient accumulation)"] if override else []
+    return " or ".join([*ways, "run --scale toy, the same algorithm on two CPU cores"] if recipe.scale else ways)
+
+
+def gpus_here() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def _files(recipe: Recipe, files: Mapping[str, str]) -> Iterator[Fp16PatchError]:
+    gone = [f"{key}={path}" for key, path in files.items() if not Path(path).expanduser().exists()]
+    if gone:
+        yield Fp16PatchError(
+            f"no such file: {', '.join(gone)}",
+            code="file-not-found",
+            allowed="existing files in the framework's format",
+            next_step=recipe.data.fetch or _CHECK,
+        )
+
+
+def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
+    """A folder with a model in it, or a hub id that is in the cache or that the hub answers for."""
+    folder = Path(model).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            yield Fp16PatchError(
+                f"{key}={model} holds no config.json",
+                code="model-not-found",
+                allowed="a model's folder",
+                next_step=_CHECK,
+            )
+        return
+    if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
+        yield Fp16PatchError(f"{key}={model}: no such folder", code="model-not-found", next_step=_CHECK)
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(model, timeout=10)
+    except Exception as error:  # offline, no such model, no permission: the hub's own words say which
+        yield Fp16PatchError(
+            f"{key}={model}: no such folder, not in the cache, and the hub does not give it ({type(error).__name__})",
+            code="model-not-found",
+            next_step=f"hf download {model}, where there is a network; or give {key}= a folder",
+        )

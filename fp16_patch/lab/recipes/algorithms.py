@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algorithms of the paper, as ``recipes/shared/algorithms.yaml`` defines them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.recipes.builtin import folder
+from fp16_patch.lab.recipes.compose import read
+from fp16_patch.lab.recipes.parse import build
+
+_PLACE = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What it computes, the hyperparameters it ``needs``, and each framework's options for it or why there are none."""
+
+    about: str
+    advantage: str
+    loss: str
+    needs: tuple[str, ...]
+    verl: dict[str, object] | None = None
+    openrlhf: dict[str, object] | None = None
+    not_on: dict[str, str] = field(default_factory=dict)
+    otherwise_on: dict[str, str] = field(default_factory=dict)
+    """Framework -> in what its loss differs from ``loss``."""
+
+    def options(self, framework: str, hyperparameters: Mapping[str, object]) -> dict[str, object]:
+        """The framework's options with the hyperparameters filled in. Raises where it has not the algorithm."""
+        options: dict[str, object] | None = getattr(self, framework)
+        if options is None:
+            raise Fp16PatchError(
+                f"{framework} does not have this algorithm: {self.not_on[framework]}", code="algorithm-not-supported"
+            )
+        return {key: _filled(value, hyperparameters) for key, value in options.items()}
+
+
+@dataclass(frozen=True)
+class _File:
+    common: object
+    algorithms: dict[str, Definition]
+
+
+@functools.cache
+def algorithms() -> Mapping[str, Definition]:
+    """Name -> definition."""
+    file = folder() / "shared" / "algorithms.yaml"
+    return build(_File, read(file), source=file.name).algorithms
+
+
+def _filled(value: Any, hyperparameters: Mapping[str, object]) -> object:
+    """``"{name}"`` is that value itself, ``"1e-9_{name}"`` text with it inside."""
+    if isinstance(value, list):
+        return [_filled(item, hyperparameters) for item in value]
+    if not isinstance(value, str):
+        return value
+    if whole := _PLACE.fullmatch(value):
+        return hyperparameters[whole[1]]
+    return _PLACE.sub(lambda place: f"{hyperparameters[place[1]]:g}", value)

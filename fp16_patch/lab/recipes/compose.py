@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One mapping out of a recipe's file, the shared files it extends, and the scale that is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.recipes.schema import SCALES, Recipe
+
+_REPLACED = ("model", "data", "hardware", "platform", "world")
+_OF_THE_PAPER = ("published", "expected")
+_FRAMEWORKS = ("verl", "openrlhf")
+_ORDER = [field.name for field in dataclasses.fields(Recipe)]
+
+
+def read(path: Path) -> Any:
+    """The parsed YAML of one file. Raises :class:`Fp16PatchError` when it is not YAML."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Fp16PatchError(f"{path} is not readable as YAML: {error}", code="recipe-unreadable") from error
+
+
+def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> Any:
+    """The recipe with what it ``extends`` filled in: its own keys win, an earlier shared file's before a later one's.
+
+    Shared files are looked for beside the recipe, then in ``shared``, and may extend others. Raises
+    :class:`Fp16PatchError` where one is missing or extends itself.
+    """
+    content = read(path)
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    names = content.pop("extends")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Fp16PatchError(
+            f"{path.name}: extends={names!r} has the wrong type", code="wrong-type", allowed="a list of names"
+        )
+    for name in names:
+        found = [place for place in (path.parent / f"{name}.yaml", shared / f"{name}.yaml") if place.is_file()]
+        if not found:
+            known = sorted(str(file.relative_to(shared).with_suffix("")) for file in shared.glob("shared/*.yaml"))
+            raise Fp16PatchError(
+                f"{path.name}: extends {name!r}, and there is no such file",
+                code="recipe-not-found",
+                allowed=", ".join(known),
+            )
+        above = (*extended_by, path.resolve())
+        if found[0].resolve() in above:
+            raise Fp16PatchError(
+                f"{path.name}: extends {name!r}, which extends it",
+                code="recipe-extends-itself",
+                next_step="break the circle",
+            )
+        content = merge(composed(found[0], shared, above), content)
+    return {key: content[key] for key in sorted(content, key=_place_of)}
+
+
+def _place_of(key: str) -> int:
+    """Where the section stands in the schema, and so in what a run keeps; unknown ones come last, to be refused."""
+    return _ORDER.index(key) if key in _ORDER else len(_ORDER)
+
+
+def merge(under: Any, over: Any) -> Any:
+    """``over`` laid on ``under``, mappings key by key; null takes a key away.
+
+    A hyperparameter is replaced whole, with its source and note.
+    """
+    if not isinstance(under, Mapping) or not isinstance(over, Mapping) or "value" in over:
+        return over
+    merged = {key: merge(under[key], over[key]) if key in over else under[key] for key in under}
+    kept = {key: value for key, value in merged.items() if key not in over or over[key] is not None}
+    return {**kept, **{key: value for key, value in over.items() if key not in under}}
+
+
+def at_scale(content: dict[str, Any], scale: str) -> dict[str, Any]:
+    """The composed recipe as one of its scales: what a run keeps. Raises :class:`Fp16PatchError` where it has none."""
+    if scale not in SCALES:
+        raise Fp16PatchError(f"the scale {scale!r} is unknown", code="unknown-scale", allowed=", ".join(SCALES))
+    content = dict(content)
+    toy = content.pop("toy", None)
+    if toy is None or scale == "paper":
+        if toy is None and scale == "toy" and content.get("world") is None:
+            raise Fp16PatchError(
+                f"{content['name']} has no toy section", code="unknown-scale", next_step="add one, or use --scale paper"
+            )
+        return content if toy is None else {**content, "scale": "paper"}
+    for key in _OF_THE_PAPER:
+        content.pop(key, None)
+    return {
+        **content,
+        **{key: toy[key] for key in _REPLACED},
+        **{key: toy.get(key) or {} for key in _FRAMEWORKS if content.get(key) is not None},
+        "hyperparameters": {**content["hyperparameters"], **toy["hyperparameters"]},
+        "name": f"{content['name']}-toy",
+        "title": f"{content['title']}, toy scale",
+        "scale": "toy",
+    }
+
+
+def as_text(content: Mapping[str, Any], origin: str) -> str:
+    """The YAML of a composed recipe, for the run directory."""
+    return f"# {origin}, with what it extends filled in\n" + yaml.safe_dump(
+        dict(content), sort_keys=False, allow_unicode=True, width=110
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-6 is a number (YAML 1.1 makes it text), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scaler's state on disk: one small JSON file beside a checkpoint. Nothing pickled, nothing trusted unread."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.precision.loss_scaling import LIMITS, LossScaling
+
+FILE = "loss_scaler.json"
+FORMAT = "fp16_patch.loss_scaler/1"
+COUNTS = ("updates", "skipped", "consecutive", "growths", "backoffs")
+KEYS = {"scale", "growth_tracker", "hysteresis_left", "counts", "history", "settings"}
+
+HISTORY = 200
+"""The scales remembered; the last ones."""
+
+State = dict[str, Any]
+
+
+def save(state: State, folder: str | Path) -> Path:
+    """Write ``state`` (of ``LossScaler.state_dict()``) into ``folder``. A reader never sees half of it."""
+    target = Path(folder) / FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{FILE}.{os.getpid()}")
+    with partial.open("w") as file:
+        file.write(to_text(state))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, target)
+    return target
+
+
+def load(path: str | Path) -> State | None:
+    """What :func:`save` wrote to the file ``path``; None where there is none.
+
+    Raises :class:`Fp16PatchError` on a file that is damaged or somebody else's.
+    """
+    try:
+        text = Path(path).read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _foreign(f"{type(error).__name__}: {error}", path) from error
+    return from_text(text, path)
+
+
+def to_text(state: State) -> str:
+    """For a place of its own: a file, or one entry of a framework's checkpoint."""
+    return json.dumps({"format": FORMAT, **state}, indent=2)
+
+
+def from_text(text: str, path: str | Path | None = None) -> State:
+    """The inverse of :func:`to_text`, checked; raises :class:`Fp16PatchError`."""
+    try:
+        state = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:  # also numbers and nestings that Python refuses to read
+        raise _foreign(f"it is not JSON ({error})", path) from error
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise _foreign(f"its format is not {FORMAT!r}", path)
+    return validate(state, path)
+
+
+def resumption(
+    saved: State | None, scale: float, settings: LossScaling, folder: str | Path, missing: str = FILE
+) -> str:
+    """For the log: where the scale goes on at ``scale`` after ``saved`` was loaded, or was ``missing``."""
+    if saved is None:
+        return f"WARNING: no {missing} in {folder}: the loss scale starts at {scale:g}"
+    said = f"the loss scale resumes at {scale:g}"
+    same_start = saved["settings"]["init_scale"] == settings.init_scale
+    if same_start and not settings.min_scale <= saved["scale"] <= settings.max_scale:
+        bounds = f"min_scale={settings.min_scale:g} and max_scale={settings.max_scale:g}"
+        return f"WARNING: {said}: the saved {saved['scale']:g} is not within your {bounds}"
+    if saved["settings"] != settings.as_dict():
+        said += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
+    return said
+
+
+def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
+    """``state`` itself, if a ``LossScaler`` can have written it; else :class:`Fp16PatchError`."""
+    if not isinstance(state, Mapping) or set(state) != KEYS:
+        raise _foreign(f"it should have exactly the keys {', '.join(sorted(KEYS))}", path)
+    if not _scale(state["scale"]):
+        raise _foreign(f"scale={state['scale']!r} is not a positive finite number", path)
+    for key in ("growth_tracker", "hysteresis_left"):
+        if not _count(state[key]):
+            raise _foreign(f"{key}={state[key]!r} is not a count", path)
+    counts = state["counts"]
+    if not isinstance(counts, Mapping) or set(counts) != set(COUNTS) or not all(map(_count, counts.values())):
+        raise _foreign(f"counts={counts!r} should be {', '.join(COUNTS)}", path)
+    history = state["history"]
+    if not isinstance(history, list) or not history or not all(_entry(entry) for entry in history):
+        raise _foreign("history is not a list of (updates, scale)", path)
+    try:
+        settings = LossScaling.from_mapping(state["settings"])
+    except (Fp16PatchError, TypeError) as error:
+        raise _foreign(f"its settings are not loss-scaling settings: {getattr(error, 'what', error)}", path) from error
+    if missing := settings.as_dict().keys() - state["settings"].keys():
+        raise _foreign(f"its settings lack {', '.join(sorted(missing))}", path)
+    for why in _impossible(state, settings):
+        raise _foreign(why, path)
+    return {**state, "settings": settings.as_dict()}
+
+
+def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str]:
+    """What no series of updates leads to. A scale in bounds that is no power of two can have been set by a program."""
+    counts, history = state["counts"], state["history"]
+    if not settings.min_scale <= state["scale"] <= settings.max_scale:
+        yield f"scale={state['scale']:g} is not within its min_scale and max_scale"
+    if state["growth_tracker"] >= settings.growth_interval:
+        yield f"growth_tracker={state['growth_tracker']} reaches its growth_interval={settings.growth_interval}"
+    if not 1 <= state["hysteresis_left"] <= settings.hysteresis:
+        yield f"hysteresis_left={state['hysteresis_left']} is not 1 to its hysteresis={settings.hysteresis}"
+    if not counts["consecutive"] <= counts["skipped"] <= counts["updates"]:
+        yield f"counts={counts!r} contradict each other"
+    updates = [0, *(entry[0] for entry in history), counts["updates"]]
+    if updates != sorted(updates) or len(history) > HISTORY:
+        yield f"history is not up to {HISTORY} entries in the order of {counts['updates']} updates"
+    if not all(LIMITS[0] <= scale <= LIMITS[1] for _, scale in history):
+        yield "history holds a scale that no settings allow"
+    if len(history) < HISTORY:  # all of it is there
+        (first, start), moves = history[0], counts["growths"] + counts["backoffs"]
+        if first != 0 or math.frexp(start)[0] != 0.5:
+            yield f"history starts at {history[0]!r}, and not at update 0 with an init_scale"
+        if moves >= len(history):
+            yield f"counts={counts!r} and a history of {len(history)} scales contradict each other"
+
+
+def _scale(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= sys.float_info.max
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _entry(entry: object) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2 and _count(entry[0]) and _scale(entry[1])
+
+
+def _foreign(why: str, path: str | Path | None) -> Fp16PatchError:
+    where = f"the loss scaler's state in {path}" if path else "the loss scaler's state"
+    return Fp16PatchError(
+        f"{where} cannot be used: {why}",
+        code="scaler-state-unusable",
+        allowed=f"what this package wrote beside a checkpoint as {FILE}",
+        next_step="restore the file from a copy, or remove it to start at init_scale with a warning",
+    )

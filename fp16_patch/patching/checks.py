@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does a patch fit? Asked of the files on disk, and again of the live objects. Changes nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FunctionType
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching.binding import ABSENT, Binding, function_of, holders, layers, marked_by, subclasses
+from fp16_patch.patching.patch import Outcome, Patch
+from fp16_patch.patching.source import Definition, exists, find, text_of
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What would become of a patch here. ``outcome`` "applied" means that it fits."""
+
+    patch: Patch
+    outcome: Outcome
+    version: str | None
+    message: str
+
+
+class _Misfit(Exception):
+    """The patch was not written for what is there."""
+
+
+def check_source(patch: Patch) -> Finding:
+    """Check the installed files, importing neither the target nor its parents. For doctor and the driver."""
+    return _find_out(patch, _fits_source)
+
+
+def check_live(patch: Patch) -> Finding:
+    """Check the files, then the live objects, importing the target's module. For ``apply``."""
+    return _find_out(patch, _fits_live)
+
+
+def refusal(finding: Finding) -> Fp16PatchError:
+    """The error for a refused patch: the target, the version found, the versions known, the next step."""
+    patch, names = finding.patch, " or ".join(finding.patch.distributions)
+    return Fp16PatchError(
+        f"patch {patch.name} cannot change {patch.target} of {names} {finding.version}: {finding.message}",
+        code="patch-refused",
+        allowed=f"{names} {patch.versions}, unmodified",
+        next_step=f"install {names} {patch.versions}, or a release of fp16-patch that knows "
+        f"{finding.version}; `fp16-patch doctor` shows every patch",
+    )
+
+
+def installed_version(distributions: Iterable[str]) -> str | None:
+    """The version of the first of these distributions that is installed."""
+    from importlib import metadata  # slow to import, and declaring a patch does not need it
+
+    for name in distributions:
+        try:
+            return str(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _find_out(patch: Patch, fits: Callable[[Patch], str]) -> Finding:
+    version = installed_version(patch.distributions)
+    if version is None:
+        return Finding(patch, "not_installed", None, f"{' or '.join(patch.distributions)} is not installed")
+    try:
+        if patch.native is not None and patch.native():
+            return Finding(patch, "native", version, "upstream already does it")
+        if not patch.accepts(version):
+            raise _Misfit(f"version {version} is not in {patch.versions}")
+        return Finding(patch, "applied", version, fits(patch))
+    except _Misfit as misfit:
+        return Finding(patch, "refused", version, str(misfit))
+    except Exception as error:  # a broken import, an unreadable file: all the same, it must not go on
+        return Finding(patch, "refused", version, f"the check failed with {type(error).__name__}: {error}")
+
+
+def _fits_source(patch: Patch) -> str:
+    if patch.kind == "add":
+        owner = patch.target.rpartition("." if "." in patch.target.partition(":")[2] else ":")[0]
+        if not exists(owner):
+            raise _Misfit(f"there is no {owner} to add to")
+        if exists(patch.target):
+            raise _Misfit("it is already there")
+        return ""
+    candidates = find(patch.target)
+    if not candidates:
+        raise _Misfit("it is not a function in the source" if exists(patch.target) else "it is not there")
+    problems = [_problem(patch, d, d.positional, d.keyword_only) for d in candidates]
+    if all(problems):
+        raise _Misfit(problems[-1])
+    for alias in patch.also_bound:
+        if not any(definition in candidates for definition in find(alias)):
+            raise _Misfit(f"{alias} is not bound to it")
+    return ""
+
+
+def _fits_live(patch: Patch) -> str:
+    _fits_source(patch)
+    target = Binding.at(patch.target)
+    if marked_by(target.raw, patch.name):
+        return "already in place"
+    if (target.raw is ABSENT) is not (patch.kind == "add"):
+        raise _Misfit("it is already there" if patch.kind == "add" else "it is not there")
+    if patch.kind == "add":
+        return ""
+    function = function_of(target.raw)
+    definition, wrappers = _provenance(patch, function)
+    parameters = inspect.signature(function).parameters.values()
+    positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    if problem := _problem(patch, definition, positional, keyword_only):
+        raise _Misfit(problem)
+    if wrappers and patch.kind == "replace":
+        raise _Misfit(f"replacing it would drop the wrapper that {wrappers} put on it")
+    overrides = _check_bindings(patch, target, function)
+    notes = [f"on top of the wrapper that {wrappers} put on it"] if wrappers else []
+    notes += [f"has no effect where it is overridden: {', '.join(overrides)}"] if overrides else []
+    return "; ".join(notes)
+
+
+def _provenance(patch: Patch, function: object) -> tuple[Definition, str]:
+    """The definition that a live function came from, and the modules that have wrapped it since."""
+    stack = layers(function)
+    innermost = stack[-1]
+    if not isinstance(innermost, FunctionType):
+        raise _Misfit(f"it is a {type(innermost).__name__}, not a Python function")
+    text = text_of(innermost)
+    definition = next((d for d in find(patch.target) if d.text == text), None)
+    if definition is None:
+        code = innermost.__code__
+        raise _Misfit(f"its file does not define what is there now: {code.co_filename}:{code.co_firstlineno}")
+    # Each decorator in the source accounts for one layer at most; whatever is above came later.
+    later = stack[: max(0, len(stack) - 1 - definition.decorators)]
+    # functools.wraps copies __module__, so ask the globals where a wrapper was written.
+    return definition, ", ".join(getattr(f, "__globals__", {}).get("__name__", repr(f)) for f in later)
+
+
+def _problem(patch: Patch, definition: Definition, positional: tuple[str, ...], keyword_only: tuple[str, ...]) -> str:
+    found, known, wanted = definition.fingerprint, patch.fingerprints, patch.parameters or ()
+    if known and found not in known:
+        return f"its source has changed: fingerprint {found}, known {', '.join(known)}"
+    leading = tuple(name for name in wanted if name not in keyword_only)
+    if leading != positional[: len(leading)]:
+        signature = ", ".join((*positional, "*", *keyword_only) if keyword_only else positional)
+        return f"its signature has changed: ({signature}), the patch relies on ({', '.join(wanted)})"
+    return ""
+
+
+def _check_bindings(patch: Patch, target: Binding, function: object) -> list[str]:
+    """Every other name of the function must be declared. Returns the subclasses' own versions of it."""
+    known = [target]
+    for alias in patch.also_bound:
+        if binding := Binding.loaded(alias):
+            if function_of(binding.raw) is not function:
+                raise _Misfit(f"{alias} is bound to something else")
+            known.append(binding)
+    below = subclasses(target.owner) if isinstance(target.owner, type) else []
+    overrides = [b for sub in below if (b := Binding(sub, target.name)).own is not ABSENT]
+    rebound = [b for b in overrides if function_of(b.own) is function]
+    undeclared = [str(b) for b in (*holders(function), *rebound) if b not in known]
+    if undeclared:
+        raise _Misfit(f"{', '.join(undeclared)} would keep the original, also_bound does not declare it")
+    return [str(b) for b in overrides if b not in rebound]

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several ranks take every step together or not at all, however the model is spread over them.
+
+The ranks are forked from one process started here, which runs ``rank_cases.py``. verl's own engines, with FSDP1
+and FSDP2, are in tests/frameworks/verl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fp16_patch
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(450)]
+
+HERE = Path(__file__).parent
+FORKING = HERE.parents[1] / "support"
+"""Where engine_ranks.py is."""
+SECONDS = 400
+
+Ranks = list[dict[str, Any]]
+Results = Callable[[str], Ranks]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All cases, run once; the folder of their results."""
+    folder = tmp_path_factory.mktemp("ranks")
+    paths = [str(Path(fp16_patch.__file__).parents[1]), str(FORKING), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "rank_cases.py"), str(folder)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        process.wait(timeout=SECONDS)
+        yield folder
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its ranks too, should any be left
+        process.wait()
+
+
+@pytest.fixture
+def results(ran: Path) -> Results:
+    """``results(case)``: what each rank's run of the case returned."""
+
+    def read(case: str) -> Ranks:
+        found = [json.loads(path.read_text()) for path in sorted(ran.glob(f"{case}.*.json"))]
+        assert found, f"the case {case} did not run:\n{(ran / 'log').read_text(errors='replace')[-3000:]}"
+        for rank, outcome in enumerate(found):
+            assert "error" not in outcome, f"rank {rank} of the case {case} failed:\n{outcome['error']}"
+        return [outcome["result"] for outcome in found]
+
+    return read
+
+
+def agreed(ranks: Ranks, key: str) -> Any:
+    """What every rank returned, the same from all of them."""
+    first, *others = (rank[key] for rank in ranks)
+    for number, other in enumerate(others, start=1):
+        assert other == first, f"rank 0 and rank {number} disagree on {key}"
+    return first
+
+
+UNSHARDED = [
+    "fsdp2-layers-1",
+    "fsdp2-layers-2",
+    "fsdp2-layers-4",
+    "fsdp2-2-fused=True",
+    "fsdp2-2-sync_every=False",
+    "fsdp2-one-row-4",
+    "fsdp2-one-row-2-fused=True",
+    "fsdp2-offload-2",
+    "fsdp2-unclipped",
+    "fsdp2-tp-4",
+    "hsdp-4-sync_every=False",
+    "replicated-2",
+    "fsdp1-2",
+    "fsdp1-original-4",
+    "fsdp1-original-2-sync_every=False",
+    "fsdp1-hybrid-4",
+]
+
+
+@pytest.mark.parametrize("wrap", UNSHARDED)
+def test_norm_and_peak_are_those_of_the_whole_gradients(results: Results, wrap: str) -> None:
+    for update in agreed(results(f"unsharded-{wrap}"), "updates"):
+        assert not update["skipped"]
+        assert update["norm"] == pytest.approx(update["exact"], rel=1e-6)
+        assert update["peak"] <= update["exact_peak"], "one part of the gradients exceeds all of them"
+    first = agreed(results(f"unsharded-{wrap}"), "updates")[0]
+    assert first["peak"] == first["exact_peak"], "the first update looks at all gradients, later ones at parts in turn"
+
+
+@pytest.mark.parametrize("wrap", [wrap for wrap in UNSHARDED if wrap != "fsdp1-2"])
+def test_weights_become_those_of_an_unsharded_model(results: Results, wrap: str) -> None:
+    """torch's clipping and AdamW on the same gradients, put together; steps are of 0.01."""
+    for update in agreed(results(f"unsharded-{wrap}"), "updates"):
+        assert update["error"] < 1e-6
+
+
+@pytest.mark.parametrize("wrap", ["fsdp2-one-row-4", "fsdp2-one-row-2-fused=True"])
+def test_ranks_without_any_gradient_took_part(results: Results, wrap: str) -> None:
+    first, *others = (rank["held"] for rank in results(f"unsharded-{wrap}"))
+    assert first == 7
+    assert others == [0] * len(others)
+
+
+FAULTS = pytest.mark.parametrize(
+    "wrap",
+    [
+        "fsdp2-layers-2",
+        "fsdp2-4-sync_every=False",
+        "fsdp2-2-fused=True",
+        "fsdp2-one-row-4",
+        "fsdp2-offload-2",
+        "fsdp2-tp-4",
+        "hsdp-4",
+        "replicated-2",
+        "fsdp1-2-sync_every=False",
+        "fsdp1-original-4",
+        "fsdp1-hybrid-4",
+    ],
+)
+
+
+@FAULTS
+def test_one_bad_value_on_one_rank_skips_the_update_on_all(results: Results, wrap: str) -> None:
+    ranks = results(f"faults-{wrap}")
+    for tries in zip(*(rank["tries"] for rank in ranks), strict=True):
+        fault, hit = agreed(list(tries), "fault"), agreed(list(tries), "hit")
+        before, after = agreed(list(tries), "scales")
+        assert agreed(list(tries), "skipped") == hit, fault
+        assert after == (before / 2 if hit else before), fault
+        for rank, one in enumerate(tries):
+            assert (one["norm"] is None) == hit, f"{fault}, seen from rank {rank}"
+            assert not (hit and one["changed"]), f"{fault}: rank {rank} stepped"
+
+
+@FAULTS
+def test_the_next_good_update_is_made_by_all_alike(results: Results, wrap: str) -> None:
+    ranks = results(f"faults-{wrap}")
+    for tries in zip(*(rank["tries"] for rank in ranks), strict=True):
+        fault = agreed(list(tries), "fault")
+        assert agreed(list(tries), "recovered"), fault
+        assert agreed(list(tries), "finite"), fault
+    agreed(ranks, "weights")
+
+
+@FAULTS
+def test_the_faults_were_where_they_can_be(results: Results, wrap: str) -> None:
+    """Every loss, and every parameter on at least one rank; all but the fewest hit something."""
+    tries = results(f"faults-{wrap}")[0]["tries"]
+    places = {one["fault"].split(" in ")[1].split(" of ")[0] for one in tries}
+    assert places == {one["fault"].split(" in ")[1].split(" of ")[0] for one in tries if one["hit"]}
+
+
+@pytest.mark.parametrize("unscale", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_torch_s_own_sequence_agrees_too(results: Results, fused: bool, unscale: bool) -> None:
+    """Stock, with a fused optimizer and no call of ``unscale_``, asks no other rank."""
+    ranks = results(f"torch-{fused=}-{unscale=}")
+    start, skipped, stepped = agreed(ranks, "weights")
+    assert start == skipped != stepped
+    state = agreed(ranks, "state")
+    assert (state["counts"]["skipped"], state["counts"]["updates"]) == (1, 2)
+
+
+def test_scalers_of_two_process_groups_know_nothing_of_each_other(results: Results) -> None:
+    ranks = results("two-groups")
+    assert [rank["skipped"] for rank in ranks] == [True, True, False, False]
+    for rank in ranks:
+        assert rank["norm"] == pytest.approx(rank["exact"], rel=1e-6)
+
+
+def test_a_gradient_that_is_not_summed_over_its_ranks_is_refused(results: Results) -> None:
+    """Its norm cannot be had from the parts."""
+    assert "is not summed over its ranks yet" in agreed(results("partial"), "error")
+
+
+# A thousand updates with faults.
+
+
+def test_skips_are_the_faults_and_the_overflows(results: Results) -> None:
+    updates = agreed(results("storm"), "updates")
+    assert len(updates) == 1000
+    for number, (faulty, overflow, skipped, scale, finite) in enumerate(updates):
+        what = f"update {number}, scale {scale:g}"
+        assert skipped == overflow, what
+        assert finite, what
+        assert overflow or not faulty, f"{what}: the fault was lost on the way"
+    counts = agreed(results("storm"), "counts")
+    assert counts["skipped"] == sum(overflow for _, overflow, *_ in updates)
+
+
+def test_faults_and_real_overflows_both_occurred(results: Results) -> None:
+    updates = agreed(results("storm"), "updates")
+    assert sum(faulty for faulty, *_ in updates) > 100
+    assert sum(overflow and not faulty for faulty, overflow, *_ in updates) > 10
+
+
+def test_the_scale_reached_its_floor_and_stayed_within_its_bounds(results: Results) -> None:
+    """Thirty faults in a row are more backoffs than there is room for above the floor of 2**-4."""
+    scales = [scale for *_, scale, _ in agreed(results("storm"), "updates")]
+    assert min(scales) == 2.0**-4
+    assert max(scales) <= 2.0**31
+
+
+def test_a_thousand_updates_end_in_the_same_weights(results: Results) -> None:
+    agreed(results("storm"), "weights")

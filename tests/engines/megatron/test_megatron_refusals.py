@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused, before anything is built and where it is built; and which Adam is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from raising import raises_code
+
+from fp16_patch.engines.megatron import optimizer_choice, refusals
+from fp16_patch.engines.megatron.checkpoint import refuse_other_trainers
+from fp16_patch.engines.megatron.config import optimizer_config
+from fp16_patch.loss_scaling import LossScaling, state_file
+from fp16_patch.loss_scaling.scale_rule import ScaleRule
+
+Outcomes = Callable[[str], list[dict[str, Any]]]
+REAL = [
+    pytest.mark.distributed,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(find_spec("megatron") is None, reason="megatron-core is not installed"),
+]
+
+
+class TestReal:
+    pytestmark = REAL
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("static", "loss_scale=1024.0, a static scale"),
+            ("nan-check", "check_for_nan_in_grad=True"),
+            ("large-check", "check_for_large_grads=True"),
+            ("half-sharded", "use_distributed_optimizer=False in OptimizerConfig and True in"),
+            ("fp16-sums", "gradients accumulated in torch.float16"),
+            ("router", "moe_router_dtype=None with num_moe_experts=4"),
+            ("bf16", "fp16=False"),
+            ("fp32", "FP32Optimizer"),
+        ],
+    )
+    def test_each_is_one_error_and_changes_nothing(self, results: Outcomes, name: str, said: str) -> None:
+        (found,) = results("refused")
+        assert said in found[name]
+        assert found[name].count("allowed:") == 1, "one problem, said once"
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("grad_scale_func", "grad_scale_func of the model's configuration"),
+            ("not-governed", "was not given this package's loss scaling"),
+            ("emerging", "TensorParallelMuonOptimizer as an optimizer"),
+        ],
+    )
+    def test_strangers(self, results: Outcomes, name: str, said: str) -> None:
+        (found,) = results("refused-others")
+        assert said in found[name]
+
+    def test_the_configuration_has_the_fields_that_megatron_has(self) -> None:
+        fields = optimizer_config(LossScaling(init_scale=8.0, hysteresis=3, growth_interval=7, min_scale=2.0))
+        (place,) = find_spec("megatron").submodule_search_locations
+        text = Path(place, "core", "optimizer", "optimizer_config.py").read_text()
+        assert all(f"    {name}: " in text for name in fields)
+        assert list(fields.values()) == [None, 8, 2, 7, 3]
+
+
+@pytest.mark.parametrize("name", ["muon", "dist_muon", "lion"])
+def test_other_optimizers_are_refused_by_name(name: str) -> None:
+    (error,) = refusals.refused_optimizer(name)
+    assert f"optimizer={name} cannot be used in FP16" in str(error)
+
+
+def test_adam_and_sgd_are_not() -> None:
+    assert refusals.refused_optimizer("adam") == refusals.refused_optimizer("sgd") == []
+
+
+def config(**fields: Any) -> SimpleNamespace:
+    usual = {"num_moe_experts": None, "moe_router_dtype": None, "fp8": None, "fp4": None}
+    usual |= {"experimental_attention_variant": None, "dsa_indexer_loss_coeff": None}
+    return SimpleNamespace(**usual | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_moe_experts": 8}, "moe_router_dtype=None"),
+        ({"fp8": "e4m3"}, "fp8=e4m3"),
+        ({"fp4": "e2m1"}, "fp4=e2m1"),
+        ({"experimental_attention_variant": "dsa", "dsa_indexer_loss_coeff": 0.1}, "dsa_indexer_loss_coeff=0.1"),
+    ],
+)
+def test_models_that_would_not_be_fp16(fields: dict[str, Any], said: str) -> None:
+    (error,) = refusals.refused_model(config(**fields))
+    assert said in str(error)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_moe_experts": 8, "moe_router_dtype": "fp32"}, {"dsa_indexer_loss_coeff": 1.0}]
+)
+def test_models_that_are(fields: dict[str, Any]) -> None:
+    assert refusals.refused_model(config(**fields)) == []
+
+
+@pytest.mark.parametrize("found", ["0.16.0", "0.17.0", None])
+def test_another_release_is_refused_by_its_number(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
+    monkeypatch.setattr(refusals, "installed_version", lambda _: found)
+    (error,) = refusals.refusals(None, [])
+    assert error.code == ("release-not-supported" if found else "not-installed")
+    assert f"megatron-core {found or 'is not installed'}" in str(error)
+    assert "megatron-core==0.16.1" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("engine", "asked", "distributed", "aware", "said"),
+    [
+        (None, None, True, False, "TransformerEngine is not installed"),
+        (None, False, True, False, "TransformerEngine is not installed"),
+        ("2.9.0", None, True, True, "FusedAdam of TransformerEngine 2.9.0, precision-aware"),
+        ("2.9.0", True, True, True, "FusedAdam of TransformerEngine 2.9.0, precision-aware"),
+        ("2.9.0", False, True, False, "use_precision_aware_optimizer=False"),
+        ("2.9.0", None, False, False, "use_distributed_optimizer=False"),
+    ],
+)
+def test_the_optimizer_is_chosen_by_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, engine: str | None, asked: bool | None, distributed: bool, aware: bool, said: str
+) -> None:
+    monkeypatch.setattr(optimizer_choice, "_transformer_engine", lambda: engine)
+    choice = optimizer_choice.choose(asked, distributed=distributed)
+    assert choice.precision_aware is aware
+    assert said in choice.line
+
+
+@pytest.mark.parametrize(
+    ("engine", "distributed", "code", "named"),
+    [
+        (None, True, "not-installed", "TransformerEngine"),
+        ("2.9.0", False, "setting-refused", "use_distributed_optimizer is False"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, engine: str | None, distributed: bool, code: str, named: str
+) -> None:
+    monkeypatch.setattr(optimizer_choice, "_transformer_engine", lambda: engine)
+    with raises_code(code, named):
+        optimizer_choice.choose(True, distributed=distributed)
+
+
+@pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="TransformerEngine is installed")
+def test_transformer_engine_is_looked_for() -> None:
+    assert optimizer_choice._transformer_engine() is None
+
+
+def test_a_folder_of_another_trainer_is_refused(tmp_path: Path) -> None:
+    refuse_other_trainers(tmp_path)
+    state_file.save(ScaleRule(LossScaling()).state_dict(), tmp_path)
+    with raises_code("checkpoint-unusable", "loss_scaler.json"):
+        refuse_other_trainers(tmp_path)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the flag gets into a Ray job: Ray's own hook, beside what the user has there."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from raising import raises_code
+
+from fp16_patch.engines.ray import runtime_env
+
+SETUP = "acme.worker.activate"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop(runtime_env.HOOK, None)
+
+
+def theirs(env: dict[str, object] | None) -> dict[str, object]:
+    return {**(env or {}), "working_dir": "theirs"}
+
+
+def test_the_job_gets_the_variables_and_the_setup() -> None:
+    os.environ |= {"ACME_A": "1", "ACME_B": "2"}
+    runtime_env.carry(SETUP, ("ACME_A", "ACME_B", "ACME_NOT_SET"))
+    before = {"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["x"]}
+    extended = runtime_env.extend(before)
+    carried = {"ACME_A": "1", "ACME_B": "2", runtime_env.SETUP_VARIABLE: SETUP}
+    assert extended["env_vars"] == {"NCCL_DEBUG": "WARN", **carried}
+    assert extended["worker_process_setup_hook"] == SETUP
+    assert extended["pip"] == ["x"]
+    assert before == {"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["x"]}, "the caller's own must stay as it is"
+    assert runtime_env.extend(None)["env_vars"] == carried
+
+
+def test_ray_finds_the_hook_by_its_name() -> None:
+    from ray._common.utils import load_class
+
+    runtime_env.carry(SETUP, ())
+    assert load_class(os.environ[runtime_env.HOOK]) is runtime_env.extend
+
+
+def test_a_hook_of_the_user_is_called_too() -> None:
+    os.environ[runtime_env.HOOK] = f"{__name__}.theirs"
+    import sys
+
+    sys.modules.setdefault(__name__, sys.modules[theirs.__module__])
+    runtime_env.carry(SETUP, ())
+    runtime_env.carry(SETUP, ())  # again, it is not taken for the user's
+    assert runtime_env.extend({})["working_dir"] == "theirs"
+
+
+def test_a_second_setup_hook_is_refused() -> None:
+    runtime_env.carry(SETUP, ())
+    with raises_code("setting-contradicts", "worker_process_setup_hook='acme.other'"):
+        runtime_env.extend({"worker_process_setup_hook": "acme.other"})
+    assert runtime_env.extend({"worker_process_setup_hook": SETUP})["worker_process_setup_hook"] == SETUP

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fp16-patch run``: whose command becomes what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from raising import raises_code
+
+from fp16_patch.cli import main
+from fp16_patch.frameworks.launcher import command_with_flag
+
+OPENRLHF = ["python3", "-u", "-m", "openrlhf.cli.train_ppo_ray", "--ds.param_dtype", "fp16"]
+VERL = ["/opt/env/bin/python", "-m", "verl.trainer.main_ppo", "trainer.total_epochs=1"]
+SCALE = "fp16_patch.loss_scaling.init_scale=1024"
+
+
+def test_openrlhf_is_started_by_our_module_in_the_same_interpreter() -> None:
+    started = ["python3", "-u", "-m", "fp16_patch.frameworks.openrlhf"]
+    assert command_with_flag([SCALE], OPENRLHF) == [*started, SCALE, "--", *OPENRLHF[3:]]
+    assert command_with_flag([], OPENRLHF) == [*started, "--", *OPENRLHF[3:]]
+
+
+def test_verl_gets_hydra_overrides() -> None:
+    assert command_with_flag([SCALE], VERL) == [*VERL, "+precision@_global_=fp16", SCALE]
+
+
+def test_a_precision_of_the_command_s_own_stays() -> None:
+    own = [*VERL, "+precision@_global_=bf16"]
+    assert command_with_flag([], own) == own
+
+
+def test_an_interpreter_without_the_package_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    assert main(["run", "--", str(bare), *VERL[1:]]) == 2
+    assert f"fp16-patch is not installed for {bare}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "command", "code", "named"),
+    [
+        (["init_scale=4"], VERL, "setting-misplaced", "init_scale=4"),
+        (["fp16_patch.x"], VERL, "setting-misplaced", "fp16_patch.x"),
+        (["fp16_patch.x=1"], VERL, "unknown-setting", "fp16_patch.x=1"),
+        (["fp16_patch.init_scale=1"], OPENRLHF, "unknown-setting", "fp16_patch.loss_scaling.init_scale?"),
+        ([], [*VERL, "+fp16_patch.rolout_dtype=bf16"], "unknown-setting", "fp16_patch.rollout_dtype?"),
+        ([], [], "command-not-supported", "python -m verl.trainer.main_ppo"),
+        ([], ["torchrun", "-m", "verl.trainer.main_ppo"], "command-not-supported", "torchrun"),
+        ([], ["python", "train.py"], "command-not-supported", "python train.py"),
+        ([], ["python", "-m"], "command-not-supported", "python -m"),
+        ([], ["python", "-m", "openrlhf.cli.train_sft"], "command-not-supported", "openrlhf.cli.train_sft"),
+        ([], ["python", "-m", "verl.trainer.sft_trainer"], "command-not-supported", "verl.trainer.sft_trainer"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_by_name(
+    settings: list[str], command: list[str], code: str, named: str
+) -> None:
+    with raises_code(code, named, "next step: "):
+        command_with_flag(settings, command)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figure 5 of runs that kept log-probs: the numbers of the report, beside the paper's, and the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp16_patch.lab.comparison.compare import compare
+from fp16_patch.lab.comparison.report_directory import PICTURES
+from fp16_patch.mismatch.log_prob_store import FOLDER, keep
+
+torch = pytest.importorskip("torch")
+matplotlib = pytest.importorskip("matplotlib")
+
+DRIFT = {"bf16": -1e-3, "fp16": -7e-5, "fp32": 0.0}
+"""Nats that a token's log pi lies from its log mu."""
+
+
+def unlearnt(_step: int) -> float:
+    return 0.3
+
+
+@pytest.fixture
+def run(write_run: Callable[..., Path], tmp_path: Path) -> Path:
+    folder = write_run(tmp_path / "run", "figure-5-offline", dict.fromkeys(DRIFT, unlearnt), dict.fromkeys(DRIFT, 1))
+    lengths = torch.tensor([1000, 2000, 3000])
+    mask = torch.arange(3000) < lengths[:, None]
+    mu = torch.full((3, 3000), -0.5)
+    for arm, drift in DRIFT.items():
+        keep(folder / arm / FOLDER, mu, mu + drift, mask)
+    return folder
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    compare(folder, say=[].append)
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_slope_and_kl_of_every_arm(run: Path) -> None:
+    report = compared(run)
+    for arm, drift in DRIFT.items():
+        found = report["arms"][arm]["offline"]
+        assert found["slope_per_1000_tokens"] == pytest.approx(1000 * drift, rel=1e-3, abs=1e-6), arm
+        assert found["sequence_kl"] == pytest.approx(-2000 * drift, rel=1e-3, abs=1e-6), arm
+        assert (found["answers"], found["tokens"]) == (3, 6000)
+
+
+def test_the_papers_numbers_stand_beside_them(run: Path) -> None:
+    rows = {(row["arm"], row["what"]): row for row in compared(run)["published"]}
+    slope = rows["fp16", "slope of the log-ratio, nats per 1,000 tokens"]
+    assert slope["published"] == -0.07
+    assert slope["own"] == pytest.approx(-0.07, rel=1e-3)
+    assert slope["verdict"] == "within"
+    kl = rows["bf16", "KL of whole answers, nats"]
+    assert kl["published"] == 7.64
+    assert kl["own"] == pytest.approx(2, rel=1e-3)
+    assert kl["verdict"] == "below"
+
+
+def test_the_picture_is_drawn_and_shown(run: Path) -> None:
+    compared(run)
+    assert "-0.07 ±" in (run / "report.html").read_text()
+    assert (run / "offline.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in run.glob("*.png")} == set(PICTURES), "all are known when a folder is looked at"
+    assert "Answers and their tokens" in (run / "report.html").read_text()
+
+
+def test_an_arm_that_kept_nothing_is_left_out(run: Path) -> None:
+    for file in (run / "fp32" / FOLDER).iterdir():
+        file.unlink()
+    report = compared(run)
+    assert report["arms"]["fp32"]["offline"] is None
+    assert report["arms"]["bf16"]["offline"] is not None
+    assert (run / "offline.png").exists()
+
+
+def test_without_kept_log_probs_there_is_no_picture(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "figure-5-offline", {"bf16": unlearnt}, {"bf16": 1})
+    assert compared(folder)["arms"]["bf16"]["offline"] is None
+    assert not (folder / "offline.png").exists()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An arm's own numbers beside the paper's: compared where they can be, and never where they cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp16_patch.lab.analysis.published import series_of
+from fp16_patch.lab.comparison.compare import compare
+from fp16_patch.lab.recipes.load import available, load
+
+pytest.importorskip("matplotlib")
+
+Write = Callable[..., Path]
+
+
+def rows(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    report = compare(run, say=lambda _: None)
+    return {(row["arm"], row["what"]): row for row in report["published"]}
+
+
+@pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
+def test_every_published_number_is_of_a_series_that_runs_have(path: Path) -> None:
+    unknown = [n.what for numbers in load(path).published.values() for n in numbers if series_of(n) is None]
+    assert unknown == []
+
+
+@pytest.fixture
+def run(write_run: Write, rises: Any, collapses: Any, tmp_path: Path) -> Path:
+    rewards = {"bf16": collapses, "fp16": rises}
+    return write_run(tmp_path / "run", "sanity-grpo", rewards, {"bf16": 610, "fp16": 2100})
+
+
+def test_a_number_is_compared_at_its_peak_or_its_step_and_within_its_tolerance(run: Path) -> None:
+    """The curves peak below 0.7 and stand near 0.98 at step 2040."""
+    found = rows(run)
+    end = found["fp16", "training reward at the end"]
+    assert (end["verdict"], end["own_step"], end["published_step"]) == ("within", 2040, 2040)
+    assert end["own"] == pytest.approx(0.98, abs=0.01)
+    peak = found["bf16", "peak training reward"]
+    assert peak["own_step"] == pytest.approx(370, abs=30)
+    assert peak["verdict"] == "below"
+    assert peak["why"] == f"by {0.73 - peak['own']:.3g}"
+    assert found["fp16", "AIME24 score at the end"]["own_step"] == 2100
+    page = (run / "report.html").read_text()
+    assert "<td>0.98 ±0.01 at step 2040</td>" in page
+    collapse = json.loads((run / "report.json").read_text())["arms"]["bf16"]["collapse"]
+    assert collapse["step"] == pytest.approx(390, abs=40)
+    assert f"begins at step {collapse['step']}" in page
+
+
+def test_a_run_that_has_not_got_there_is_not_compared(
+    write_run: Write, rises: Any, collapses: Any, tmp_path: Path
+) -> None:
+    short = write_run(tmp_path / "run", "sanity-grpo", {"bf16": collapses, "fp16": rises}, {"bf16": 610, "fp16": 500})
+    (short / "fp16" / "result.json").unlink()
+    found = rows(short)
+    end = found["fp16", "training reward at the end"]
+    assert (end["verdict"], end["why"]) == ("not reached", "the run has 500 steps, the number is of 2040")
+    score = found["fp16", "AIME24 score at the end"]
+    assert (score["verdict"], score["why"]) == ("unknown", "the run has not ended: unfinished")
+
+
+def test_a_toy_run_is_never_compared_with_the_paper(write_run: Write, rises: Any, tmp_path: Path) -> None:
+    toy = write_run(
+        tmp_path / "toy",
+        "sanity-grpo",
+        {"bf16": rises, "fp16": rises},
+        dict.fromkeys(("bf16", "fp16"), 2100),
+        scale="toy",
+    )
+    found = rows(toy)
+    assert len(found) == 5
+    assert {(row["own"], row["verdict"], row["why"]) for row in found.values()} == {
+        (None, "not comparable", "toy scale")
+    }
+
+
+def test_neither_is_a_run_with_other_settings_than_the_recipe(write_run: Write, rises: Any, tmp_path: Path) -> None:
+    smaller = write_run(
+        tmp_path / "run",
+        "sanity-grpo",
+        {"fp16": rises},
+        {"fp16": 2100},
+        overrides=("data.train_batch_size=8", "data.seed=1"),
+    )
+    end = rows(smaller)["fp16", "training reward at the end"]
+    assert (end["verdict"], end["why"]) == ("not comparable", "not as the recipe: data.train_batch_size: 64 and 8")
+    assert end["own"] == pytest.approx(0.98, abs=0.01)
+
+
+def test_of_several_evaluations_none_is_taken_for_the_papers(run: Path) -> None:
+    metrics = run / "fp16" / "metrics.jsonl"
+    other = json.dumps({"step": 50, "data": {"val-core/aime_2025/acc/mean@32": 0.1}})
+    metrics.write_text(metrics.read_text() + other + "\n")
+    report = compare(run, say=lambda _: None)
+    row = next(row for row in report["published"] if row["what"] == "AIME24 score at the end")
+    assert (row["verdict"], row["own"]) == ("no data", None)
+    assert set(report["arms"]["fp16"]["evaluation"]) == {f"val-core/aime_{year}/acc/mean@32" for year in (2024, 2025)}
+
+
+def test_published_numbers_stand_in_the_figure_where_the_run_can_be_compared(run: Path, monkeypatch: Any) -> None:
+    """Two rewards of BF16 and one of FP16 have a step; both scores have none."""
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[str, float]] = []
+
+    def watched(name: str, at: int) -> Callable[..., Any]:
+        original = getattr(Axes, name)
+
+        def draw(axes: Axes, *values: float, **look: Any) -> Any:
+            drawn.append((name, round(values[at], 3)))
+            return original(axes, *values, **look)
+
+        return draw
+
+    for name, at in (("errorbar", 1), ("axhspan", 0)):
+        monkeypatch.setattr(Axes, name, watched(name, at))
+    compare(run, say=lambda _: None)
+    rewards = [("errorbar", 0.6), ("errorbar", 0.73), ("errorbar", 0.98)]
+    assert sorted(drawn) == [("axhspan", 0.275), ("axhspan", 0.347), *rewards]
