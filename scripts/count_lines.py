@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count lines of code without blanks, comments and docstrings: ``python scripts/count_lines.py [FOLDER ...]``."""
+
 from __future__ import annotations
 
 import ast
 import io
-import sys
 import tokenize
 from collections import Counter
 from pathlib import Path

@@ -101,7 +101,7 @@ def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:
     found = [
         {
             "patch": finding.patch.name,
-            "process": finding.patch.process,
+            "process": finding.patch.process_names,
             "target": finding.patch.target,
             "outcome": "would apply" if finding.outcome == "applied" else finding.outcome,
             "why": finding.message,

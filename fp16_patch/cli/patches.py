@@ -68,5 +68,5 @@ def as_markdown() -> str:
 
 def _row(patch: Patch) -> Row:
     releases = f"{patch.distributions[0]} {patch.versions}"
-    head = (patch.name, patch.kind, patch.process, patch.target, releases)
+    head = (patch.name, patch.kind, patch.process_names, patch.target, releases)
     return (*head, patch.reason, patch.upstream, patch.remove_when)

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a patch is; check, apply, verify and undo patches; the ledger. Knows no framework."""
+"""What a patch is; declare, check, apply and undo patches; the ledger. Knows no framework."""
 
 from __future__ import annotations
 
 from fp16_patch.patching.applying import apply, status, undo
 from fp16_patch.patching.checks import Finding, check_live, check_source, installed_version, refusal
+from fp16_patch.patching.declare import add, hook, replace, scoped, wrap
 from fp16_patch.patching.import_hooks import when_imported
 from fp16_patch.patching.ledger import Ledger, LedgerEntry
-from fp16_patch.patching.patch import Kind, Outcome, Patch, validate_plan
+from fp16_patch.patching.patch import Kind, Outcome, Patch, Release, validate_plan
+from fp16_patch.patching.process_kind import ProcessKind
+from fp16_patch.patching.registry import declared_in, plan, register_import_hooks, required
+from fp16_patch.patching.scoped_patches import attach, opened
 from fp16_patch.patching.source import Definition, find
 
 __all__ = [
@@ -18,14 +22,27 @@ __all__ = [
     "LedgerEntry",
     "Outcome",
     "Patch",
+    "ProcessKind",
+    "Release",
+    "add",
     "apply",
+    "attach",
     "check_live",
     "check_source",
+    "declared_in",
     "find",
+    "hook",
     "installed_version",
+    "opened",
+    "plan",
     "refusal",
+    "register_import_hooks",
+    "replace",
+    "required",
+    "scoped",
     "status",
     "undo",
     "validate_plan",
     "when_imported",
+    "wrap",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check everything, apply everything, verify the effect; roll back in reverse when something fails."""
+"""Check everything, then apply everything; roll back in reverse when something fails."""
 
 from __future__ import annotations
 
@@ -31,22 +31,21 @@ _applied: dict[str, _Applied] = {}
 _lock = threading.RLock()
 
 
-def apply(patches: Iterable[Patch], *, strict: bool = True) -> list[LedgerEntry]:
+def apply(patches: Iterable[Patch]) -> list[LedgerEntry]:
     """Apply the patches in order, all or none, and return their ledger entries. Doing it again is a no-op.
 
-    Imports the modules of the targets. ``strict=False`` goes on without the patches that are refused.
-    Raises Fp16PatchError, with nothing applied, when a patch is refused (strict), cannot be made or fails its
-    check; ValueError when two of the patches cannot live together.
+    Imports the modules of the targets. Raises Fp16PatchError, with nothing applied, when a patch is refused or cannot
+    be made; ValueError when two of the patches cannot live together.
     """
     findings = [check_live(patch) for patch in validate_plan(patches)]
     for finding in findings:
         if finding.outcome != "applied":
-            _record(finding)
+            record(finding)
     refused = [refusal(finding) for finding in findings if finding.outcome == "refused"]
-    if strict and refused:
+    if refused:
         raise several(refused)
     _install([finding for finding in findings if finding.outcome == "applied"])
-    return [ledger.current.get(finding.patch.name) or _record(finding) for finding in findings]
+    return [ledger.current.get(finding.patch.name) or record(finding) for finding in findings]
 
 
 def undo(patches: Iterable[Patch] | None = None) -> list[LedgerEntry]:
@@ -61,7 +60,7 @@ def undo(patches: Iterable[Patch] | None = None) -> list[LedgerEntry]:
     for entry in ledger.current.entries:
         if asked is None or entry.name in asked:
             ledger.current.remove(entry.name)
-    return [_record(replace(f, message=f"not undone, set since: {', '.join(kept)}")) for f, kept in left]
+    return [record(replace(f, message=f"not undone, set since: {', '.join(kept)}")) for f, kept in left]
 
 
 def status() -> Ledger:
@@ -78,9 +77,6 @@ def _install(findings: list[Finding]) -> None:
                 if not marked_by(Binding.at(current.patch.target).raw, current.patch.name):
                     done.append(_Applied(current))
                     _set(done[-1])
-        for current in [applied.finding for applied in done]:
-            if current.patch.check is not None:
-                current.patch.check()
     except BaseException as error:
         with _lock:
             for applied in reversed(done):
@@ -88,10 +84,10 @@ def _install(findings: list[Finding]) -> None:
         if current is None or not isinstance(error, Exception):
             raise
         failed = replace(current, outcome="refused", message=f"{type(error).__name__}: {error}")
-        _record(failed)
+        record(failed)
         raise refusal(failed) from error
     for applied in done:
-        _record(applied.finding)
+        record(applied.finding)
 
 
 def _set(applied: _Applied) -> None:
@@ -126,6 +122,7 @@ def _restore(applied: _Applied) -> list[str]:
     return [str(binding) for binding, _, _ in applied.changes]
 
 
-def _record(finding: Finding) -> LedgerEntry:
+def record(finding: Finding) -> LedgerEntry:
+    """Enter what became of a patch into this process's ledger."""
     patch, outcome, version, message = finding.patch, finding.outcome, finding.version, finding.message
-    return ledger.current.record(LedgerEntry(patch.name, patch.target, outcome, version, message, patch.process))
+    return ledger.current.record(LedgerEntry(patch.name, patch.target, outcome, version, message, patch.process_names))

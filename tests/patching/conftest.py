@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fp16_patch.patching import Patch, applying, status, undo
+from fp16_patch.patching import Patch, ProcessKind, applying, registry, status, undo
 
 
 class Library:
@@ -39,11 +39,13 @@ class Library:
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # sources are rewritten within one second
-    before = set(sys.modules)
+    before, declared = set(sys.modules), dict(registry._declared)
     yield Library(tmp_path)
     undo()
     applying._applied.clear()  # what a test wrapped from outside
     status()._entries.clear()
+    registry._declared.clear()
+    registry._declared.update(declared)
     for name in [name for name in set(sys.modules) - before if name.split(".")[0] in ("acme", "user")]:
         del sys.modules[name]
 
@@ -58,7 +60,7 @@ def declare() -> Callable[..., Patch]:
             "name": re.sub("[^a-z0-9]+", "-", target.lower()).strip("-"),
             "distribution": "acme-rl",
             "versions": "==1.0",
-            "process": "trainer rank",
+            "processes": frozenset({ProcessKind.TRAINER_RANK}),
             "reason": "a test",
             "upstream": "none",
             "remove_when": "never",

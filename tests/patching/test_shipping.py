@@ -74,18 +74,18 @@ HANDLERS = """
         def step(self, x): return original(self, x) + 10
         return step
 
-    class Declared:
-        def __init__(self, make): self.make = make
+    from fp16_patch.patching import ProcessKind, Release, wrap
 
-    def wrap(handler):
-        def make(original):
-            def step(self, x): return handler(original, self, x)
-            return step
-        return Declared(make)
+    WHAT = dict(
+        release=Release("acme-rl", "==1.0"), processes={ProcessKind.ANY}, reason="r", upstream="u", remove_when="never"
+    )
 
-    @wrap
+    @wrap("acme.actor:Actor.step", **WHAT)
     def declared(original, self, x): return original(self, x) + 10
-    declared = declared.make
+
+    @wrap("acme.actor:Actor.floor", name="second", **WHAT)
+    @wrap("acme.actor:Actor.step", name="first", **WHAT)
+    def stacked(original, self, x): return original(self, x) + 10
 
     def ten(): return 10
 
@@ -115,7 +115,8 @@ print(Actor().step(1), Actor.step.__fp16_patch__, "fp16_patch" in sys.modules)
     ("make", "why_not"),
     [
         pytest.param("closure", None, id="a closure of a maker"),
-        pytest.param("declared", None, id="a closure over a handler whose name its decorator took"),
+        pytest.param("declared", None, id="a declared handler"),
+        pytest.param("stacked", None, id="a handler declared for two targets"),
         pytest.param("itself", None, id="a function of a module, which apply renames to upstream's"),
         pytest.param("by_name", "user", id="a closure that uses a function of its module"),
         pytest.param("over_a_handler", "user", id="a closure over a handler that keeps its name"),
@@ -137,7 +138,8 @@ def test_what_of_a_handlers_module_is_shipped_by_value(
     importlib.invalidate_caches()
     ours = importlib.import_module("user.handlers")
     module = importlib.import_module("acme.actor")
-    apply([declare("acme.actor:Actor.step", getattr(ours, make), name="step")])
+    maker = getattr(ours, make)
+    apply([declare("acme.actor:Actor.step", maker.make if isinstance(maker, Patch) else maker, name="step")])
     assert module.Actor().step(1) == 11
     cloudpickle.register_pickle_by_value(module)
     try:

@@ -81,7 +81,9 @@ def with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
             found.record(entry)
     for patch in patches:
         if marked_by(getattr(cls, patch.target.rpartition(".")[2]), patch.name):
-            found.record(LedgerEntry(patch.name, patch.target, "applied", None, "came with its class", patch.process))
+            found.record(
+                LedgerEntry(patch.name, patch.target, "applied", None, "came with its class", patch.process_names)
+            )
     return found
 
 

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of processes of a training run, in one vocabulary for patches, reports and errors."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class ProcessKind(str, Enum):
+    """A kind of process. The value is its name in reports and errors."""
+
+    ANY = "every process"
+    DRIVER = "driver"
+    TASK_RUNNER = "task runner"
+    CONTROLLER = "controller"
+    ASYNC_CONTROLLER = "async controller"
+    COORDINATOR = "coordinator"
+    SAMPLER = "sampler"
+    TRAINER_RANK = "trainer rank"
+    ACTOR_RANK = "actor rank"
+    REFERENCE_RANK = "reference rank"
+    CRITIC_RANK = "critic rank"
+    REWARD_RANK = "reward rank"
+    VLLM_SERVER = "vLLM server"
+    VLLM_WORKER = "vLLM worker"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def kinds(self) -> frozenset[ProcessKind]:
+        """The kinds whose patches this kind needs: itself, and what it is a case of."""
+        if self in _RANKS:
+            return frozenset({self, ProcessKind.TRAINER_RANK, ProcessKind.ANY})
+        return frozenset({self, ProcessKind.ANY})
+
+
+_RANKS = frozenset(
+    {ProcessKind.ACTOR_RANK, ProcessKind.REFERENCE_RANK, ProcessKind.CRITIC_RANK, ProcessKind.REWARD_RANK}
+)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patches that are in place during one call only, or on one object only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fp16_patch.patching import ledger
+from fp16_patch.patching.applying import record
+from fp16_patch.patching.binding import MARK, Binding
+from fp16_patch.patching.checks import check_source, refusal
+from fp16_patch.patching.patch import Patch
+
+
+@contextmanager
+def opened(patch: Patch, *context: Any) -> Iterator[None]:
+    """Put the function that ``patch.make(original, *context)`` returns at the target, and the original back.
+
+    Only the name of the target changes: others of the same function keep it. Raises :class:`Fp16PatchError` when the
+    patch does not fit what is installed.
+    """
+    _check(patch)
+    binding = Binding.at(patch.target)
+    before = binding.own
+    binding.set(_made(patch, binding.raw, *context))
+    try:
+        yield
+    finally:
+        binding.set(before)
+
+
+def attach(patch: Patch, instance: Any, *context: Any) -> None:
+    """Put the function at the target's name on ``instance``, for as long as that lives. Doing it again is a no-op."""
+    name = patch.target.rpartition(".")[2]
+    original = getattr(instance, name)
+    if getattr(original, MARK, None) == patch.name:
+        return
+    _check(patch)
+    setattr(instance, name, _made(patch, original, *context))
+
+
+def _check(patch: Patch) -> None:
+    if ledger.current.get(patch.name) is None:
+        finding = check_source(patch)
+        record(finding)
+        if finding.outcome in ("refused", "not_installed"):
+            raise refusal(finding)
+
+
+def _made(patch: Patch, original: Any, *context: Any) -> Any:
+    function = functools.update_wrapper(patch.make(original, *context), original)
+    setattr(function, MARK, patch.name)
+    return function
