@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which platform a process is asked to run on, for frameworks that have no word for it themselves."""
+"""Load the hardware platform that ``FP16_PATCH_PLATFORM`` names, for frameworks without a platform interface."""
 
 from __future__ import annotations
 
@@ -8,20 +8,30 @@ import os
 from fp16_patch.errors import Fp16PatchError
 
 ENVIRONMENT_VARIABLE = "FP16_PATCH_PLATFORM"
+ENTRY_POINTS = "fp16_patch.platforms"
+"""Entry-point group: a platform's name to a function without arguments that activates it."""
 
 
 def activate() -> None:
-    """Activate the platform that ``FP16_PATCH_PLATFORM`` names, if any. Idempotent; raises Fp16PatchError."""
-    asked_for = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if not asked_for:
-        return
-    if asked_for != "cpu":
-        raise Fp16PatchError(
-            f"{ENVIRONMENT_VARIABLE}={asked_for!r} names no platform",
-            code="unknown-platform",
-            allowed=f"{ENVIRONMENT_VARIABLE}=cpu, or the variable unset: the accelerator there is",
-            next_step=f"set {ENVIRONMENT_VARIABLE}=cpu or unset it",
-        )
-    from fp16_patch.lab.cpu import openrlhf
+    """Activate the platform that ``FP16_PATCH_PLATFORM`` names, if any. Idempotent.
 
-    openrlhf.activate()
+    Raises:
+        Fp16PatchError: If no installed platform has that name.
+    """
+    name = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if not name:
+        return
+    from importlib.metadata import entry_points
+
+    for entry_point in entry_points(group=ENTRY_POINTS, name=name):
+        entry_point.load()()
+        return
+    known = sorted(entry_points(group=ENTRY_POINTS).names)
+    raise Fp16PatchError(
+        f"{ENVIRONMENT_VARIABLE}={name!r} is not an installed platform",
+        code="unknown-platform",
+        allowed=f"{', '.join(known) or 'no platform is installed'}; or the variable unset, to use the accelerator",
+        next_step=f"set {ENVIRONMENT_VARIABLE} to one of them or unset it"
+        if known
+        else f"install fp16-patch again, which adds its platforms, or unset {ENVIRONMENT_VARIABLE}",
+    )

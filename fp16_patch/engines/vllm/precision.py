@@ -8,22 +8,33 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fp16_patch.lab.cpu import rounded_rollout
 from fp16_patch.patching import status
 from fp16_patch.report.dtypes import agree, describe
 from fp16_patch.report.observed_dtypes import seen
 from fp16_patch.report.process_report import this_process
 
+_extra_rows: dict[str, Callable[[Any], str | None]] = {}
+
+
+def register_row(name: str, read: Callable[[Any], str | None]) -> None:
+    """Add a row to the precision report of this process's vLLM workers.
+
+    Args:
+        name: The row's key.
+        read: Called with the worker's model; returns the row's text, or None to leave the row out.
+    """
+    _extra_rows[name] = read
+
 
 def describe_worker(worker: Any) -> dict[str, str]:
-    """Rows for the precision report: rollout weights, compute and KV cache of one vLLM worker process."""
+    """Return rows for the precision report: rollout weights, compute and KV cache of one vLLM worker process."""
     runner = worker.model_runner
-    rounding = rounded_rollout.in_force(runner.model)
+    extra = {name: text for name, read in _extra_rows.items() if (text := read(runner.model))}
     return {
         "weights": describe(runner.model.parameters()),
         "compute": agree([runner.model_config.dtype]),
         "kv_cache": describe(_tensors(getattr(runner, "kv_caches", [])), none="not allocated"),
-        **({"linear_outputs": rounding} if rounding else {}),
+        **extra,
     }
 
 

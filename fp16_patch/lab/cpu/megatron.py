@@ -9,12 +9,9 @@ imported. Without verl, importing this module and ``cuda_means_cpu.for_this_thre
 
 from __future__ import annotations
 
-from functools import partial
-from types import ModuleType
-
 from fp16_patch.lab.cpu import matmul, torch_cuda, transformer_engine, without_megatron
-from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES
-from fp16_patch.patching import Patch, apply, when_imported
+from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES, apply_when_imported
+from fp16_patch.patching import apply, when_imported
 
 
 def activate() -> None:
@@ -22,13 +19,8 @@ def activate() -> None:
     without_megatron.show()
     matmul.enable()
     transformer_engine.stand_in()
-    when_imported("megatron.core", partial(_apply, *torch_cuda.MEGATRON_PATCHES))
-    for patch in MEGATRON_PATCHES:
-        when_imported(patch.target.partition(":")[0], partial(_apply, patch))
-
-
-def _apply(*patches_and_module: Patch | ModuleType) -> None:
-    apply([patch for patch in patches_and_module if isinstance(patch, Patch)])
+    when_imported("megatron.core", lambda _module: apply(torch_cuda.MEGATRON_PATCHES))
+    apply_when_imported(MEGATRON_PATCHES)
 
 
 activate()

@@ -8,12 +8,11 @@ workers, vLLM's own children. Nothing is imported on a patch's behalf; each is a
 from __future__ import annotations
 
 import os
-from functools import partial
 from types import ModuleType
 
 from fp16_patch.lab.cpu import flash_attention, rounded_rollout
-from fp16_patch.lab.cpu.plan import OPENRLHF_PATCHES
-from fp16_patch.patching import Patch, apply, when_imported
+from fp16_patch.lab.cpu.plan import OPENRLHF_PATCHES, apply_when_imported
+from fp16_patch.patching import when_imported
 
 _active = False
 
@@ -30,15 +29,11 @@ def activate() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     flash_attention.stand_in()
     when_imported("torch", _half_products)
-    for patch in (*OPENRLHF_PATCHES, *rounded_rollout.patches()):
-        when_imported(patch.target.partition(":")[0], partial(_apply, patch))
+    apply_when_imported(OPENRLHF_PATCHES)
+    rounded_rollout.activate()
 
 
 def _half_products(_torch: ModuleType) -> None:
     from fp16_patch.lab.cpu import matmul
 
     matmul.enable()
-
-
-def _apply(patch: Patch, _module: ModuleType) -> None:
-    apply([patch])

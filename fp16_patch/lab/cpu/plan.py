@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+from types import ModuleType
+
 from fp16_patch.frameworks.verl import receiver_failures
 from fp16_patch.lab.cpu import (
     autocast,
@@ -20,7 +24,7 @@ from fp16_patch.lab.cpu import (
     vllm,
     weight_update,
 )
-from fp16_patch.patching import Patch
+from fp16_patch.patching import Patch, apply, when_imported
 
 PATCHES: tuple[Patch, ...] = (
     *torch_fsdp.PATCHES,
@@ -49,3 +53,13 @@ MEGATRON_PATCHES: tuple[Patch, ...] = (
     *megatron_verl.PATCHES,
 )
 """For verl with Megatron, beside those for verl and ``torch_cuda.MEGATRON_PATCHES``."""
+
+
+def apply_when_imported(patches: Iterable[Patch]) -> None:
+    """Apply each patch right after its target's module is imported; import nothing for it."""
+    for patch in patches:
+        when_imported(patch.target.partition(":")[0], partial(_apply, (patch,)))
+
+
+def _apply(patches: tuple[Patch, ...], _module: ModuleType) -> None:
+    apply(patches)

@@ -17,7 +17,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fp16_patch.engines.vllm.precision import register_row
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.cpu.plan import apply_when_imported
 from fp16_patch.patching import Patch
 
 if TYPE_CHECKING:
@@ -49,8 +51,12 @@ def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.where(x.isnan(), x, nearest.view(x.dtype))
 
 
-def asked_for() -> int | None:
-    """The bits that the environment asks for, if any. Raises :class:`Fp16PatchError` where it is no such number."""
+def requested_bits() -> int | None:
+    """Return the number of bits that :data:`VARIABLE` sets; None if it is unset.
+
+    Raises:
+        Fp16PatchError: If it is not a whole number in range.
+    """
     text = os.environ.get(VARIABLE, "")
     if not text:
         return None
@@ -63,13 +69,15 @@ def asked_for() -> int | None:
     return int(text)
 
 
-def patches() -> tuple[Patch, ...]:
-    """What to apply beside the platform's own: nothing where it is not asked for."""
-    return PATCHES if asked_for() is not None else ()
+def activate() -> None:
+    """Patch vLLM's linear layers and add the precision report's row, if :data:`VARIABLE` is set."""
+    if requested_bits() is not None:
+        apply_when_imported(PATCHES)
+        register_row("linear_outputs", rounded_layers)
 
 
-def in_force(model: torch.nn.Module) -> str | None:
-    """Row for the precision report, read off the layers of a live vLLM model; None where none is rounded."""
+def rounded_layers(model: torch.nn.Module) -> str | None:
+    """Return the precision report's row for a live vLLM model; None if no layer is rounded."""
     kernels = [kernel for layer in model.modules() if (kernel := getattr(layer, "cpu_linear", None)) is not None]
     bits = [kernel.bits for kernel in kernels if isinstance(kernel, RoundedLinear)]
     return f"{bits[0]} bits of significand in {len(bits)} of {len(kernels)}" if bits else None
@@ -86,7 +94,7 @@ class RoundedLinear:
 
 
 def _round_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    bits = asked_for()
+    bits = requested_bits()
     assert bits is not None  # else it is not among the patches
 
     def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:

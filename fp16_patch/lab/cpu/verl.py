@@ -9,17 +9,14 @@ Each patch is applied when its target's module is imported, so nothing is import
 from __future__ import annotations
 
 import os
-from functools import partial
-from types import ModuleType
 
 from verl.plugin.platform import PlatformRegistry
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.cpu import matmul, rounded_rollout, without_megatron
 from fp16_patch.lab.cpu.distribution import answer_for_vllm
-from fp16_patch.lab.cpu.plan import PATCHES
+from fp16_patch.lab.cpu.plan import PATCHES, apply_when_imported
 from fp16_patch.lab.cpu.platform import PlatformCPU
-from fp16_patch.patching import Patch, apply, when_imported
 
 
 def activate() -> None:
@@ -38,12 +35,8 @@ def activate() -> None:
     answer_for_vllm()
     matmul.enable()
     without_megatron.hide()
-    for patch in (*PATCHES, *rounded_rollout.patches()):
-        when_imported(patch.target.partition(":")[0], partial(_apply, patch))
-
-
-def _apply(patch: Patch, _module: ModuleType) -> None:
-    apply([patch])
+    apply_when_imported(PATCHES)
+    rounded_rollout.activate()
 
 
 activate()

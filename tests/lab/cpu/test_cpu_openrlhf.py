@@ -110,5 +110,5 @@ def test_the_plugin_does_nothing_unless_it_is_asked_to(python: Python) -> None:
 def test_an_unknown_platform_is_an_error(python: Python) -> None:
     run = python("-c", ACTIVATE, FP16_PATCH_PLATFORM="tpu")
     assert run.returncode != 0
-    assert "FP16_PATCH_PLATFORM='tpu' names no platform" in run.stderr
-    assert "allowed: FP16_PATCH_PLATFORM=cpu" in run.stderr
+    assert "FP16_PATCH_PLATFORM='tpu'" in run.stderr
+    assert "allowed: cpu;" in run.stderr

@@ -5,13 +5,15 @@ import math
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
 from raising import raises_code
 
+from fp16_patch.engines.vllm import precision
 from fp16_patch.lab.cpu import rounded_rollout
-from fp16_patch.lab.cpu.rounded_rollout import RoundedLinear, asked_for, in_force, patches, rounded
+from fp16_patch.lab.cpu.rounded_rollout import RoundedLinear, activate, requested_bits, rounded, rounded_layers
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 FORMATS = {torch.float16: (10, -14), torch.bfloat16: (7, -126), torch.float32: (23, -126)}
@@ -86,23 +88,32 @@ def test_a_tensor_of_any_layout_keeps_its_shape() -> None:
 def test_what_is_no_number_of_bits_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(rounded_rollout.VARIABLE, text)
     with raises_code("value-not-allowed", f"{rounded_rollout.VARIABLE}={text!r}", "1 to 10"):
-        patches()
+        activate()
 
 
 def test_nothing_is_patched_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[object] = []
+    monkeypatch.setattr(rounded_rollout, "apply_when_imported", applied.extend)
+    monkeypatch.setattr(precision, "_extra_rows", {})
     monkeypatch.delenv(rounded_rollout.VARIABLE, raising=False)
-    assert (asked_for(), patches()) == (None, ())
+    activate()
+    assert (requested_bits(), applied, precision._extra_rows) == (None, [], {})
     monkeypatch.setenv(rounded_rollout.VARIABLE, "5")
-    assert (asked_for(), patches()) == (5, rounded_rollout.PATCHES)
+    activate()
+    assert (requested_bits(), applied) == (5, list(rounded_rollout.PATCHES))
+    assert precision._extra_rows == {"linear_outputs": rounded_layers}
 
 
-def test_the_report_reads_it_off_the_layers() -> None:
+def test_the_report_reads_it_off_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    monkeypatch.setattr(precision, "_extra_rows", {"linear_outputs": rounded_layers})
+    runner = SimpleNamespace(model=model, model_config=SimpleNamespace(dtype=torch.float16))
+    worker = SimpleNamespace(model_runner=runner)
     for layer in model:
         layer.cpu_linear = torch.nn.functional.linear
-    assert in_force(model) is None
+    assert "linear_outputs" not in precision.describe_worker(worker)
     model[1].cpu_linear = RoundedLinear(torch.nn.functional.linear, 5)
-    assert in_force(model) == "5 bits of significand in 1 of 2"
+    assert precision.describe_worker(worker)["linear_outputs"] == "5 bits of significand in 1 of 2"
 
 
 IN_A_WORKER = """
@@ -110,7 +121,7 @@ import torch
 import verl  # activates the platform, as in every process of a run
 from vllm.model_executor.layers import utils
 from fp16_patch.patching import status
-from fp16_patch.lab.cpu.rounded_rollout import in_force, rounded
+from fp16_patch.lab.cpu.rounded_rollout import rounded_layers, rounded
 
 torch.manual_seed(0)
 layer = torch.nn.Linear(64, 32, bias=False, dtype=torch.float16).requires_grad_(False)
@@ -123,7 +134,7 @@ for _ in ("as loaded", "after an update"):
     error = ((y.double() - exact) / exact).abs().max().item()
     assert 0.03 < error <= 1.01 * 2**-4, error
     layer.weight.mul_(3)
-assert in_force(layer) == "3 bits of significand in 1 of 1"
+assert rounded_layers(layer) == "3 bits of significand in 1 of 1"
 print({entry.name: entry.outcome for entry in status().entries}["vllm-cpu-rounded-linears"])
 """
 
