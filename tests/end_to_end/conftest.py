@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared_cache import make_once
 
 from fp16_patch.lab.launch.run import ArmResult, run_recipe
 from fp16_patch.lab.toy import World, untrained_world
@@ -34,28 +35,30 @@ class Run:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return untrained_world(tmp_path_factory.mktemp("world") / "toy")
+    """Return the toy world with an untrained model, made once for all workers of the session."""
+    folder = make_once(tmp_path_factory, "untrained", lambda folder: untrained_world(folder / "world"))
+    return World(folder / "world", json.loads((folder / "world" / "world.json").read_text()))
 
 
 @pytest.fixture
 def run_verl(world: World, tmp_path: Path) -> Callable[..., Run]:
     """Run the real verl with these overrides on ``ranks`` ranks."""
     places = {"MODEL": world.model, "TRAIN": world.train, "VAL": world.val, "REWARD": world.reward}
-    return functools.partial(_run, "recipe.yaml", places, tmp_path)
+    return functools.partial(_run, "verl", places, tmp_path)
 
 
 @pytest.fixture
 def run_openrlhf(world: World, tmp_path: Path) -> Callable[..., Run]:
-    """The same of the real OpenRLHF, with a reward that says something to an untrained policy."""
-    reward = HERE / "openrlhf_saboteur" / "dense_reward.py"
+    """Run the real OpenRLHF likewise, with a reward that differs between the answers of an untrained policy."""
+    reward = HERE / "openrlhf" / "saboteur" / "dense_reward.py"
     places = {"MODEL": world.model, "TRAIN": world.train_prompts, "REWARD": reward}
-    return functools.partial(_run, "recipe-openrlhf.yaml", places, tmp_path)
+    return functools.partial(_run, "openrlhf", places, tmp_path)
 
 
 def _run(
-    file: str, places: dict[str, Path], tmp_path: Path, *overrides: str, ranks: int = 1, timeout_s: float = 480
+    framework: str, places: dict[str, Path], tmp_path: Path, *overrides: str, ranks: int = 1, timeout_s: float = 480
 ) -> Run:
-    text = (HERE / file).read_text()
+    text = (HERE / framework / "recipe.yaml").read_text()
     for name, path in {**places, "RANKS": ranks}.items():
         text = text.replace(name, str(path))
     recipe = tmp_path / "recipe.yaml"

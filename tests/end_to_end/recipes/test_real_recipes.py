@@ -7,15 +7,17 @@ All of them, in both arms: ``make recipes-toy``.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared_cache import make_once
 
 from fp16_patch.lab import toy
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.logs.runs import ArmRun, read_run
-from fp16_patch.lab.recipes.load import find
+from fp16_patch.lab.recipes.load import find, load
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
@@ -25,10 +27,14 @@ BARELY_TRAINED = {"layers": 2, "target": 0.1, "train": 64, "val": 16, "samples":
 
 
 @pytest.fixture
-def run_arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunArm:
+def run_arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunArm:
     def run(recipe: str, arm: str, *overrides: str, framework: str = "verl") -> ArmRun:
         for name, settings in toy.WORLDS.items():
             monkeypatch.setitem(toy.WORLDS, name, dataclasses.replace(settings, **BARELY_TRAINED))
+        name = load(find(recipe), "toy").world
+        assert name is not None, f"{recipe} has no toy world"
+        made = make_once(tmp_path_factory, name, lambda folder: toy.build(folder / "world", settings=toy.WORLDS[name]))
+        shutil.copytree(made / "world", tmp_path / "world")  # the run finds it complete and uses it
         run_recipe(
             find(recipe), tmp_path, framework=framework, scale="toy", arms=[arm], overrides=overrides, timeout_s=480
         )

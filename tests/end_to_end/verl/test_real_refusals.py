@@ -72,6 +72,7 @@ def test_a_misspelt_setting(tmp_path):
     assert "Could not override" not in done.stderr
 
 
+@pytest.mark.faults
 def test_an_unsupported_verl(tmp_path, other_verl):
     done = launch(path=other_verl(version="0.8.0"), cwd=tmp_path)
     assert_refused(done, "verl 0.8.0", "==0.9.1")
@@ -85,12 +86,14 @@ def test_a_verl_whose_patched_function_has_changed(tmp_path, other_verl):
     assert_refused(done, "merged-lora-dtype", "_merged_lora_per_tensor_param", "source has changed")
 
 
+@pytest.mark.faults
 def test_a_verl_whose_patched_function_has_other_parameters(tmp_path, other_verl):
     file = "trainer/ppo/v1/trainer_base.py"
     site = other_verl(edit=(file, "def _update_actor(self, batch: KVBatchMeta", "def _update_actor(self, td: object"))
     assert_refused(launch(path=site, cwd=tmp_path), "precision-report-complete", "signature has changed")
 
 
+@pytest.mark.faults
 def test_without_the_package_the_flag_is_hydras_error(tmp_path):
     """What a user sees who copies the command to a machine where the package is not installed."""
     hide = tmp_path / "sitecustomize.py"

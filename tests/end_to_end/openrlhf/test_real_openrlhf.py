@@ -25,7 +25,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch):
     """Break or watch something in every process of the runs to come."""
 
     def broken(what: str, **variables: str) -> None:
-        folders = [str(Path(__file__).parent / "openrlhf_saboteur"), os.environ.get("PYTHONPATH", "")]
+        folders = [str(Path(__file__).parent / "saboteur"), os.environ.get("PYTHONPATH", "")]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
         monkeypatch.setenv("SABOTAGE", what)
         for name, value in variables.items():
@@ -180,7 +180,7 @@ def test_killed_and_resumed_with_the_scale_it_had(run_openrlhf, sabotage, tmp_pa
     ("what", "said"),
     [
         ("lose_a_patch", "runs without the patch deepspeed-step"),
-        ("lose_the_setup", "no ledger from vLLM workers of server 0"),
+        pytest.param("lose_the_setup", "no ledger from vLLM workers of server 0", marks=pytest.mark.faults),
     ],
 )
 def test_a_process_without_its_patches_stops_the_run(run_openrlhf, sabotage, what, said):
@@ -191,6 +191,7 @@ def test_a_process_without_its_patches_stops_the_run(run_openrlhf, sabotage, wha
     assert run.metrics == [], "nothing may have been trained"
 
 
+@pytest.mark.faults
 def test_a_vllm_worker_that_fails_in_a_weight_update_ends_the_run(run_openrlhf, sabotage):
     sabotage("fail_while_receiving")
     run = run_openrlhf(timeout_s=300)
@@ -198,6 +199,7 @@ def test_a_vllm_worker_that_fails_in_a_weight_update_ends_the_run(run_openrlhf, 
     assert "sabotaged weight update" in run.log
 
 
+@pytest.mark.faults
 def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_openrlhf, sabotage, tmp_path):
     sabotage("spoil_every_update")
     run = run_openrlhf("fp16_patch.loss_scaling.max_consecutive_skips=2", timeout_s=300)

@@ -113,6 +113,7 @@ def test_a_patch_missing_in_a_trainer_rank_stops_the_run(run_verl, monkeypatch):
     assert run.metrics == [], "nothing may have been trained"
 
 
+@pytest.mark.faults
 def test_a_changed_function_in_a_vllm_worker_stops_the_run(run_verl, monkeypatch):
     run = run_verl(sabotage(monkeypatch, "change_the_source"), timeout_s=300)
     assert run.result.status == "failed", run.why()
@@ -120,6 +121,7 @@ def test_a_changed_function_in_a_vllm_worker_stops_the_run(run_verl, monkeypatch
     assert run.metrics == [], "nothing may have been trained"
 
 
+@pytest.mark.faults
 def test_a_vllm_worker_that_fails_in_a_weight_update_ends_the_run(run_verl, monkeypatch):
     run = run_verl(sabotage(monkeypatch, "fail_while_receiving"), timeout_s=300)
     assert run.result.status == "failed", run.why()
@@ -149,6 +151,7 @@ def test_killed_and_resumed_with_the_scale_it_had(run_verl, monkeypatch, tmp_pat
     assert third["actor/updates_skipped_total/max"] == 1
 
 
+@pytest.mark.faults
 def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_verl, monkeypatch, tmp_path):
     overrides = ("trainer.total_training_steps=9", "fp16_patch.loss_scaling.max_consecutive_skips=2")
     run = run_verl(*overrides, sabotage(monkeypatch, "spoil_every_update"), timeout_s=300)
