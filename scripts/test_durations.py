@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,14 @@ def read(junit: Path) -> list[tuple[str, str, float]]:
 
 def summarize(cases: list[tuple[str, str, float]], measured: str) -> dict[str, Any]:
     """Return the record: seconds and number of tests of each folder, and the slowest tests."""
-    seconds: Counter[str] = Counter()
-    tests: Counter[str] = Counter()
+    durations: defaultdict[str, list[float]] = defaultdict(list)
     for file, _, duration in cases:
-        folder = file.rpartition("/")[0]
-        seconds[folder] += duration
-        tests[folder] += 1
+        durations[file.rpartition("/")[0]].append(duration)
+    longest = sorted(durations.items(), key=lambda item: -sum(item[1]))
     slowest = sorted(cases, key=lambda case: -case[2])[:SLOWEST]
     return {
         "measured": measured,
-        "folders": {name: {"seconds": round(s), "tests": tests[name]} for name, s in seconds.most_common()},
+        "folders": {name: {"seconds": round(sum(each)), "tests": len(each)} for name, each in longest},
         "slowest": {f"{file}::{test}": round(duration) for file, test, duration in slowest},
     }
 
