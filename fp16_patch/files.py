@@ -1,21 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keeps a file from being written is one error: a full disk, a name too long, a folder for reading only."""
+"""Write files whole or not at all, and raise one clear error where they cannot be written."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 
+NEXT_STEP = "free disk space there or choose another folder, then run the same command again"
+
 
 @contextlib.contextmanager
-def writing(
-    what: Path | str, next_step: str = "make room there or choose another --out; then the same command"
-) -> Iterator[None]:
-    """Raises :class:`Fp16PatchError`, naming ``what`` is written, in place of ``OSError``."""
+def wrap_os_errors(what: Path | str, next_step: str = NEXT_STEP) -> Iterator[None]:
+    """Raise :class:`Fp16PatchError` that names ``what`` in place of an ``OSError``."""
     try:
         yield
     except OSError as error:
         raise Fp16PatchError(f"{what}: {error.strerror or error}", code="write-failed", next_step=next_step) from error
+
+
+def write_atomically(path: Path | str, text: str, next_step: str = NEXT_STEP) -> Path:
+    """Write ``text`` to ``path`` and return the path; make the folder where it is missing.
+
+    The text goes to a temporary file in the same folder, reaches the disk, and replaces ``path``: a reader never sees
+    half of it. Raises :class:`Fp16PatchError` where it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with wrap_os_errors(path, next_step):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path

@@ -32,8 +32,9 @@ FROM = re.compile(r"from\s+fp16_patch((?:\.\w+)*)\s+import\s+(\([^)]*\)|[^\n;'\"
 
 SETTINGS = {*NAMES, "fp16_patch.loss_scaling", "fp16_patch.NAME"}
 """Keys of the configuration; NAME stands for any of them."""
-FORMATS = {"fp16_patch.loss_scaler", "fp16_patch.overflow_report"}
+FORMATS = {"fp16_patch.loss_scaler", "fp16_patch.overflow_report", "fp16_patch.settings"}
 """Names of file formats, ``fp16_patch.<name>/<number>``."""
+ENTRY_POINT_GROUPS = {"fp16_patch.commands", "fp16_patch.patches"}
 WRONG_ON_PURPOSE = {
     "fp16_patch.dtype",
     "fp16_patch.init_scale",
@@ -79,7 +80,7 @@ def resolves(name: str) -> bool:
         return name[:-1] in FORMATS
     if "/" in name:
         return (ROOT / name).exists() or name in NOT_A_PATH
-    if name in SETTINGS:
+    if name in SETTINGS | ENTRY_POINT_GROUPS:
         return True
     dotted, _, attribute = name.partition(":")
     parts = dotted.split(".")
@@ -165,7 +166,7 @@ def test_names_were_found_everywhere(found: list[tuple[str, str]]) -> None:
         "tests",
     }
     names = {name for name, _ in found}
-    assert {name.rstrip("/") for name in names} >= {*FORMATS, *WRONG_ON_PURPOSE, *NOT_A_PATH}, "exempt for nothing"
+    assert {name.rstrip("/") for name in names} >= {*FORMATS, *ENTRY_POINT_GROUPS, *WRONG_ON_PURPOSE, *NOT_A_PATH}, "exempt for nothing"
     assert sum(":" in name for name in names) > 300, "imports from a module"
     assert sum(name in NAMES for name in names) > 8, "settings"
     assert sum("/" in name.rstrip("/") for name in names) > 15, "paths"

@@ -7,34 +7,35 @@ import argparse
 import errno
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 import fp16_patch
-from fp16_patch import extras
 from fp16_patch.errors import Fp16PatchError
+
+COMMANDS = "fp16_patch.commands"
+"""Entry-point group of further commands; each entry point is a function that adds its parser to the subparsers."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the console script; returns the exit status."""
+    """Run the console script and return its exit status."""
     from fp16_patch.cli import doctor, patches, run
-    from fp16_patch.lab.cli import recipes
 
+    words = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="fp16-patch", description=fp16_patch.__doc__)
     parser.add_argument("--version", action="version", version=f"fp16-patch {fp16_patch.__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in (doctor, run, patches, recipes):
+    for command in (doctor, run, patches):
         command.add_parser(subparsers)
-    options, rest = parser.parse_known_args(arguments)
-    # argparse gives up on `recipes run NAME --out DIR KEY=VALUE`: values after an option are left over.
-    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("--") for word in rest):
-        options.overrides = [*options.overrides, *rest]
-    elif rest and options.command == "run":
-        print(run.misplaced(rest[0]), file=sys.stderr)
-        return 2
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if not words or words[0] not in subparsers.choices:
+        for entry_point in metadata.entry_points(group=COMMANDS):
+            entry_point.load()(subparsers)
+    options, unknown = parser.parse_known_args(words)
     try:
-        with extras.required(f"fp16-patch {options.command}"):
-            return int(options.run(options) or 0)
+        if unknown and options.command == "run":
+            raise run.misplaced(unknown[0])
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return int(options.run(options) or 0)
     except Fp16PatchError as error:
         print(error, file=sys.stderr)
         return 2
@@ -45,5 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"fp16_patch: {where}{error.strerror}\n  next step: make room, or choose another --out", file=sys.stderr)
+        print(
+            f"fp16_patch: {where}{error.strerror}\n  next step: free disk space, or choose another --out",
+            file=sys.stderr,
+        )
         return 2

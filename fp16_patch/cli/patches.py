@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib import metadata
 from typing import Any
 
 from fp16_patch import text_table
 from fp16_patch.patching import Patch
 
 HEADER = ("patch", "kind", "process", "target", "releases", "why", "upstream", "remove when")
+PATCHES = "fp16_patch.patches"
+"""Entry-point group of further parts: each entry point is a function that returns titles with their patches."""
 Row = tuple[str, ...]
 
 
@@ -38,27 +41,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parts() -> dict[str, list[Row]]:
-    """Part of this package -> its patches, a row each."""
-    from fp16_patch.frameworks.openrlhf import plan as openrlhf_plan
-    from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-    from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES, OPENRLHF_PATCHES, PATCHES
-    from fp16_patch.lab.cpu.rounded_rollout import PATCHES as SIGNIFICAND
-    from fp16_patch.lab.cpu.torch_cuda import MEGATRON_PATCHES as TORCH_CUDA
+    """Return the title of each part of this package, and a row for each of its patches."""
+    from fp16_patch.frameworks.openrlhf import plan as openrlhf
+    from fp16_patch.frameworks.verl import plan as verl
 
-    flag = [_row(patch) for patch in ALL_PATCHES]
-    verl = [row for patch in PATCHES if (row := _row(patch)) not in flag]
-    openrlhf = [_row(patch) for patch in OPENRLHF_PATCHES]
-    megatron = [_row(patch) for patch in (*TORCH_CUDA, *MEGATRON_PATCHES)]
-    both = [row for row in openrlhf if row in verl or row in megatron]
-    return {
-        "The flag, on verl": flag,
-        "The flag, on OpenRLHF and DeepSpeed": [_row(patch) for patch in openrlhf_plan.ALL_PATCHES],
-        "The CPU platform on verl, where it is asked for": [row for row in verl if row not in both],
-        "The CPU platform on verl with Megatron": [row for row in megatron if row not in both],
-        "The CPU platform on OpenRLHF, where it is asked for": [row for row in openrlhf if row not in both],
-        "The CPU platform on either": both,
-        "The CPU platform, an instrument for experiments": [_row(patch) for patch in SIGNIFICAND],
-    }
+    found = {"The flag, on verl": verl.ALL_PATCHES, "The flag, on OpenRLHF and DeepSpeed": openrlhf.ALL_PATCHES}
+    for entry_point in metadata.entry_points(group=PATCHES):
+        found |= entry_point.load()()
+    return {title: [_row(patch) for patch in patches] for title, patches in found.items()}
 
 
 def as_markdown() -> str:

@@ -43,7 +43,7 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def _writing(out: Path) -> AbstractContextManager[None]:
-    return files.writing(f"--out {out}", "choose a folder you can write to, with room in it")
+    return files.wrap_os_errors(f"--out {out}", "choose a folder you can write to, with room in it")
 
 
 def in_use(out: Path) -> bool:

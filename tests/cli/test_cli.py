@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -119,6 +120,23 @@ def test_overrides_may_stand_before_or_after_options(order, monkeypatch):
     assert main(["recipes", "run", "quickstart", *order]) == 0
     assert seen["overrides"] == ["a.b=1"]
     assert seen["out"] == Path("x")
+
+
+@pytest.mark.parametrize(("command", "scanned"), [(["doctor"], []), (["recipes", "list"], ["fp16_patch.commands"])])
+def test_a_core_command_scans_no_entry_points(command, scanned, monkeypatch, capsys):
+    find, groups = importlib.metadata.entry_points, []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: groups.append(group) or find(group=group))
+    assert main(command) == 0
+    assert groups == scanned
+
+
+def test_a_core_command_does_not_import_the_lab_s_commands():
+    code = (
+        "import sys\nfrom fp16_patch.cli import main\nmain(['doctor', '--json'])\n"
+        "print([name for name in sys.modules if name.startswith('fp16_patch.lab.cli')])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=100).stdout
+    assert out.splitlines()[-1] == "[]"
 
 
 def test_other_leftover_words_are_refused(capsys):

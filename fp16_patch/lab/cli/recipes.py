@@ -10,18 +10,13 @@ import json
 import math
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fp16_patch import text_table
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab import extras
 from fp16_patch.lab.cli import recipes_data
 from fp16_patch.lab.recipes.schema import SCALES
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-else:
-    Subparsers = Any
-
 
 _ABOUT_COMMANDS = """\
 # Not composed yet: `fp16-patch recipes check` does that, and so does a run before it starts.
@@ -30,26 +25,37 @@ _ABOUT_COMMANDS = """\
 """
 
 
-def add_parser(subparsers: Subparsers) -> None:
-    """Add ``recipes`` with its commands. Each sets ``run``, a function from the arguments to an exit code."""
+class _Parser(argparse.ArgumentParser):
+    """A parser that accepts ``KEY=VALUE`` on both sides of the options; argparse leaves those after an option over."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = super().parse_known_args(args, namespace)
+        if "overrides" in options and all("=" in word and not word.startswith("--") for word in unknown):
+            options.overrides, unknown = [*options.overrides, *unknown], []
+        return options, unknown
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``recipes`` with its commands. Each sets ``handler``, a function that returns the exit status."""
     recipes = subparsers.add_parser("recipes", help="run comparisons of the paper and report them")
-    commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND")
+    recipes.set_defaults(run=_run_handler)
+    commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     listing = commands.add_parser("list", help="the shipped recipes: what each reproduces, where, with which numbers")
     listing.add_argument("--json", action="store_true", help="everything that the recipes say, as JSON")
-    listing.set_defaults(run=_list)
+    listing.set_defaults(handler=_list)
 
     show = commands.add_parser("show", help="print a recipe with its shared settings, loss and sources")
     show.add_argument("recipe", metavar="NAME", help="a shipped recipe, or the path of a .yaml file")
     show.add_argument("--yaml", action="store_true", help="as one YAML file, at one scale")
     show.add_argument("--scale", choices=SCALES, help="only that one (default: both; with --yaml the larger there is)")
-    show.set_defaults(run=_show)
+    show.set_defaults(handler=_show)
 
     check = commands.add_parser("check", help="compose recipes against the installed frameworks; starts nothing")
     check.add_argument("recipes", metavar="NAME", nargs="*", help="shipped recipes, or paths of .yaml files")
     check.add_argument("--all", action="store_true", help="every shipped recipe")
     check.add_argument("--json", action="store_true", help="the findings as JSON")
-    check.set_defaults(run=_check)
+    check.set_defaults(handler=_check)
 
     run = commands.add_parser(
         "run", help="run the arms of a recipe, side by side where there is room, and compare them"
@@ -79,7 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="keep the arms that completed in --out with the same settings, and run only the others, from their start",
     )
-    run.set_defaults(run=_run)
+    run.set_defaults(handler=_run)
 
     compare = commands.add_parser(
         "compare",
@@ -111,9 +117,14 @@ def add_parser(subparsers: Subparsers) -> None:
     compare.add_argument(
         "--allow-different", action="store_true", help="compare runs with different settings; the report names them"
     )
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(handler=_compare)
 
     recipes_data.add_parser(commands)
+
+
+def _run_handler(arguments: argparse.Namespace) -> int:
+    with extras.required("fp16-patch recipes"):
+        return int(arguments.handler(arguments))
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from fp16_patch.lab.data import selection, templates
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``data`` with its commands. Each sets ``run``, a function from the arguments to an exit code."""
+    """Add ``data`` with its commands. Each sets ``handler``, a function that returns the exit status."""
     data = subparsers.add_parser("data", help="make the data of recipes: the sanity test, or a dataset's files")
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
 
@@ -52,11 +52,11 @@ def add_parser(subparsers: Any) -> None:
     sanity.add_argument(
         "--vllm", action="append", default=[], metavar="KEY=VALUE", help="an argument of vllm.LLM; may be repeated"
     )
-    sanity.set_defaults(run=_sanity)
+    sanity.set_defaults(handler=_sanity)
 
     convert = commands.add_parser("convert", help="write a dataset's problems as parquet for verl, JSONL for OpenRLHF")
     _add_dataset(convert)
-    convert.set_defaults(run=_convert)
+    convert.set_defaults(handler=_convert)
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:

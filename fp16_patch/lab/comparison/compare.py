@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fp16_patch import extras
+from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.analysis import collapse
 from fp16_patch.lab.analysis.published import beside

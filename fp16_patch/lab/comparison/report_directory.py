@@ -48,7 +48,7 @@ def written_aside(out: Path) -> Iterator[Path]:
     """
     check(out)
     room = "choose a folder you can write to, with room for a few megabytes"
-    with files.writing(f"--out {out}: the report cannot be written", room):
+    with files.wrap_os_errors(f"--out {out}: the report cannot be written", room):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as aside:
             yield Path(aside)

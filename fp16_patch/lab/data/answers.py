@@ -90,7 +90,7 @@ class Answers:
     def append(self, batch: Sequence[Sampled]) -> None:
         """Add a batch; it is on the disk when this returns. Raises ``Fp16PatchError`` where it cannot be."""
         with (
-            files.writing(self.file, "make room; the same command goes on from the batch before"),
+            files.wrap_os_errors(self.file, "make room; the same command goes on from the batch before"),
             self.file.open("a", encoding="utf-8") as file,
         ):
             file.write("".join(json.dumps(asdict(sampled)) + "\n" for sampled in batch))
@@ -114,11 +114,7 @@ class Answers:
                     ) from error
 
     def _stamp(self, settings: Mapping[str, Any]) -> None:
-        with files.writing(self.settings_file):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            new = self.settings_file.with_suffix(".new")
-            new.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            new.replace(self.settings_file)
+        files.write_atomically(self.settings_file, json.dumps(settings, indent=2) + "\n")
 
     def _drop_half_a_line(self) -> None:
         """What a process that was killed while it wrote has left at the end."""

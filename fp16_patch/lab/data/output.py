@@ -53,7 +53,7 @@ class Output:
 
         Those of somebody else, of another dataset, or a sanity test in place of a conversion or the other way round.
         """
-        with files.writing(self.folder):
+        with files.wrap_os_errors(self.folder):
             foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
             there = self._facts()
         other = [key for key in facts if there and there.get(key) != facts[key]]
@@ -81,7 +81,7 @@ class Output:
 
     def write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float] = ()) -> None:
         """Write the three; the manifest says ``facts``, the versions here and the digest of either file."""
-        with files.writing(self.folder):
+        with files.wrap_os_errors(self.folder):
             self._write(problems, facts, rates)
 
     def _write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float]) -> None:

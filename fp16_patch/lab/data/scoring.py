@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fp16_patch import extras
+from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
 
 REWARDS = {

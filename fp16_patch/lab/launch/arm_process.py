@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from fp16_patch.files import write_atomically
 from fp16_patch.lab.duration import duration
 from fp16_patch.lab.launch import failure
 from fp16_patch.lab.launch.command import Command, Job
 from fp16_patch.lab.launch.progress import Progress
+from fp16_patch.lab.launch.settings import write_settings
 from fp16_patch.lab.launch.signals import uninterrupted
 from fp16_patch.lab.launch.supervisor import Session
 from fp16_patch.report.precision_report import versions
@@ -60,6 +62,7 @@ class Running:
         self._progress, self._limit_s, self._say, self._beside = progress, limit_s, say, beside
         self._result: ArmResult | None = None
         self._cut_off = False
+        write_settings(job.files, framework, command)
         job.files.script.write_text(f"#!/usr/bin/env bash\n{self._shell}\n", encoding="utf-8")
         say(f"\n== {job.arm_name} ==\n{self._shell}\n\n  log: {job.files.log}\n  limit: {duration(limit_s)}")
         for name, value in place.items():
@@ -127,7 +130,4 @@ class Running:
         return f"{head}\n{failure.reason(self._job.files.log)}"
 
     def _keep(self, result: ArmResult) -> None:
-        file = self._job.files.result
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n", encoding="utf-8")
-        unfinished.rename(file)
+        write_atomically(self._job.files.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")

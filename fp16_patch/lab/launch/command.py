@@ -54,6 +54,10 @@ class ArmFiles:
         return self.folder / "command.sh"
 
     @property
+    def settings(self) -> Path:
+        return self.folder / "settings.json"
+
+    @property
     def result(self) -> Path:
         return self.folder / "result.json"
 
@@ -140,6 +144,15 @@ class Command:
     @property
     def arguments(self) -> tuple[str, ...]:
         return tuple(itertools.chain.from_iterable(self.parts))
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options as text, without leading ``+`` or ``--``; an option without a value is ``true``."""
+        options = {}
+        for first, *more in (part for part in self.parts if "-m" not in part):  # without the interpreter's part
+            key, equals, value = first.partition("=")
+            options[key.lstrip("+-")] = value.strip("'") if equals else " ".join(more) or "true"
+        return options
 
     def as_shell(self) -> str:
         """One part a line, quoted for bash."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.files import write_atomically
 from fp16_patch.lab.folder_lock import LOCK
 from fp16_patch.lab.launch.command import EARLIER, WORLD, ArmFiles
 from fp16_patch.lab.logs.runs import framework_of, result_of
@@ -54,7 +55,7 @@ def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -
 
 def keep_recipe(out: Path, text: str) -> None:
     """Keep the recipe with its runs, so that they can be compared without it."""
-    (out / "recipe.yaml").write_text(text, encoding="utf-8")
+    write_atomically(out / "recipe.yaml", text)
 
 
 def check_checkpoints(arms: Iterable[ArmFiles]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fp16_patch import extras
+from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
 
 _EVENTS = "events.out.tfevents*"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.lab.launch.plan import commands
+from fp16_patch.lab.launch.plan import choose, commands, planned
+from fp16_patch.lab.launch.settings import write_settings
 from fp16_patch.lab.recipes.load import find, load, text_of
 
 TEXT = """
@@ -133,9 +134,12 @@ def _write_run(
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(text_of(path, scale))
     started = commands(path, folder, arms=list(rewards), overrides=overrides, scale=scale, framework=framework)
+    run = choose(path, framework, list(rewards), overrides, scale)
+    jobs = planned(*run, folder.resolve(), overrides)
     precisions = {name: arm.precision for name, arm in load(path).arms.items()}
     for arm, reward in rewards.items():
         (folder / arm).mkdir()
+        write_settings(jobs[arm][0].files, framework, jobs[arm][1])
         (folder / arm / "command.sh").write_text(f"#!/usr/bin/env bash\n{started[arm]}\n")
         mismatch = 4e-3 if precisions[arm] == "bf16" else 7e-4
         rows = []

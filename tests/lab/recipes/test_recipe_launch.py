@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from raising import raises_code
 
+from fp16_patch.lab.launch.command import ArmFiles
 from fp16_patch.lab.launch.run import run_recipe
+from fp16_patch.lab.launch.settings import comparable, read_settings
 from fp16_patch.lab.recipes.load import find
 
 Write = Callable[..., Path]
@@ -59,6 +61,13 @@ def test_both_arms_run_and_progress_is_visible(write_recipe: Write, stand_in: st
     kept = json.loads((tmp_path / "run" / "fp16" / "result.json").read_text())
     assert kept["status"] == "completed"
     assert kept["versions"]["python"] == sys.version.split()[0]
+    settings = read_settings(ArmFiles(tmp_path / "run" / "fp16"))
+    assert settings is not None
+    assert settings["format"] == "fp16_patch.settings/1"
+    assert (settings["framework"], settings["arm"], settings["module"]) == ("verl", "fp16", stand_in)
+    assert settings["overrides"]["precision@_global_"] == "fp16"
+    assert settings["environment"]["VERL_FILE_LOGGER_PATH"] == str(tmp_path / "run" / "fp16" / "metrics.jsonl")
+    assert comparable(settings)["VERL_FILE_LOGGER_PATH"] == "/the-run/fp16/metrics.jsonl"
 
 
 def test_a_recipe_of_both_frameworks_runs_on_the_one_asked_for(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from raising import raises_code
 
-from fp16_patch import extras
+from fp16_patch.lab import extras
 from fp16_patch.cli import main
 
-PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
 def test_recipes_compare_without_numpy(
