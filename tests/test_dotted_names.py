@@ -166,7 +166,9 @@ def test_names_were_found_everywhere(found: list[tuple[str, str]]) -> None:
         "tests",
     }
     names = {name for name, _ in found}
-    assert {name.rstrip("/") for name in names} >= {*FORMATS, *ENTRY_POINT_GROUPS, *WRONG_ON_PURPOSE, *NOT_A_PATH}, "exempt for nothing"
+    assert {name.rstrip("/") for name in names} >= {*FORMATS, *ENTRY_POINT_GROUPS, *WRONG_ON_PURPOSE, *NOT_A_PATH}, (
+        "exempt for nothing"
+    )
     assert sum(":" in name for name in names) > 300, "imports from a module"
     assert sum(name in NAMES for name in names) > 8, "settings"
     assert sum("/" in name.rstrip("/") for name in names) > 15, "paths"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from raising import raises_code
 
-from fp16_patch.lab import extras
 from fp16_patch.cli import main
+from fp16_patch.lab import extras
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 

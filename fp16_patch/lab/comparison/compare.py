@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab import extras
 from fp16_patch.lab.analysis import collapse
 from fp16_patch.lab.analysis.published import beside
 from fp16_patch.lab.analysis.run_diff import Run, between_arms, between_runs

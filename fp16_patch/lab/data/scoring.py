@@ -13,8 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab import extras
 
 REWARDS = {
     "math": Path(__file__).parents[1] / "rewards" / "math_reward.py",

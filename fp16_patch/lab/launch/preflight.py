@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab import extras
 from fp16_patch.lab.recipes.schema import REWARD_PLACE, Recipe
 
 _CHECK = "check the path"

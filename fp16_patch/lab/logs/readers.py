@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab import extras
 
 _EVENTS = "events.out.tfevents*"
 _STEP_NAMES = (

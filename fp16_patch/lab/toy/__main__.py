@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from fp16_patch.lab import extras
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab import extras
 from fp16_patch.lab.toy.world import WORLDS, build
 
 
