@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fp16_patch.frameworks.verl.config.rollout_correction import BYPASS
-
 if TYPE_CHECKING:
     import torch
 
@@ -67,6 +65,8 @@ def under_their_own_name(step: dict[str, Any]) -> None:
 
 def _in_bypass_mode(loss_function: Loss) -> bool:
     """verl binds an actor's configuration to its loss (``workers/engine_workers.py``)."""
+    from fp16_patch.frameworks.verl.config.rollout_correction import BYPASS  # loads OmegaConf
+
     config = getattr(loss_function, "keywords", {}).get("config")
     policy_loss = getattr(config, "policy_loss", None)
     return policy_loss is not None and policy_loss.get("loss_mode") == BYPASS

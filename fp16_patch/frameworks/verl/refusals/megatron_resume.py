@@ -11,7 +11,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fp16_patch.engines.megatron.checkpoint import refuse_other_trainers
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config.keys import value_of
 
@@ -21,6 +20,8 @@ LATEST = "latest_checkpointed_iteration.txt"
 
 def from_other_trainers(config: DictConfig) -> Iterator[Fp16PatchError]:
     """A checkpoint of FSDP or DeepSpeed. Nothing is said of one that is not on this machine."""
+    from fp16_patch.engines.megatron.checkpoint import refuse_other_trainers  # loads torch
+
     folder = _folder(config)
     for role in ("actor", "critic"):
         try:
