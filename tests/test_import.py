@@ -18,7 +18,7 @@ def run(code: str, *arguments: str, cwd: Path | None = None) -> str:
 
 
 def measure(module: str, unwanted: set[str]) -> tuple[float, set[str]]:
-    """Return the CPU seconds that importing ``module`` takes, the least of three, and which of ``unwanted`` it loads."""
+    """Return the CPU seconds that importing ``module`` takes, the best of 3, and which of ``unwanted`` it loads."""
     code = f"""
 import sys, time
 start = time.process_time()
