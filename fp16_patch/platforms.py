@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 
-ENVIRONMENT_VARIABLE = "FP16_PATCH_PLATFORM"
 ENTRY_POINTS = "fp16_patch.platforms"
 """Entry-point group: a platform's name to a function without arguments that activates it."""
 
@@ -18,7 +18,7 @@ def activate() -> None:
     Raises:
         Fp16PatchError: If no installed platform has that name.
     """
-    name = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    name = os.environ.get(envs.PLATFORM, "")
     if not name:
         return
     from importlib.metadata import entry_points
@@ -28,10 +28,10 @@ def activate() -> None:
         return
     known = sorted(entry_points(group=ENTRY_POINTS).names)
     raise Fp16PatchError(
-        f"{ENVIRONMENT_VARIABLE}={name!r} is not an installed platform",
+        f"{envs.PLATFORM}={name!r} is not an installed platform",
         code="unknown-platform",
         allowed=f"{', '.join(known) or 'no platform is installed'}; or the variable unset, to use the accelerator",
-        next_step=f"set {ENVIRONMENT_VARIABLE} to one of them or unset it"
+        next_step=f"set {envs.PLATFORM} to one of them or unset it"
         if known
-        else f"install fp16-patch again, which adds its platforms, or unset {ENVIRONMENT_VARIABLE}",
+        else f"install fp16-patch again, which adds its platforms, or unset {envs.PLATFORM}",
     )

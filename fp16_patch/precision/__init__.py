@@ -3,9 +3,7 @@
 
 from fp16_patch.precision.loss_scaling import LossScaling
 from fp16_patch.precision.precision import (
-    ENVIRONMENT_VARIABLE,
     KEYS,
-    REPORTS_VARIABLE,
     Precision,
     long_name,
     reports_folder,
@@ -13,11 +11,9 @@ from fp16_patch.precision.precision import (
 )
 
 __all__ = [
-    "ENVIRONMENT_VARIABLE",
     "KEYS",
     "LossScaling",
     "Precision",
-    "REPORTS_VARIABLE",
     "long_name",
     "reports_folder",
     "short_name",

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision.loss_scaling import LossScaling
-
-ENVIRONMENT_VARIABLE = "FP16_PATCH"
-"""Carries the Precision, as JSON, into every process the framework starts."""
 
 KEYS = ("train_dtype", "rollout_dtype", "loss_scaling", "fp32_modules", "trace_update", "keep_log_probs")
 """A Precision as a configuration node."""
@@ -23,13 +21,9 @@ _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _SHORT = {long: short for short, long in _LONG.items()} | {name: name for name in _LONG} | {"half": "fp16"}
 
 
-REPORTS_VARIABLE = "FP16_PATCH_REPORTS"
-"""Carries the folder of the reports into every process the framework starts."""
-
-
 def reports_folder() -> Path:
     """Where this run's reports go."""
-    return Path(os.environ.get(REPORTS_VARIABLE, "."))
+    return Path(os.environ.get(envs.REPORTS, "."))
 
 
 def short_name(key: str, dtype: object) -> str:
@@ -143,7 +137,7 @@ class Precision:
         }
 
     def to_environment(self) -> str:
-        """The value of :data:`ENVIRONMENT_VARIABLE` for child processes."""
+        """Return the value of ``envs.PRECISION`` for child processes."""
         return json.dumps(self.as_mapping(), sort_keys=True)
 
     @classmethod
@@ -154,7 +148,7 @@ class Precision:
             raise Fp16PatchError(
                 "the flag has not reached this process, which was to run under it",
                 code="flag-not-propagated",
-                allowed=f"{ENVIRONMENT_VARIABLE} in the environment of every process of the run",
+                allowed=f"{envs.PRECISION} in the environment of every process of the run",
                 next_step="look for what replaces Ray's runtime environment or RAY_RUNTIME_ENV_HOOK (`uv run` does)",
             )
         return precision
@@ -162,7 +156,7 @@ class Precision:
     @classmethod
     def from_environment(cls) -> Precision | None:
         """The Precision this process was started with; None when the flag is off."""
-        value = os.environ.get(ENVIRONMENT_VARIABLE)
+        value = os.environ.get(envs.PRECISION)
         if not value:
             return None
         try:
@@ -171,9 +165,9 @@ class Precision:
             node = None
         if not isinstance(node, dict):
             raise Fp16PatchError(
-                f"the environment variable {ENVIRONMENT_VARIABLE}={value!r} is not what the flag writes there",
+                f"the environment variable {envs.PRECISION}={value!r} is not what the flag writes there",
                 code="environment-unreadable",
-                next_step=f"unset {ENVIRONMENT_VARIABLE}; the flag sets it for the processes that need it",
+                next_step=f"unset {envs.PRECISION}; the flag sets it for the processes that need it",
             )
         return cls.from_mapping(node)
 

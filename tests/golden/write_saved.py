@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+from fp16_patch import envs
+from fp16_patch.precision import Precision
 
 ROOT = Path(__file__).parents[2]
 SAVED = Path(__file__).parent / "saved"
@@ -27,7 +28,7 @@ ENGINES: dict[str, tuple[list[str], dict[str, str]]] = {
         {
             "VERL_PLATFORM": "cpu",
             "VERL_USE_EXTERNAL_MODULES": "fp16_patch.lab.cpu.verl,fp16_patch.frameworks.verl.worker",
-            ENVIRONMENT_VARIABLE: Precision().to_environment(),
+            envs.PRECISION: Precision().to_environment(),
         },
     ),
     "deepspeed": ([str(TESTS / "engines" / "deepspeed" / "zero_cases.py")], {"DS_ACCELERATOR": "cpu"}),

@@ -8,8 +8,9 @@ import json
 import pytest
 from raising import raises_code
 
+from fp16_patch import envs
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision, long_name, short_name
+from fp16_patch.precision import Precision, long_name, short_name
 
 GOOD = {"train_dtype": "fp16", "rollout_dtype": "fp16"}
 
@@ -54,25 +55,25 @@ def test_the_name_says_where_the_sides_differ() -> None:
 @pytest.mark.parametrize("train", ["fp16", "bf16", "fp32"])
 def test_all_nine_pairs_survive_the_environment(monkeypatch: pytest.MonkeyPatch, train: str, rollout: str) -> None:
     precision = Precision(train, rollout, LossScaling(init_scale=1024, growth_interval=7))
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, precision.to_environment())
+    monkeypatch.setenv(envs.PRECISION, precision.to_environment())
     assert Precision.from_environment() == precision
 
 
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_the_variable_the_flag_is_off(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(envs.PRECISION, raising=False)
     if value is not None:
-        monkeypatch.setenv(ENVIRONMENT_VARIABLE, value)
+        monkeypatch.setenv(envs.PRECISION, value)
     assert Precision.from_environment() is None
 
 
 @pytest.mark.parametrize("value", ["1", "fp16", "{", "null", "[]", '"fp16"', "{'train_dtype': 'fp16'}"])
 def test_garbage_in_the_variable_is_refused_and_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, value)
-    with raises_code("environment-unreadable", f"{ENVIRONMENT_VARIABLE}={value!r}") as caught:
+    monkeypatch.setenv(envs.PRECISION, value)
+    with raises_code("environment-unreadable", f"{envs.PRECISION}={value!r}") as caught:
         Precision.from_environment()
     assert caught.value.next_step is not None
-    assert f"unset {ENVIRONMENT_VARIABLE}" in caught.value.next_step
+    assert f"unset {envs.PRECISION}" in caught.value.next_step
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_garbage_in_the_variable_is_refused_and_named(monkeypatch: pytest.Monkey
 def test_a_wrong_node_is_refused_by_key_and_value(
     monkeypatch: pytest.MonkeyPatch, node: dict[str, object], code: str, named: str
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, json.dumps(node))
+    monkeypatch.setenv(envs.PRECISION, json.dumps(node))
     with raises_code(code, named):
         Precision.from_environment()
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+from fp16_patch import envs
+from fp16_patch.precision import Precision
 
 SECONDS = 150.0
 """How long one case may take; a rank that waits for a peer that failed would wait for ever."""
@@ -59,7 +60,7 @@ def _fork(name: str, case: Case, rank: int, folder: Path) -> int:
     try:
         os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(case.ranks))
         if case.precision is not None:
-            os.environ[ENVIRONMENT_VARIABLE] = case.precision.to_environment()
+            os.environ[envs.PRECISION] = case.precision.to_environment()
         outcome = _outcome(case, rank, folder / f"{name}.store")
         _path(folder, name, rank).write_text(json.dumps(outcome))
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import fp16_patch
-from fp16_patch.precision import ENVIRONMENT_VARIABLE
+from fp16_patch import envs
 
 FORKING = Path(__file__).parent
 """Where engine_ranks.py is."""
@@ -34,7 +34,7 @@ def run_cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     def run(script: Path, seconds: float, environment: Mapping[str, str], also: Sequence[Path] = ()) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp(script.stem)
         paths = [str(Path(fp16_patch.__file__).parents[1]), str(script.parent), str(FORKING), *map(str, also)]
-        whole = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE} | {
+        whole = {name: value for name, value in os.environ.items() if name != envs.PRECISION} | {
             "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "FP16_PATCH_REPORTS": str(folder / "reports"),

@@ -11,15 +11,11 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 
 HOOK = "RAY_RUNTIME_ENV_HOOK"
 _OURS = f"{__name__}.extend"
-SETUP_VARIABLE = "FP16_PATCH_SETUP"
-"""Carries the function that each process calls when it starts; vLLM's own processes find it there."""
-_CARRIED = "FP16_PATCH_CARRIED"
-"""Names of the variables to carry."""
-_NEXT = "FP16_PATCH_NEXT_RUNTIME_ENV_HOOK"
 
 
 def carry(setup: str, variables: Iterable[str]) -> None:
@@ -28,20 +24,20 @@ def carry(setup: str, variables: Iterable[str]) -> None:
     A hook that the user has set is called before ours.
     """
     if (hook := os.environ.get(HOOK)) not in (None, _OURS):
-        os.environ[_NEXT] = str(hook)
-    os.environ[SETUP_VARIABLE] = setup
-    os.environ[_CARRIED] = ",".join([SETUP_VARIABLE, *variables])
+        os.environ[envs.NEXT_RUNTIME_ENV_HOOK] = str(hook)
+    os.environ[envs.SETUP] = setup
+    os.environ[envs.CARRIED] = ",".join([envs.SETUP, *variables])
     os.environ[HOOK] = _OURS
 
 
 def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
     """Called by ``ray.init``. Raises :class:`Fp16PatchError` where another setup hook stands already."""
-    if following := os.environ.get(_NEXT):
+    if following := os.environ.get(envs.NEXT_RUNTIME_ENV_HOOK):
         from ray._common.utils import load_class
 
         runtime_env = load_class(following)(runtime_env)
     extended = dict(runtime_env or {})
-    setup = os.environ[SETUP_VARIABLE]
+    setup = os.environ[envs.SETUP]
     if (other := extended.get("worker_process_setup_hook")) not in (None, setup):
         raise Fp16PatchError(
             f"Ray's runtime environment has worker_process_setup_hook={other!r}, and has room for one only",
@@ -49,7 +45,7 @@ def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
             allowed=setup,
             next_step=f"call {setup}() from your own hook, and start without this launcher's",
         )
-    ours = {name: os.environ[name] for name in os.environ[_CARRIED].split(",") if name in os.environ}
+    ours = {name: os.environ[name] for name in os.environ[envs.CARRIED].split(",") if name in os.environ}
     extended["env_vars"] = {**(extended.get("env_vars") or {}), **ours}
     extended["worker_process_setup_hook"] = setup
     return extended

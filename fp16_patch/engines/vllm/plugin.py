@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import pkgutil
 
-from fp16_patch import platforms
-from fp16_patch.engines.ray.runtime_env import SETUP_VARIABLE
+from fp16_patch import envs, platforms
 
 
 def activate() -> None:
     """Do what the environment asks for; nothing where it asks for nothing. What it raises ends the process."""
     platforms.activate()
-    if setup := os.environ.get(SETUP_VARIABLE):
+    if setup := os.environ.get(envs.SETUP):
         pkgutil.resolve_name(setup)()

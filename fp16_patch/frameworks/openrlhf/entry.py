@@ -17,26 +17,22 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fp16_patch import platforms
+from fp16_patch import envs
 from fp16_patch.engines.ray import runtime_env
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.frameworks.installation import unfit
 from fp16_patch.frameworks.openrlhf import config, plan, refusals, releases
-from fp16_patch.frameworks.openrlhf.mismatch import METRICS_VARIABLE
 from fp16_patch.patching import Patch, apply, when_imported
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, REPORTS_VARIABLE
 
 MODULE = "openrlhf.cli.train_ppo_ray"
 SETUP = "fp16_patch.frameworks.openrlhf.worker.activate"
-RUN_VARIABLE = "FP16_PATCH_RUN_RECORD"
-"""Carries what the driver knows into the controller: its host and pid, the changes, where the report goes."""
 
 CARRIED = (
-    ENVIRONMENT_VARIABLE,
-    REPORTS_VARIABLE,
-    RUN_VARIABLE,
-    platforms.ENVIRONMENT_VARIABLE,
-    METRICS_VARIABLE,
+    envs.PRECISION,
+    envs.REPORTS,
+    envs.RUN_RECORD,
+    envs.PLATFORM,
+    envs.METRICS,
 )
 
 
@@ -73,14 +69,14 @@ def unfit_installation(module: str) -> list[Fp16PatchError]:
 
 def flash_attention_missing() -> list[Fp16PatchError]:
     """OpenRLHF's models import it whether it is used or not; the CPU platform stands in for it."""
-    if importlib.util.find_spec("flash_attn") is not None or os.environ.get(platforms.ENVIRONMENT_VARIABLE):
+    if importlib.util.find_spec("flash_attn") is not None or os.environ.get(envs.PLATFORM):
         return []
     return [
         Fp16PatchError(
             "flash-attn is not installed, and OpenRLHF imports it",
             code="not-installed",
             allowed="flash-attn in the driver's and the workers' environment",
-            next_step=f"install it; without a GPU set {platforms.ENVIRONMENT_VARIABLE}=cpu (docs/cpu-platform.md)",
+            next_step=f"install it; without a GPU set {envs.PLATFORM}=cpu (docs/cpu-platform.md)",
         )
     ]
 
@@ -101,9 +97,9 @@ def accept(args: Any, settings: dict[str, Any]) -> None:
         "report_path": report,
     }
     os.environ |= {
-        ENVIRONMENT_VARIABLE: precision.to_environment(),
-        REPORTS_VARIABLE: os.path.dirname(report),
-        RUN_VARIABLE: json.dumps(record),
+        envs.PRECISION: precision.to_environment(),
+        envs.REPORTS: os.path.dirname(report),
+        envs.RUN_RECORD: json.dumps(record),
     }
     runtime_env.carry(SETUP, CARRIED)
     print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")

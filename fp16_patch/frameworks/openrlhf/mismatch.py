@@ -12,14 +12,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from fp16_patch import envs
 from fp16_patch.frameworks.openrlhf import releases
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, reports_folder
 
 Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
 
-METRICS_VARIABLE = "FP16_PATCH_METRICS"
-"""A file that gets one line of JSON a step: ``{"step": 1, "data": {...}}``, as verl's file logger writes them."""
 _BOTH = ("rollout_log_probs", "action_log_probs", "action_mask")
 _MISMATCH = "_fp16_patch_mismatch"  # on the experience maker: metrics of the batch it has just made
 
@@ -68,7 +67,7 @@ def write_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_logs_and_checkpoints(
         self: Controller, global_step: int, logs_dict: dict[str, Any] | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        if path := os.environ.get(METRICS_VARIABLE):
+        if path := os.environ.get(envs.METRICS):
             with open(path, "a") as file:
                 file.write(json.dumps({"step": global_step, "data": _plain(logs_dict or {})}) + "\n")
         return original(self, global_step, logs_dict, *args, **kwargs)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from fp16_patch import envs
 from fp16_patch.frameworks.openrlhf import reports as collect
 from fp16_patch.patching import status
 from fp16_patch.precision import Precision, long_name
@@ -49,9 +50,7 @@ def gather_with(controller: Controller, beside: dict[str, list[dict[str, Any]]])
 
 def publish(controller: Controller, when: str) -> None:
     """Gather, check against the flag, print (first time) and save."""
-    from fp16_patch.frameworks.openrlhf.entry import RUN_VARIABLE
-
-    record = json.loads(os.environ[RUN_VARIABLE])
+    record = json.loads(os.environ[envs.RUN_RECORD])
     driver = {"process": "driver", **record["driver"], "ledger": [], "roles": {}}
     reports = [driver, *gather(controller)]
     precision = Precision.in_force()

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf import plan
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+from fp16_patch.precision import Precision
 
 _armed = False
 
@@ -15,7 +16,7 @@ def activate() -> None:
     global _armed
     if Precision.from_environment() is None:
         raise Fp16PatchError(
-            f"{__name__}.activate was called without {ENVIRONMENT_VARIABLE}",
+            f"{__name__}.activate was called without {envs.PRECISION}",
             code="flag-not-propagated",
             next_step="start with `fp16-patch run -- python -m openrlhf.cli.train_ppo_ray ...`",
         )

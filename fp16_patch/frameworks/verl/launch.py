@@ -7,11 +7,12 @@ import os
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.installation import unfit
 from fp16_patch.frameworks.verl import releases
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, REPORTS_VARIABLE, Precision
+from fp16_patch.precision import Precision
 
 WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
 EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
@@ -35,8 +36,8 @@ def reach_every_process(config: DictConfig, precision: Precision, report_path: s
     """Put the flag into the run's Ray runtime environment; vLLM's child processes inherit it from there."""
     modules = [m for m in _current(config, EXTERNAL_MODULES).split(",") if m and m != WORKER_MODULE]
     variables = {
-        ENVIRONMENT_VARIABLE: precision.to_environment(),
-        REPORTS_VARIABLE: os.path.dirname(os.path.abspath(report_path)),
+        envs.PRECISION: precision.to_environment(),
+        envs.REPORTS: os.path.dirname(os.path.abspath(report_path)),
         EXTERNAL_MODULES: ",".join([*modules, WORKER_MODULE]),
     }
     with open_dict(config):

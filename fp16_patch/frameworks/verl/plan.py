@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import controller, receiver_failures, rollout, trainer
 from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint as fsdp_checkpoint
@@ -14,7 +15,7 @@ from fp16_patch.frameworks.verl.trainer_fsdp import loss_scaling as fsdp_scaling
 from fp16_patch.frameworks.verl.trainer_megatron import checkpoint as megatron_checkpoint
 from fp16_patch.frameworks.verl.trainer_megatron import engine as megatron
 from fp16_patch.patching import Patch, apply, when_imported
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+from fp16_patch.precision import Precision
 
 FSDP_PATCHES = fsdp.PATCHES + fsdp_scaling.PATCHES + fsdp_checkpoint.PATCHES
 MEGATRON_PATCHES = megatron.PATCHES + megatron_checkpoint.PATCHES
@@ -59,7 +60,7 @@ def activate() -> None:
     """Arm this process. Raises :class:`Fp16PatchError` if it was not started by the flag."""
     if Precision.from_environment() is None:
         raise Fp16PatchError(
-            f"fp16_patch.frameworks.verl.worker was imported without {ENVIRONMENT_VARIABLE}",
+            f"fp16_patch.frameworks.verl.worker was imported without {envs.PRECISION}",
             code="flag-not-propagated",
             next_step="do not set VERL_USE_EXTERNAL_MODULES yourself; use +precision@_global_=fp16",
         )

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fp16_patch import envs
 from fp16_patch.engines.vllm.precision import register_row
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.cpu.plan import apply_when_imported
@@ -25,7 +26,7 @@ from fp16_patch.patching import Patch
 if TYPE_CHECKING:
     import torch
 
-VARIABLE = "FP16_PATCH_ROLLOUT_SIGNIFICAND"
+VARIABLE = envs.ROLLOUT_SIGNIFICAND
 FEWEST, MOST = 1, 10
 
 

@@ -11,7 +11,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from fp16_patch.platforms import ENVIRONMENT_VARIABLE
+from fp16_patch import envs
 
 KV_CACHE_BYTES = 256 * 2**20
 """Per vLLM server: more than 100,000 tokens of a model of 4 layers with 4 key-value heads of 32."""
@@ -49,7 +49,7 @@ def openrlhf_environment(work_dir: Path, ranks: int) -> dict[str, str]:
     devices = 5 * ranks
     return {
         **_of_any_run(work_dir),
-        ENVIRONMENT_VARIABLE: "cpu",
+        envs.PLATFORM: "cpu",
         # OpenRLHF calls ray.init with nothing. Logical devices, and no worker before somebody asks for one.
         "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": devices + 1, "GPU": devices}),
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),

@@ -21,9 +21,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fp16_patch import envs
 from fp16_patch.lab.launch import processes
 
-MARK = "FP16_PATCH_RUN"
+MARK = envs.RECIPE_RUN
 """Variable of every process of a run: which one it is, and the folder it writes into."""
 
 _SHARED_MEMORY = Path("/dev/shm")

@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.launcher import OPENRLHF
-from fp16_patch.frameworks.openrlhf.mismatch import METRICS_VARIABLE
 from fp16_patch.lab.launch.command import Command, Job
 from fp16_patch.lab.launch.preflight import Needs, count
 from fp16_patch.lab.recipes.overrides import assignments, merge, render
@@ -106,7 +106,7 @@ def build_command(job: Job, module: str = MODULE) -> Command:
             *(option for key, value in values.items() if not _is_setting(key) and (option := _option(key, value))),
         ),
         environment={
-            METRICS_VARIABLE: str(files.metrics),
+            envs.METRICS: str(files.metrics),
             **(platform.openrlhf_environment(files.folder, ranks) if platform else {}),
             **job.instruments,
         },

@@ -13,12 +13,13 @@ from engine_ranks import Result
 from zero_building import Seen, backward, digest, new_engine, norm_of, scale_of, spoilt, train
 from zero_registry import STAGES, case, stock
 
+from fp16_patch import envs
 from fp16_patch.engines.deepspeed.replay import remember, trace_if_asked
 from fp16_patch.engines.deepspeed.step import last_update, scaler_of
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scale_rule import ScaleRule
 from fp16_patch.loss_scaling.update import describe
-from fp16_patch.precision import REPORTS_VARIABLE, Precision
+from fp16_patch.precision import Precision
 
 FP16_SUMS = {"data_types": {"grad_accum_dtype": "fp16"}}
 """ZeRO-1 averages no FP32 ones."""
@@ -259,7 +260,7 @@ stock("ceiling", ceiling, ranks=1)
 
 def traced(rank: int, *, settings: LossScaling, stage: int, reports: str) -> Result:
     """The second update traced on request must be the update it would have been."""
-    os.environ[REPORTS_VARIABLE] = f"{os.environ[REPORTS_VARIABLE]}/{reports}"
+    os.environ[envs.REPORTS] = f"{os.environ[envs.REPORTS]}/{reports}"
     engine = new_engine(stage, settings, accumulate=2)
     norms, done = [], []
     for _ in range(6):
@@ -269,7 +270,7 @@ def traced(rank: int, *, settings: LossScaling, stage: int, reports: str) -> Res
         engine.step()
         norms.append(norm_of(engine))
     torch.distributed.barrier()
-    written = {path.name: path.read_text() for path in sorted(Path(os.environ[REPORTS_VARIABLE]).glob("*.json"))}
+    written = {path.name: path.read_text() for path in sorted(Path(os.environ[envs.REPORTS]).glob("*.json"))}
     rows = {name: len(json.loads(text)["modules"]) for name, text in written.items()}
     return {"norms": norms, "done": done, "weights": digest(engine), "reports": rows}
 

@@ -14,10 +14,10 @@ from core_building import Training
 from core_registry import case, in_layout
 from engine_ranks import Result
 
+from fp16_patch import envs
 from fp16_patch.engines.megatron.replay import run_pass, stop_after_too_many
 from fp16_patch.engines.megatron.step import take_step
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.precision import REPORTS_VARIABLE
 
 STOPPING = LossScaling(init_scale=2.0**10, max_consecutive_skips=3)
 
@@ -38,7 +38,7 @@ def stopped(rank: int, *, name: str, bad: int, where: str | None = None, factor:
     training = Training(STOPPING, **options)
     if where is not None and rank == bad:
         overflowing(training, where)
-    os.environ[REPORTS_VARIABLE] = str(Path(os.environ[REPORTS_VARIABLE], name))
+    os.environ[envs.REPORTS] = str(Path(os.environ[envs.REPORTS], name))
 
     def run() -> object:
         return training.backward(factor=factor)
@@ -53,7 +53,7 @@ def stopped(rank: int, *, name: str, bad: int, where: str | None = None, factor:
             stop_after_too_many(training.optimizer, update, run, role="actor", in_bf16="use BF16")
         except RuntimeError as raised:
             error = str(raised)
-    report = Path(os.environ[REPORTS_VARIABLE], "overflow_report_actor.json")
+    report = Path(os.environ[envs.REPORTS], "overflow_report_actor.json")
     return {"updates": updates, "error": error, "report": json.loads(report.read_text()) if rank == 0 else None}
 
 
@@ -88,14 +88,14 @@ case("stop-unseen", without_a_batch)
 
 def traced(rank: int, *, trace: int | None, **options: Any) -> Result:
     """Three updates, the second of them traced or not."""
-    os.environ[REPORTS_VARIABLE] = str(Path(os.environ[REPORTS_VARIABLE], f"traced-{trace}"))
+    os.environ[envs.REPORTS] = str(Path(os.environ[envs.REPORTS], f"traced-{trace}"))
     training = Training(LossScaling(init_scale=2.0**10), **options)
     outputs = []
     for seed in range(3):
         run: Callable[[], Any] = lambda seed=seed: training.backward(seed)  # noqa: E731
         outputs.append(run_pass(training.optimizer, run, trace_update=trace, role="actor"))
         take_step(training.optimizer)
-    report = Path(os.environ[REPORTS_VARIABLE], "trace_of_update_2_actor.json")
+    report = Path(os.environ[envs.REPORTS], "trace_of_update_2_actor.json")
     modules = json.loads(report.read_text())["modules"] if report.exists() else []
     names = [row["module"] for row in sorted(modules, key=lambda row: row["forward_order"])]
     backwards = [row["module"] for row in sorted(modules, key=lambda row: row["backward_order"] or 0)]

@@ -8,6 +8,7 @@ import os
 import pytest
 from raising import raises_code
 
+from fp16_patch import envs
 from fp16_patch.engines.ray import runtime_env
 
 SETUP = "acme.worker.activate"
@@ -28,7 +29,7 @@ def test_the_job_gets_the_variables_and_the_setup() -> None:
     runtime_env.carry(SETUP, ("ACME_A", "ACME_B", "ACME_NOT_SET"))
     before = {"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["x"]}
     extended = runtime_env.extend(before)
-    carried = {"ACME_A": "1", "ACME_B": "2", runtime_env.SETUP_VARIABLE: SETUP}
+    carried = {"ACME_A": "1", "ACME_B": "2", envs.SETUP: SETUP}
     assert extended["env_vars"] == {"NCCL_DEBUG": "WARN", **carried}
     assert extended["worker_process_setup_hook"] == SETUP
     assert extended["pip"] == ["x"]

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from raising import check_error, raises_code
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks import installation
 from fp16_patch.frameworks.openrlhf import config, entry, refusals
 from fp16_patch.patching import checks
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+from fp16_patch.precision import Precision
 
 Arguments = Callable[..., Any]
 
@@ -222,7 +223,7 @@ def test_the_real_command_is_refused_before_ray_starts(options: list[str], named
     command = [sys.executable, "-m", "fp16_patch.cli", "run", "--", sys.executable, "-m"]
     trainer = ["openrlhf.cli.train_ppo_ray", "--actor.model_name_or_path", "/no/such/model"]
     estimator = ["--algo.advantage.estimator", "reinforce", "--reward.remote_url", "reward.py"]
-    environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != envs.PRECISION}
     done = subprocess.run(
         [*command, *trainer, *estimator, *options],
         capture_output=True,

@@ -15,7 +15,8 @@ import pytest
 from omegaconf import DictConfig
 
 import fp16_patch
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, Precision
+from fp16_patch import envs
+from fp16_patch.precision import Precision
 
 Compose = Callable[..., DictConfig]
 
@@ -58,7 +59,7 @@ def start(kind: str, folder: Path, modules: str, flag: dict[str, str]) -> subpro
     """Start a process that runs the cases of ``kind``, with these modules for verl to import."""
     folder.mkdir()
     paths = [str(Path(fp16_patch.__file__).parents[1]), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
-    environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE} | {
+    environment = {name: value for name, value in os.environ.items() if name != envs.PRECISION} | {
         "PYTHONPATH": os.pathsep.join(paths),
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": modules,
@@ -78,7 +79,7 @@ def start(kind: str, folder: Path, modules: str, flag: dict[str, str]) -> subpro
 def engine_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All cases, run once; the folder of their results."""
     folder, platform = tmp_path_factory.mktemp("engine"), "fp16_patch.lab.cpu.verl"
-    worker, flag = "fp16_patch.frameworks.verl.worker", {ENVIRONMENT_VARIABLE: Precision().to_environment()}
+    worker, flag = "fp16_patch.frameworks.verl.worker", {envs.PRECISION: Precision().to_environment()}
     processes = [
         start("flag", folder / "flag", f"{platform},{worker}", flag),
         start("stock", folder / "stock", platform, {}),

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import fp16_patch
-from fp16_patch.precision import ENVIRONMENT_VARIABLE, REPORTS_VARIABLE, Precision
+from fp16_patch import envs
+from fp16_patch.precision import Precision
 
 HERE = Path(__file__).parent
 FORKING = HERE.parents[1] / "support"
@@ -36,7 +37,7 @@ def megatron_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def flagged_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All cases with the flag, run once; the folder of their results."""
-    flag = {ENVIRONMENT_VARIABLE: Precision().to_environment()}
+    flag = {envs.PRECISION: Precision().to_environment()}
     yield from run("flag", tmp_path_factory.mktemp("flagged"), f"{PLATFORM},fp16_patch.frameworks.verl.worker", flag)
 
 
@@ -45,11 +46,11 @@ def run(kind: str, folder: Path, modules: str, flag: dict[str, str]) -> Iterator
     if not (find_spec("verl") and find_spec("megatron.bridge")):
         pytest.skip("needs verl, megatron-core and megatron-bridge")
     paths = [str(Path(fp16_patch.__file__).parents[1]), str(FORKING), os.environ.get("PYTHONPATH", "")]
-    environment = {name: value for name, value in os.environ.items() if name != ENVIRONMENT_VARIABLE} | {
+    environment = {name: value for name, value in os.environ.items() if name != envs.PRECISION} | {
         "PYTHONPATH": os.pathsep.join(paths),
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": modules,
-        REPORTS_VARIABLE: str(folder / "reports"),
+        envs.REPORTS: str(folder / "reports"),
         "OMP_NUM_THREADS": "1",
         "TORCHDYNAMO_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",

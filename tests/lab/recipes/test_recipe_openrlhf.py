@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from raising import raises_code
 
+from fp16_patch import envs
 from fp16_patch.frameworks.launcher import command_with_flag
 from fp16_patch.frameworks.openrlhf import config
-from fp16_patch.frameworks.openrlhf.mismatch import METRICS_VARIABLE
 from fp16_patch.lab.launch.command import ArmFiles, Command, Job
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.recipes.load import available, find, load
@@ -58,7 +58,7 @@ def test_the_command_of_an_arm(write_openrlhf: Write, tmp_path: Path) -> None:
     assert not [word for word in options if "train.seed" in word]
     at = options.index("--actor.adam.betas")
     assert options[at : at + 3] == ["--actor.adam.betas", "0.9", "0.95"]
-    assert command.environment[METRICS_VARIABLE] == str(files.metrics)
+    assert command.environment[envs.METRICS] == str(files.metrics)
     assert "\n  --actor.adam.betas 0.9 0.95 \\\n" in command.as_shell()
 
 

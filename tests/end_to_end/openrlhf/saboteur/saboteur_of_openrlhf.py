@@ -10,6 +10,7 @@ import shutil
 import signal
 from pathlib import Path
 
+from fp16_patch import envs
 from fp16_patch.patching import when_imported
 
 PLAN = "fp16_patch.frameworks.openrlhf.plan"
@@ -45,7 +46,7 @@ def lose_the_setup(_) -> None:
     from fp16_patch.engines.ray import runtime_env
 
     carry = runtime_env.carry
-    runtime_env.carry = lambda *_: carry(f"{platforms.__name__}.activate", (platforms.ENVIRONMENT_VARIABLE,))
+    runtime_env.carry = lambda *_: carry(f"{platforms.__name__}.activate", (envs.PLATFORM,))
 
 
 def bring_checkpoints_back(_) -> None:
