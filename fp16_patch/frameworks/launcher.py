@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision import setting_names
+from fp16_patch.precision.setting_names import check_overrides, check_settings
 
 VERL = ("verl.trainer.main_ppo",)
 OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
@@ -25,14 +25,7 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
     Raises :class:`Fp16PatchError` on a command that is not ``python [options] -m MODULE [arguments]`` of a framework
     this package knows, and on a word before the ``--`` that is no setting of it.
     """
-    for setting in settings:
-        if not setting.startswith("fp16_patch.") or "=" not in setting:
-            raise Fp16PatchError(
-                f"{setting!r} stands before the -- and is not a setting of this package",
-                code="setting-misplaced",
-                allowed="fp16_patch.<name>=<value>, such as fp16_patch.loss_scaling.init_scale=1024",
-                next_step="put the command and its own arguments after the --",
-            )
+    check_settings(settings)
     words = list(command)
     module_at = words.index("-m") + 1 if "-m" in words else len(words)
     module = words[module_at] if module_at < len(words) else None
@@ -44,8 +37,8 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
             next_step="give the trainer's own command after the --; with `ray job submit`, fp16-patch run goes inside",
         )
     head, arguments = words[:module_at], words[module_at + 1 :]
-    setting_names.check([*settings, *(arguments if module in VERL else [])])
     if module in VERL:
+        check_overrides(arguments)
         flag = [] if any(word.startswith(FLAG) for word in arguments) else [f"{FLAG}=fp16"]
         return [*head, module, *arguments, *flag, *settings]
     if module in OPENRLHF:

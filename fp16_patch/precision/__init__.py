@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a configuration says: the precision, its settings and their names. Knows no framework and no torch."""
+"""Define what a configuration says: the precision, its settings and their names. Imports no framework and no torch."""
 
 from fp16_patch.precision.loss_scaling import LossScaling
 from fp16_patch.precision.precision import (
-    KEYS,
     Precision,
     long_name,
     reports_folder,
@@ -11,7 +10,6 @@ from fp16_patch.precision.precision import (
 )
 
 __all__ = [
-    "KEYS",
     "LossScaling",
     "Precision",
     "long_name",

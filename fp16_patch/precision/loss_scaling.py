@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of dynamic loss scaling, in torch's names where torch has one, validated."""
+"""Define and validate the settings of dynamic loss scaling, under torch's names where torch has one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any
 from fp16_patch.errors import Fp16PatchError
 
 LIMITS = (2.0**-24, 2.0**31)
-"""Scales that FP32 can multiply a loss by, and divide a gradient by, without losing either."""
+"""Smallest and largest scale by which FP32 can multiply a loss and divide a gradient without losing either."""
 
 
 @dataclass(frozen=True)
 class LossScaling:
-    """The first four are arguments of ``torch.amp.GradScaler``; the others bound it. One meaning on every backend.
+    """The settings of a loss scaler, with one meaning on every engine.
 
-    Raises :class:`Fp16PatchError` on a value torch would accept and then scale wrongly with.
+    The first four are arguments of ``torch.amp.GradScaler``; the others bound it.
+
+    Raises:
+        Fp16PatchError: If torch would accept a value and then scale wrongly with it.
     """
 
     init_scale: float = 65536.0
@@ -67,7 +70,11 @@ class LossScaling:
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> LossScaling:
-        """Build from a configuration node; an unknown key is refused by name."""
+        """Build from a configuration node.
+
+        Raises:
+            Fp16PatchError: If a key is unknown or a value is not allowed.
+        """
         known = [field.name for field in fields(cls)]
         if not isinstance(settings, Mapping):
             raise Fp16PatchError(
@@ -87,7 +94,7 @@ class LossScaling:
         return cls(**settings)
 
     def as_dict(self) -> dict[str, float | int]:
-        """The inverse of :meth:`from_mapping`; JSON-able."""
+        """Return the configuration node, ready for JSON: the inverse of :meth:`from_mapping`."""
         return asdict(self)
 
 
@@ -98,7 +105,7 @@ def _number(name: str, value: object) -> float:
 
 
 def refuse(name: str, value: object, allowed: str) -> Fp16PatchError:
-    """The error for one setting that cannot be used."""
+    """Return the error for a loss scaling setting whose value is not allowed."""
     return Fp16PatchError(
         f"fp16_patch.loss_scaling.{name}={value!r} cannot be used",
         code="value-not-allowed",

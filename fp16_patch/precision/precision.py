@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the flag means: one Precision for the whole RL loop, and how it travels between processes."""
+"""Define the precision of the whole RL loop, and pass it between processes."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,23 @@ from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision.loss_scaling import LossScaling
 
-KEYS = ("train_dtype", "rollout_dtype", "loss_scaling", "fp32_modules", "trace_update", "keep_log_probs")
-"""A Precision as a configuration node."""
+DTYPES = ("train_dtype", "rollout_dtype")
 
 _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _SHORT = {long: short for short, long in _LONG.items()} | {name: name for name in _LONG} | {"half": "fp16"}
 
 
 def reports_folder() -> Path:
-    """Where this run's reports go."""
+    """Return the folder of this run's reports."""
     return Path(os.environ.get(envs.REPORTS, "."))
 
 
 def short_name(key: str, dtype: object) -> str:
-    """``"float16"``, ``"half"`` or ``"fp16"`` -> ``"fp16"``; anything else is refused, naming ``key``."""
+    """Return ``"fp16"``, ``"bf16"`` or ``"fp32"`` for a spelling such as ``"torch.float16"`` or ``"half"``.
+
+    Raises:
+        Fp16PatchError: If it is another dtype; the message names ``key``.
+    """
     name = str(dtype).removeprefix("torch.").lower()
     if name not in _SHORT:
         raise Fp16PatchError(
@@ -40,31 +44,34 @@ def short_name(key: str, dtype: object) -> str:
 
 
 def long_name(short: str) -> str:
-    """``"fp16"`` -> ``"float16"``, torch's and vLLM's spelling."""
+    """Return torch's and vLLM's spelling: ``"float16"`` for ``"fp16"``."""
     return _LONG[short]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The train dtype, the rollout dtype and how the loss is scaled.
+    """The settings under ``fp16_patch``; each field has the name of its configuration key.
 
-    ``train`` and ``rollout`` are ``"fp16"``, ``"bf16"`` or ``"fp32"``: nine combinations, those of the
-    paper's precision ablation. ``loss_scaling`` matters where ``train`` is ``"fp16"``.
+    The dtypes are ``"fp16"``, ``"bf16"`` or ``"fp32"`` in any of the nine combinations of the paper's precision
+    ablation; other spellings are normalized. ``loss_scaling`` is used where ``train_dtype`` is ``"fp16"``.
+
+    Raises:
+        Fp16PatchError: If a value is not allowed or contradicts another.
     """
 
-    train: str = "fp16"
-    rollout: str = "fp16"
+    train_dtype: str = "fp16"
+    rollout_dtype: str = "fp16"
     loss_scaling: LossScaling = field(default_factory=LossScaling)
     fp32_modules: tuple[str, ...] = ()
     """Shell-style patterns of module names that the trainer computes in FP32."""
     trace_update: int | None = None
-    """The update, counted from 1, whose overflow report is written whether it overflows or not."""
+    """The update, counted from 1, whose overflow report is written even if it does not overflow."""
     keep_log_probs: bool = False
-    """Whether the log-probs of both engines are kept, token by token, beside the precision report."""
+    """Whether to save the log-probs of both engines, token by token, beside the precision report."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "train", short_name("fp16_patch.train_dtype", self.train))
-        object.__setattr__(self, "rollout", short_name("fp16_patch.rollout_dtype", self.rollout))
+        for key in DTYPES:
+            object.__setattr__(self, key, short_name(f"fp16_patch.{key}", getattr(self, key)))
         object.__setattr__(self, "fp32_modules", _patterns(self.fp32_modules))
         if type(self.keep_log_probs) is not bool:
             raise Fp16PatchError(
@@ -80,9 +87,10 @@ class Precision:
                 allowed="null, or a whole number counted from 1",
                 next_step="set it to the update to trace, or remove it",
             )
-        if self.trace_update is not None and self.train != "fp16":
+        if self.trace_update is not None and self.train_dtype != "fp16":
             raise Fp16PatchError(
-                f"fp16_patch.trace_update={self.trace_update}: training in {self.train} has no loss scale to trace",
+                f"fp16_patch.trace_update={self.trace_update}: training in {self.train_dtype} has no loss scale to "
+                "trace",
                 code="setting-contradicts",
                 allowed="a train dtype of fp16",
                 next_step="remove fp16_patch.trace_update",
@@ -90,24 +98,27 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """``"fp16"``, or ``"fp16 train, bf16 rollout"`` where the two sides differ."""
-        return self.train if self.train == self.rollout else f"{self.train} train, {self.rollout} rollout"
+        """Return ``"fp16"``, or ``"fp16 train, bf16 rollout"`` if the two sides differ."""
+        train, rollout = self.train_dtype, self.rollout_dtype
+        return train if train == rollout else f"{train} train, {rollout} rollout"
 
     @classmethod
     def from_mapping(cls, node: Mapping[str, Any]) -> Precision:
-        """Build from the ``train_dtype``, ``rollout_dtype`` and ``loss_scaling`` of a configuration node.
+        """Build a Precision from a configuration node; both dtypes are required.
 
-        Raises :class:`Fp16PatchError` on a key that is missing or unknown.
+        Raises:
+            Fp16PatchError: If a key is missing or unknown, or a value is not allowed.
         """
+        known = [field.name for field in fields(cls)]
         for key in node:
-            if key not in KEYS:
+            if key not in known:
                 raise Fp16PatchError(
                     f"unknown setting fp16_patch.{key}={node[key]!r}",
                     code="unknown-setting",
-                    allowed=", ".join(KEYS),
+                    allowed=", ".join(known),
                     next_step="correct the spelling or remove the override",
                 )
-        for key in KEYS[:2]:
+        for key in DTYPES:
             if node.get(key) is None:
                 raise Fp16PatchError(
                     f"fp16_patch.{key} is not set",
@@ -116,37 +127,32 @@ class Precision:
                     next_step="use the flag's own option, +precision@_global_=fp16, and override from there",
                 )
         loss_scaling = node.get("loss_scaling")
-        return cls(
-            train=node["train_dtype"],
-            rollout=node["rollout_dtype"],
-            loss_scaling=LossScaling.from_mapping({} if loss_scaling is None else loss_scaling),
-            fp32_modules=node.get("fp32_modules") or (),
-            trace_update=node.get("trace_update"),
-            keep_log_probs=node.get("keep_log_probs", False),
-        )
+        given = {
+            **node,
+            "loss_scaling": LossScaling.from_mapping({} if loss_scaling is None else loss_scaling),
+            "fp32_modules": node.get("fp32_modules") or (),
+        }
+        return cls(**given)
 
     def as_mapping(self) -> dict[str, Any]:
-        """The inverse of :meth:`from_mapping`; JSON-able."""
-        return {
-            "train_dtype": self.train,
-            "rollout_dtype": self.rollout,
-            "loss_scaling": self.loss_scaling.as_dict(),
-            "fp32_modules": list(self.fp32_modules),
-            "trace_update": self.trace_update,
-            "keep_log_probs": self.keep_log_probs,
-        }
+        """Return the configuration node, ready for JSON: the inverse of :meth:`from_mapping`."""
+        return {**asdict(self), "fp32_modules": list(self.fp32_modules)}
 
     def to_environment(self) -> str:
         """Return the value of ``envs.PRECISION`` for child processes."""
         return json.dumps(self.as_mapping(), sort_keys=True)
 
     @classmethod
-    def in_force(cls) -> Precision:
-        """The Precision of a process that the flag has started. Raises :class:`Fp16PatchError` in any other."""
+    def current(cls) -> Precision:
+        """Return the Precision of this process, which the flag has started.
+
+        Raises:
+            Fp16PatchError: If the flag is off in this process.
+        """
         precision = cls.from_environment()
         if precision is None:
             raise Fp16PatchError(
-                "the flag has not reached this process, which was to run under it",
+                f"{envs.PRECISION} is not set in this process: the flag was not propagated to it",
                 code="flag-not-propagated",
                 allowed=f"{envs.PRECISION} in the environment of every process of the run",
                 next_step="look for what replaces Ray's runtime environment or RAY_RUNTIME_ENV_HOOK (`uv run` does)",
@@ -155,21 +161,25 @@ class Precision:
 
     @classmethod
     def from_environment(cls) -> Precision | None:
-        """The Precision this process was started with; None when the flag is off."""
-        value = os.environ.get(envs.PRECISION)
-        if not value:
-            return None
-        try:
-            node = json.loads(value)
-        except json.JSONDecodeError:
-            node = None
-        if not isinstance(node, dict):
-            raise Fp16PatchError(
-                f"the environment variable {envs.PRECISION}={value!r} is not what the flag writes there",
-                code="environment-unreadable",
-                next_step=f"unset {envs.PRECISION}; the flag sets it for the processes that need it",
-            )
-        return cls.from_mapping(node)
+        """Return the Precision this process was started with; None if the flag is off."""
+        text = os.environ.get(envs.PRECISION)
+        return _parse(text) if text else None
+
+
+@functools.lru_cache
+def _parse(text: str) -> Precision:
+    """Cached on the variable's text: a child process with another text never gets its parent's Precision."""
+    try:
+        node = json.loads(text)
+    except json.JSONDecodeError:
+        node = None
+    if not isinstance(node, dict):
+        raise Fp16PatchError(
+            f"the environment variable {envs.PRECISION}={text!r} is not JSON that the flag has written",
+            code="environment-unreadable",
+            next_step=f"unset {envs.PRECISION}; the flag sets it for the processes that need it",
+        )
+    return Precision.from_mapping(node)
 
 
 def _patterns(value: object) -> tuple[str, ...]:

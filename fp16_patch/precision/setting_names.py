@@ -1,27 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of all settings, and a misspelt one found before a framework is imported or Hydra composes."""
+"""Name every setting and refuse a misspelt one before a framework is imported or Hydra composes."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.precision import KEYS
 from fp16_patch.precision.loss_scaling import LossScaling
+from fp16_patch.precision.precision import Precision
 
 PREFIX = "fp16_patch."
 NAMES = (
-    *(f"{PREFIX}{key}" for key in (*KEYS, "report_path")),
+    *(f"{PREFIX}{field.name}" for field in fields(Precision)),
+    f"{PREFIX}report_path",
     *(f"{PREFIX}loss_scaling.{field.name}" for field in fields(LossScaling)),
 )
 
 
-def check(words: Iterable[str]) -> None:
-    """Raises :class:`Fp16PatchError` on every ``fp16_patch.<name>=<value>`` among ``words`` that has no such name.
+def check_settings(settings: Sequence[str]) -> None:
+    """Check the words before the ``--`` of ``fp16-patch run``.
+
+    Raises:
+        Fp16PatchError: If a word is not ``fp16_patch.<name>=<value>`` of a known setting.
+    """
+    for word in settings:
+        if not word.startswith(PREFIX) or "=" not in word:
+            raise Fp16PatchError(
+                f"{word!r} stands before the -- and is not a setting of this package",
+                code="setting-misplaced",
+                allowed="fp16_patch.<name>=<value>, such as fp16_patch.loss_scaling.init_scale=1024",
+                next_step="put the command and its own arguments after the --",
+            )
+    check_overrides(settings)
+
+
+def check_overrides(words: Iterable[str]) -> None:
+    """Check the words of a command line that begin with ``fp16_patch.``; ignore the others.
 
     Hydra's own error would advise to add the key with a ``+``.
+
+    Raises:
+        Fp16PatchError: If a setting is unknown; names every one.
     """
     problems = []
     for word in words:

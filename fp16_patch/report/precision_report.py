@@ -49,11 +49,11 @@ def merge_roles(reports: Iterable[Mapping[str, Any]]) -> Rows:
 def expected(precision: Precision, role: str) -> dict[str, tuple[str, ...]]:
     """Row -> what the flag promises there. Rows not named are reported and not promised."""
     if role in ("rollout", "reward model", "teacher"):
-        rollout = long_name(precision.rollout)
+        rollout = long_name(precision.rollout_dtype)
         return {"weights": (rollout,), "compute": (rollout,), "kv_cache": (rollout, "not allocated")}
     promised: dict[str, tuple[str, ...]] = {
         "master_weights": ("float32",),
-        "compute": (long_name(precision.train),),
+        "compute": (long_name(precision.train_dtype),),
     }
     if role in TRAINABLE:
         promised |= {
@@ -82,8 +82,8 @@ def broken_promises(
             if " | " in rows["loss_scale"]:
                 problems.append(_broken(role, "loss_scale", rows["loss_scale"], "the same on every rank"))
             scaled = rows["loss_scale"] != "none"
-            if scaled != (precision.train == "fp16"):
-                wanted = "a dynamic loss scale" if precision.train == "fp16" else "none"
+            if scaled != (precision.train_dtype == "fp16"):
+                wanted = "a dynamic loss scale" if precision.train_dtype == "fp16" else "none"
                 problems.append(_broken(role, "loss_scale", rows["loss_scale"], wanted))
     return problems
 

@@ -24,10 +24,10 @@ class PrecisionSearchPath(SearchPathPlugin):
 
 def _check_settings(words: list[str]) -> None:
     from fp16_patch.errors import Fp16PatchError
-    from fp16_patch.precision import setting_names
+    from fp16_patch.precision.setting_names import check_overrides
 
     try:
-        setting_names.check(words)
+        check_overrides(words)
     except Fp16PatchError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
+import yaml
 from raising import raises_code
 
 from fp16_patch import envs
+from fp16_patch.frameworks.verl import conf
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision, long_name, short_name
 
@@ -43,7 +47,7 @@ def test_a_name_that_is_no_precision_is_refused_with_its_key(name: object) -> No
 @pytest.mark.parametrize("side", ["train", "rollout"])
 def test_each_side_is_refused_under_its_own_key(side: str) -> None:
     with raises_code("not-a-precision", f"fp16_patch.{side}_dtype='fp8'"):
-        Precision(**{side: "fp8"})
+        Precision(**{f"{side}_dtype": "fp8"})
 
 
 def test_the_name_says_where_the_sides_differ() -> None:
@@ -96,6 +100,32 @@ def test_a_wrong_node_is_refused_by_key_and_value(
     monkeypatch.setenv(envs.PRECISION, json.dumps(node))
     with raises_code(code, named):
         Precision.from_environment()
+
+
+def test_a_forked_process_with_another_text_gets_its_own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(envs.PRECISION, Precision("fp16", "bf16").to_environment())
+    assert Precision.current() is Precision.current()
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        os.environ[envs.PRECISION] = Precision("bf16", "fp32").to_environment()
+        os.write(writer, Precision.current().name.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 99) == b"bf16 train, fp32 rollout"
+    assert Precision.current() == Precision("fp16", "bf16")
+    monkeypatch.delenv(envs.PRECISION)
+    with raises_code("flag-not-propagated", envs.PRECISION):
+        Precision.current()
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "fp32"])
+def test_the_config_group_has_the_defaults_of_the_dataclasses(name: str) -> None:
+    node = yaml.safe_load((Path(conf.__file__).parent / f"precision/{name}.yaml").read_text())["fp16_patch"]
+    assert node.pop("report_path") is None
+    assert node.pop("applied").startswith("${fp16_patch_callback_did_not_run:")
+    assert Precision.from_mapping(node) == Precision(name, name)
+    if name == "fp16":  # the group lists every setting
+        assert node == Precision().as_mapping()
 
 
 def test_loss_scaling_may_be_left_out() -> None:

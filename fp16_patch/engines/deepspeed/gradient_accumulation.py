@@ -20,7 +20,7 @@ def in_their_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def get_all_grad_tensors(self: Optimizer, tensor_list: Any, dtype: Any) -> Any:
         gradients = original(self, tensor_list, dtype)
-        if Precision.in_force().train != "fp16":
+        if Precision.current().train_dtype != "fp16":
             return gradients
         return [gradient.to(dtype) for gradient in gradients]
 

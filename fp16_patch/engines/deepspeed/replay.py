@@ -29,7 +29,7 @@ def trace_if_asked(engine: Engine, scaler: Any, run: Callable[[], object], *, ro
     Call it in place of a micro-batch's forward and backward: it is the pass that would have been, not one more. The
     report is of the last micro-batch of that update.
     """
-    update = Precision.in_force().trace_update
+    update = Precision.current().trace_update
     if update is None or update != scaler.counts.updates + 1 or not engine.is_gradient_accumulation_boundary():
         return False
     _, path = _examine(engine, scaler, run, f"update {update} was to be traced", f"trace_of_update_{update}_{role}")

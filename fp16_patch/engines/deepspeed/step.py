@@ -38,8 +38,8 @@ def install_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def _configure_optimizer(self: Engine, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        precision = Precision.in_force()
-        if precision.train == "fp16":
+        precision = Precision.current()
+        if precision.train_dtype == "fp16":
             from fp16_patch.engines.deepspeed.refusals import refusals
 
             if errors := refusals(self):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision import Precision, long_name, setting_names, short_name
+from fp16_patch.precision import Precision, long_name, short_name
+from fp16_patch.precision.setting_names import check_settings
 
 
 def settings(overrides: Sequence[str]) -> dict[str, Any]:
@@ -19,15 +20,7 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
-    for override in overrides:
-        if "=" not in override or not override.startswith(setting_names.PREFIX):
-            raise Fp16PatchError(
-                f"{override!r} is not a setting of this package",
-                code="unknown-setting",
-                allowed=", ".join(setting_names.NAMES) + ", each with =VALUE",
-                next_step="put the arguments of OpenRLHF after the --",
-            )
-    setting_names.check(overrides)
+    check_settings(overrides)
     for override in overrides:
         try:
             OmegaConf.from_dotlist([override])
@@ -64,8 +57,8 @@ def _of_precision(given: dict[str, Any]) -> dict[str, Any]:
 
 def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:
     """Change what can be changed in the arguments themselves; return every change the flag makes, these and others."""
-    changes = [_change("vLLM dtype", "bfloat16", long_name(precision.rollout))]
-    if precision.train == "fp16":
+    changes = [_change("vLLM dtype", "bfloat16", long_name(precision.rollout_dtype))]
+    if precision.train_dtype == "fp16":
         if args.ds.grad_accum_dtype != "fp32":
             changes.append(_change("--ds.grad_accum_dtype", args.ds.grad_accum_dtype, "fp32"))
             args.ds.grad_accum_dtype = "fp32"

@@ -36,7 +36,7 @@ def measure_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
         experiences = original(self, rollout_samples)
         measured = [e for e in experiences if e.rollout_log_probs is not None and e.action_log_probs is not None]
         found: dict[str, float] = {}
-        if Precision.in_force().keep_log_probs:
+        if Precision.current().keep_log_probs:
             for experience in measured:
                 both = (getattr(experience, name) for name in _BOTH)
                 log_prob_store.keep(reports_folder() / log_prob_store.FOLDER, *both)

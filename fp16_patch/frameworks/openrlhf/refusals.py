@@ -20,7 +20,7 @@ def unsupported(args: Args, precision: Precision) -> list[Fp16PatchError]:
     """Every argument of this run that the flag cannot honour."""
     return [
         *_rollout(args, precision),
-        *(_trainer(args) if precision.train == "fp16" else ()),
+        *(_trainer(args) if precision.train_dtype == "fp16" else ()),
         *_fp32_modules(precision),
         *_kept_log_probs(args, precision),
     ]
@@ -36,7 +36,7 @@ def _rollout(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
             "(trainer/ray/ppo_actor.py:478), in any precision"
         )
         yield _refusal("--ds.lora.rank", args.ds.lora.rank, why, "0", "train all weights, or use verl's LoRA")
-    if precision.rollout != "fp16":
+    if precision.rollout_dtype != "fp16":
         return
     refused = float16_refusing_model_types()
     for model_type in model_type_of(str(args.actor.model_name_or_path)):

@@ -53,11 +53,11 @@ def publish(controller: Controller, when: str) -> None:
     record = json.loads(os.environ[envs.RUN_RECORD])
     driver = {"process": "driver", **record["driver"], "ledger": [], "roles": {}}
     reports = [driver, *gather(controller)]
-    precision = Precision.in_force()
+    precision = Precision.current()
     report.publish(precision, reports, record["changes"], record["report_path"], when, _deepspeeds_own(precision))
 
 
 def _deepspeeds_own(precision: Precision) -> Mapping[str, tuple[str, ...]]:
     """DeepSpeed sends gradients between ranks in the train dtype, and in BF16 adds them up in it too."""
-    half = (long_name(precision.train),)
-    return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train == "bf16" else {})
+    half = (long_name(precision.train_dtype),)
+    return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train_dtype == "bf16" else {})

@@ -28,7 +28,7 @@ def rollout_in_its_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         setattr(self, LOOP, asyncio.get_running_loop())
-        kwargs["dtype"] = long_name(Precision.in_force().rollout)
+        kwargs["dtype"] = long_name(Precision.current().rollout_dtype)
         await original(self, *args, **kwargs)
 
     return __init__

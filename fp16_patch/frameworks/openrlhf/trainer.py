@@ -39,7 +39,7 @@ def with_our_loss_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_ds_train_config(self: Strategy, *args: Any, **kwargs: Any) -> dict[str, Any]:
         config: dict[str, Any] = original(self, *args, **kwargs)
         if config["fp16"]["enabled"]:
-            config = configured(config, Precision.in_force().loss_scaling)
+            config = configured(config, Precision.current().loss_scaling)
         return config
 
     return get_ds_train_config

@@ -86,7 +86,7 @@ def add_mismatch_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
         metrics: dict[str, Any] = original(data)
         both = [data.batch[name] for name in ("rollout_log_probs", "old_log_probs", "response_mask")]
         found = mismatch_metrics(*both)
-        if Precision.in_force().keep_log_probs:
+        if Precision.current().keep_log_probs:
             log_prob_store.keep(reports_folder() / log_prob_store.FOLDER, *both)
         return metrics | {f"mismatch/{name}": value for name, value in found.items()}
 
@@ -129,7 +129,7 @@ def _driver_report(flag: Any) -> dict[str, Any]:
 def publish(trainer: Trainer, when: str) -> None:
     """Gather, check against the flag, print (first time) and save."""
     flag = trainer.config.fp16_patch
-    precision_report.publish(Precision.in_force(), gather(trainer), changes_of(flag), flag.report_path, when)
+    precision_report.publish(Precision.current(), gather(trainer), changes_of(flag), flag.report_path, when)
 
 
 def changes_of(flag: Any) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ IN_BF16 = "train in BF16: +precision@_global_=bf16"
 
 def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) -> None:
     """The report of update ``fp16_patch.trace_update``, made before it; the update is what it would have been."""
-    update = Precision.in_force().trace_update
+    update = Precision.current().trace_update
     if update is None or update != scaler.counts.updates + 1:
         return
     with _another_pass(engine):

@@ -34,9 +34,9 @@ def sections(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
     """Every key of the Megatron engines that the flag is answerable for."""
-    half = precision.train == "fp16"
+    half = precision.train_dtype == "fp16"
     for role, section in sections(config):
-        yield Rule(f"{section}.megatron.dtype", long_name(precision.train), ("bfloat16",))
+        yield Rule(f"{section}.megatron.dtype", long_name(precision.train_dtype), ("bfloat16",))
         if half and _has_experts(config) and not _follows_the_actor(config, section):
             why = "a router in FP16 sends tokens to other experts than the rollout's"
             yield Rule(f"{section}.megatron.override_transformer_config.moe_router_dtype", "fp32", (MISSING, None), why)

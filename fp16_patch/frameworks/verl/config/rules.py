@@ -43,18 +43,18 @@ class Change:
 
 def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
     """Every key the flag is answerable for, on this configuration."""
-    train, rollout = long_name(precision.train), long_name(precision.rollout)
+    train, rollout = long_name(precision.train_dtype), long_name(precision.rollout_dtype)
     for path in TRAINER_ENGINES.values():
         if OmegaConf.select(config, path) is None:
             continue
         why = "in FP16, master weights go non-finite at AdamW's first step; in BF16 they lose small updates"
         yield Rule(f"{path}.model_dtype", "fp32", (None,), why)
         yield Rule(f"{path}.dtype", train, ("bfloat16",))
-        yield Rule(f"{path}.mixed_precision.param_dtype", precision.train, (MISSING,))
+        yield Rule(f"{path}.mixed_precision.param_dtype", precision.train_dtype, (MISSING,))
         yield Rule(f"{path}.mixed_precision.reduce_dtype", "fp32", (MISSING,))
         yield Rule(f"{path}.mixed_precision.buffer_dtype", "fp32", (MISSING,))
         # FSDP2 accumulates unsharded gradients in the reduce dtype, FP32.
-        if precision.train == "fp16" and _select(config, f"{path.rpartition('.')[0]}.strategy") == "fsdp":
+        if precision.train_dtype == "fp16" and _select(config, f"{path.rpartition('.')[0]}.strategy") == "fsdp":
             why = "FSDP1's no_sync accumulates gradients in the compute dtype, FP16"
             yield Rule(f"{path}.use_no_sync_for_gradient_accumulation", False, (), why)
     yield from megatron_rules.rules(config, precision)

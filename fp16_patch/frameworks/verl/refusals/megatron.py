@@ -58,9 +58,9 @@ def unsupported(config: DictConfig, precision: Precision, critic: bool) -> Itera
         yield from unfit_installation()
     for role, section in engines.items():
         yield from _engine(config, f"{section}.megatron", trains=role != "reference")
-        if role != "reference" and precision.train == "fp16":
+        if role != "reference" and precision.train_dtype == "fp16":
             yield from _optimizer(config, f"{section}.optim")
-    if engines and precision.train == "fp16":
+    if engines and precision.train_dtype == "fp16":
         yield from megatron_resume.from_other_trainers(config)
     for pattern in precision.fp32_modules if engines else ():
         if not fnmatchcase("mlp.router", f"*{pattern.strip('*')}*"):

@@ -22,7 +22,7 @@ _ROLES = {"actor": "actor_rollout_ref.actor", "critic": "critic"}
 
 def unreadable(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
     """Every damaged or foreign file among them."""
-    checkpoint = _checkpoint(config) if precision.train == "fp16" else None
+    checkpoint = _checkpoint(config) if precision.train_dtype == "fp16" else None
     if checkpoint is None:
         return
     for folder, section in _ROLES.items():

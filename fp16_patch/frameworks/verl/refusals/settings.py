@@ -93,7 +93,7 @@ def _rollout(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchErro
         yield refusal(f"{rollout}.name", name, "only vLLM is covered", "vllm", f"set {rollout}.name=vllm")
     if value_of(config, f"{rollout}.quantization"):
         value = value_of(config, f"{rollout}.quantization")
-        why = f"a quantized rollout is not {precision.rollout}"
+        why = f"a quantized rollout is not {precision.rollout_dtype}"
         yield refusal(f"{rollout}.quantization", value, why, "null", "remove it")
     if (value_of(config, f"{rollout}.data_parallel_size") or 1) > 1:
         value = value_of(config, f"{rollout}.data_parallel_size")
@@ -116,7 +116,7 @@ def _engine_arguments(path: str, config: DictConfig, precision: Precision) -> It
         hidden = name == "hf_overrides" and "dtype" in str(value)
         sets_dtype = name in ("dtype", "kv_cache_dtype", "quantization", "worker_extension_cls")
         if value is not None and (hidden or (sets_dtype and not _harmless(name, value, precision))):
-            why = f"it overrides what the flag gives vLLM ({precision.rollout})"
+            why = f"it overrides what the flag gives vLLM ({precision.rollout_dtype})"
             yield refusal(f"{path}.{key}", value, why, "unset", f"remove {path}.{key}")
 
 
@@ -126,7 +126,7 @@ def _harmless(key: str, value: Any, precision: Precision) -> bool:
     if key not in ("dtype", "kv_cache_dtype"):
         return False
     try:
-        return short_name(key, value) == precision.rollout
+        return short_name(key, value) == precision.rollout_dtype
     except Fp16PatchError:
         return False
 
@@ -140,7 +140,7 @@ def _weight_transport(config: DictConfig) -> Iterator[Fp16PatchError]:
 
 
 def _model(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
-    if precision.rollout != "fp16":
+    if precision.rollout_dtype != "fp16":
         return
     key = "actor_rollout_ref.model.path"
     path = value_of(config, key)

@@ -29,9 +29,9 @@ def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
     def _build_fsdp_module(self: Engine, module: Any) -> Any:
         import torch
 
-        precision = Precision.in_force()
+        precision = Precision.current()
         wrapped = build_with_fp32_modules(original, self, module, precision.fp32_modules)
-        wanted = getattr(torch, long_name(precision.train))
+        wanted = getattr(torch, long_name(precision.train_dtype))
         if self._autocast_dtype != wanted:
             raise Fp16PatchError(
                 f"verl built an engine that computes in {self._autocast_dtype}, not {wanted}",
@@ -59,7 +59,7 @@ def merged_lora_in_rollout_dtype(_original: Callable[..., Any]) -> Callable[...,
         )
         from verl.utils.model import convert_weight_keys
 
-        dtype = getattr(torch, long_name(Precision.in_force().rollout))
+        dtype = getattr(torch, long_name(Precision.current().rollout_dtype))
         try:
             # The tensors alias the module's storage, and the context restores the unmerged weights on
             # exit: each one is copied while the context is open.

@@ -23,7 +23,7 @@ def new_scaler(module: Any) -> Any:
 
     from fp16_patch.engines.fsdp.scaler import LossScaler
 
-    return LossScaler(Precision.in_force().loss_scaling, get_device_name(), module=module)
+    return LossScaler(Precision.current().loss_scaling, get_device_name(), module=module)
 
 
 def clip_and_step(original: Callable[..., Any]) -> Callable[..., Any]:

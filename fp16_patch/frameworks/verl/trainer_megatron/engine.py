@@ -31,7 +31,7 @@ def check_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
         original(self)
-        wanted = getattr(torch, long_name(Precision.in_force().train))
+        wanted = getattr(torch, long_name(Precision.current().train_dtype))
         if self.param_dtype != wanted:
             raise Fp16PatchError(
                 f"verl built a Megatron engine that computes in {self.param_dtype}, not {wanted}",
@@ -48,8 +48,8 @@ def govern_scalers(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def _build_optimizer(self: Engine) -> Any:
         optimizer = original(self)
-        precision = Precision.in_force()
-        if precision.train == "fp16":
+        precision = Precision.current()
+        if precision.train_dtype == "fp16":
             from fp16_patch.engines.megatron import scaler_setup
 
             self.scaler = scaler_setup.govern(optimizer, precision.loss_scaling, self.module)
