@@ -12,6 +12,7 @@ from typing import Any
 
 from fp16_patch.engines.deepspeed import releases
 from fp16_patch.engines.deepspeed.step import scaler_of
+from fp16_patch.log import logger
 from fp16_patch.loss_scaling import state_file
 from fp16_patch.patching import Patch
 
@@ -55,9 +56,7 @@ def load_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:  # DeepSpeed puts the saved scaler there, settings and all
             optimizer.loss_scaler, optimizer.dynamic_loss_scale = scaler, True
         if result[0] is not None:
-            said = _resume(scaler, saved, stock, folder, self.skipped_steps)
-            if self.global_rank == 0:
-                print(f"fp16_patch: {said}", flush=True)
+            logger.info(_resume(scaler, saved, stock, folder, self.skipped_steps))
         return result
 
     return load_checkpoint

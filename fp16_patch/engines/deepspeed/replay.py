@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.log import logger
 from fp16_patch.precision import Precision
 
 _RUN = "_fp16_patch_run"  # on an engine: its role, how BF16 is asked for, and its last micro-batch as a function
@@ -33,8 +34,7 @@ def trace_if_asked(engine: Engine, scaler: Any, run: Callable[[], object], *, ro
     if update is None or update != scaler.counts.updates + 1 or not engine.is_gradient_accumulation_boundary():
         return False
     _, path = _examine(engine, scaler, run, f"update {update} was to be traced", f"trace_of_update_{update}_{role}")
-    if engine.global_rank == 0:
-        print(f"fp16_patch: gradients of update {update} traced: {path}", flush=True)
+    logger.info("gradients of update %s traced: %s", update, path)
     return True
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fp16_patch.engines.megatron.scaler_setup import required_governor
 from fp16_patch.engines.megatron.sub_optimizers import Optimizer
+from fp16_patch.log import logger
 from fp16_patch.loss_scaling.update import Update
 
 T = TypeVar("T")
@@ -26,8 +27,7 @@ def run_pass(optimizer: Optimizer, run: Callable[[], T], *, trace_update: int | 
     results: list[T] = []
     reason, stem = f"update {trace_update} was to be traced", f"trace_of_update_{trace_update}_{role}"
     _, path = _examine(optimizer, governor, lambda: results.append(run()), reason, stem)
-    if _writes():
-        print(f"fp16_patch: gradients of update {trace_update} traced: {path}", flush=True)
+    logger.info("gradients of update %s traced: %s", trace_update, path)
     return results[0]
 
 

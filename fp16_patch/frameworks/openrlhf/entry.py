@@ -22,6 +22,7 @@ from fp16_patch.engines.ray import runtime_env
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.frameworks.installation import unfit
 from fp16_patch.frameworks.openrlhf import config, plan, refusals, releases
+from fp16_patch.log import logger
 from fp16_patch.patching import Patch, apply, when_imported
 
 MODULE = "openrlhf.cli.train_ppo_ray"
@@ -102,9 +103,8 @@ def accept(args: Any, settings: dict[str, Any]) -> None:
         envs.RUN_RECORD: json.dumps(record),
     }
     runtime_env.carry(SETUP, CARRIED)
-    print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")
-    for change in changes:
-        print(f"  {change['key']}: {change['before']} -> {change['after']}", flush=True)
+    lines = [f"\n  {change['key']}: {change['before']} -> {change['after']}" for change in changes]
+    logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
 
 
 def _accepting(settings: dict[str, Any]) -> Patch:

@@ -15,6 +15,7 @@ from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.frameworks.verl import launch
 from fp16_patch.frameworks.verl.config import command_line, rules
 from fp16_patch.frameworks.verl.refusals import resume, settings
+from fp16_patch.log import logger
 from fp16_patch.precision import Precision
 
 
@@ -77,9 +78,8 @@ def apply_flag(config: DictConfig) -> list[rules.Change]:
             "driver": {"host": platform.node(), "pid": os.getpid()},
             "changes": [change.as_dict() for change in changes],
         }
-    print(f"fp16_patch: precision {precision.name}, {len(changes)} settings changed")
-    for change in changes:
-        print(f"  {change.key}: {change.before} -> {change.after}")
+    lines = [f"\n  {change.key}: {change.before} -> {change.after}" for change in changes]
+    logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
     return changes
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.log import logger
 from fp16_patch.precision import Precision
 
 Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
@@ -34,8 +35,7 @@ def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) 
             return
         reason, stem = f"update {update} was to be traced", f"trace_of_update_{update}"
         _, path = _examine(engine, scaler, (data, loss_function), scaler.get_scale(), reason, stem)
-    if engine.rank == 0:
-        print(f"fp16_patch: gradients of update {update} traced: {path}", flush=True)
+    logger.info("gradients of update %s traced: %s", update, path)
 
 
 def stop_after_too_many(engine: Engine, scaler: Any, update: Any, data: Any, loss_function: Loss) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.frameworks.verl.trainer import scaler_of
+from fp16_patch.log import logger
 from fp16_patch.loss_scaling import state_file
 from fp16_patch.patching import Patch
 
@@ -42,9 +43,8 @@ def load_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
         result = original(self, local_path, *args, **kwargs)
         if saved is not None:
             scaler.load_state_dict(saved)
-        if wanted and self.rank == 0:
-            said = state_file.resumption(saved, scaler.get_scale(), scaler.settings, local_path)
-            print(f"fp16_patch: {said}", flush=True)
+        if wanted:
+            logger.info(state_file.resumption(saved, scaler.get_scale(), scaler.settings, local_path))
         return result
 
     return load_checkpoint

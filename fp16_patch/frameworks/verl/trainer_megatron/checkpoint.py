@@ -12,6 +12,7 @@ from typing import Any
 
 from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.frameworks.verl.trainer import scaler_of
+from fp16_patch.log import logger
 from fp16_patch.patching import Patch
 
 Engine = Any  # verl.workers.engine.megatron.transformer_impl.MegatronEngine, never imported here
@@ -24,15 +25,11 @@ def tell_the_scale(original: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
         if scaler_of(self) is None or local_path is None:
             return original(self, local_path, *args, **kwargs)
-        import torch
-
         from fp16_patch.engines.megatron import checkpoint
 
         checkpoint.refuse_other_trainers(local_path)
         result = original(self, local_path, *args, **kwargs)
-        said = checkpoint.resumption(self.optimizer, local_path)
-        if torch.distributed.get_rank() == 0:
-            print(f"fp16_patch: {said}", flush=True)
+        logger.info(checkpoint.resumption(self.optimizer, local_path))
         return result
 
     return load_checkpoint
