@@ -47,7 +47,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.engines.fsdp.step import clip_and_step
 from fp16_patch.lab.cpu import matmul
 from fp16_patch.precision.loss_scaling import LossScaling
@@ -102,7 +102,7 @@ class Rig:
             fully_shard(part, mesh=mesh, mp_policy=policy)
         self.tokens = torch.randint(config.vocab_size, (1, options.tokens), device=self.device)
         self.stock = ShardedGradScaler(self.device)
-        self.ours = LossScaler(LossScaling(), self.device, module=self.model)
+        self.ours = FsdpLossScaler(LossScaling(), self.device, module=self.model)
         for scaler in (self.stock, self.ours):
             scaler.scale(torch.ones((), device=self.device))
         for parameter in self.model.parameters():
@@ -121,7 +121,7 @@ class Rig:
 
     def update(self, arm: str, optimizer: torch.optim.Optimizer) -> None:
         if arm.startswith("ours"):
-            clip_and_step(self.ours, optimizer, MAX_NORM, health=arm == "ours")
+            clip_and_step(self.ours, optimizer, MAX_NORM, headroom=arm == "ours")
             return
         if arm == "stock":
             self.stock.unscale_(optimizer)

@@ -26,7 +26,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from fp16_patch.engines.megatron.config import optimizer_config
 from fp16_patch.engines.megatron.replay import stop_after_too_many
-from fp16_patch.engines.megatron.scaler_setup import govern
+from fp16_patch.engines.megatron.scaler import install_loss_scaler
 from fp16_patch.engines.megatron.step import take_step
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.update import describe
@@ -41,14 +41,14 @@ def train(updates: int = 12) -> list[dict[str, float]]:
         lr=1e-2, fp16=True, params_dtype=torch.float16, use_distributed_optimizer=True, **optimizer_config(settings)
     )
     optimizer = get_megatron_optimizer(config, model)
-    governor = govern(optimizer, settings, model)
+    scaler = install_loss_scaler(optimizer, settings, model)
     metrics = []
     for number in range(1, updates + 1):
         run = partial(forward_and_backward, model, optimizer)
         losses = run()
         update = take_step(optimizer)  # in place of optimizer.step()
         stop_after_too_many(optimizer, update, run)
-        metrics.append({**describe(update, governor.counts), "loss": losses[0]["loss"]})
+        metrics.append({**describe(update, scaler.counts), "loss": losses[0]["loss"]})
         if dist.get_rank() == 0:
             made = "skipped" if update.skipped else f"made: loss {losses[0]['loss']:.3f}, norm {update.grad_norm:.3f}"
             print(f"update {number} {made}: loss scale {update.loss_scale:g}", flush=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One look at the scaled gradients of all ranks: their norm, their peak, and what FP16 lost.
+"""Measure the scaled gradients of all ranks in one pass: norm, peak, and the share that FP16 lost.
 
 Stock mixed precision reads or writes every gradient five times before the optimizer does (unscale and check,
-norm, clip). The norm alone finds every inf and NaN, on whichever rank it is, and nothing is written.
+norm, clip). Here one pass reads the gradients and writes nothing. The norm alone finds every inf and NaN on any rank.
 """
 
 from __future__ import annotations
@@ -19,30 +19,34 @@ from fp16_patch.loss_scaling.gradients import Gradient
 
 FP16_MAX = 65504.0
 BLOCK = 1 << 18
-"""Elements squared and added up in float32 at a time on a CPU; blocks are added up in float64."""
+"""Elements that a CPU squares and sums in float32 at a time. Blocks are summed in float64."""
 SAMPLE = 1 << 18
-"""Elements a rank looks at for the underflow share: a share of 1 % is then known to 0.02 %."""
+"""Elements that a rank samples for the underflow share: a share of 1 % is then known to 0.02 %."""
 
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """Of the gradients as the backward left them, still multiplied by the loss scale; the same on every rank."""
+    """Statistics of gradients that are still multiplied by the loss scale; the same on every rank."""
 
     norm: float
-    """2-norm over all ranks; inf or NaN as soon as one element is."""
+    """2-norm over all ranks; inf or NaN if one element is."""
     peak: float | None = None
-    """Largest absolute element of those looked at; None where it was not asked for."""
+    """Largest absolute element of those measured; None if it was not requested."""
     underflow_share: float | None = None
-    """Share of sampled elements that are exactly zero: every contribution was below FP16's 6e-8. None where all
-    gradients are zero, as those of a batch without advantages are."""
+    """Share of sampled elements that are exactly zero: every contribution was below FP16's 6e-8. None if all
+    gradients are zero, as in a batch without advantages."""
 
     @property
     def finite(self) -> bool:
+        """Return whether no gradient of any rank holds inf or NaN."""
         return math.isfinite(self.norm)
 
 
 def headroom_bits(peak: float) -> float | None:
-    """How often the scale could double before ``peak`` reaches FP16's largest number, 65504. None without gradients."""
+    """Return how often the scale could double before ``peak`` reaches 65504, FP16's largest number.
+
+    Return None if ``peak`` is 0.
+    """
     return math.log2(FP16_MAX / peak) if peak else None
 
 
@@ -51,30 +55,31 @@ def gather_statistics(
     device: torch.device,
     group: Any = None,
     *,
-    health: bool = True,
+    headroom: bool = True,
     offset: int = 0,
-    slices: int = 1,
+    num_slices: int = 1,
 ) -> GradientStatistics:
-    """Collective: every rank of ``group`` calls it, also one without any gradient. One small all-gather.
+    """Return the statistics of ``gradients`` over all ranks of ``group``, by one small all-gather.
 
-    ``device`` is where the ranks talk. ``health`` asks for the peak and the underflow share too. The norm takes
-    every element, the peak one of ``slices`` equal parts of them, the share a sample of that part; ``offset``,
-    counted up, moves both, so that successive updates look at different elements.
+    Collective: every rank of ``group`` calls it, also a rank without gradients. ``device`` is the device of the
+    all-gather. With ``headroom``, the peak and the underflow share are measured too. The norm takes every element,
+    the peak one of ``num_slices`` equal slices, the share a sample of that slice. Count ``offset`` up: successive
+    updates then measure other elements.
     """
     row = torch.zeros(4, dtype=torch.float64, device=device)  # squares, peak, zeros, sampled
     for same_device in _by_device(gradients):
         row[0] += _sum_of_squares(same_device).to(device)
-        if health:
-            runs = list(part_of(same_device, offset % slices, slices))
+        if headroom:
+            runs = list(gradient_slice(same_device, offset % num_slices, num_slices))
             row[1] = torch.maximum(row[1], _peak([run.local for run in runs]).to(row))
-            sample = _sample([run.local for run in runs if run.sampled], offset // slices)
+            sample = _sample([run.local for run in runs if run.sampled], offset // num_slices)
             row[2] += (sample == 0).sum().to(device)
             row[3] += sample.numel()
     squares, peaks, zeros, sampled = _from_all_ranks(row, group).cpu().T
     norm = float(squares.sum().sqrt())
     return GradientStatistics(
         norm=norm,
-        peak=float(peaks.max()) if health else None,
+        peak=float(peaks.max()) if headroom else None,
         underflow_share=float(zeros.sum() / sampled.sum()) if norm and sampled.sum() else None,
     )
 
@@ -88,7 +93,7 @@ def _by_device(gradients: Iterable[Gradient]) -> list[list[Gradient]]:
 
 
 def _sum_of_squares(gradients: Sequence[Gradient]) -> torch.Tensor:
-    """float64, on the gradients' device; what lies on several ranks counts in parts."""
+    """Return a float64 scalar on the gradients' device. An element on several ranks counts once over all ranks."""
     if gradients[0].local.is_cpu:  # a dot product is the one reduction that reaches a CPU's memory bandwidth
         blocks = [(block, g.copies) for g in gradients for block in g.local.reshape(-1).split(BLOCK)]
         squares = torch.stack([torch.dot(block, block) for block, _ in blocks]).double()
@@ -107,10 +112,13 @@ def _peak(runs: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(torch._foreach_norm(list(runs), torch.inf)).max()
 
 
-def part_of(gradients: Sequence[Gradient], which: int, slices: int) -> Iterator[Gradient]:
-    """One of ``slices`` equal parts of all elements, laid end to end: whole gradients, and pieces at both ends."""
+def gradient_slice(gradients: Sequence[Gradient], which: int, num_slices: int) -> Iterator[Gradient]:
+    """Yield slice ``which`` (from 0) of ``num_slices`` equal slices of all elements, laid end to end.
+
+    A slice consists of whole gradients, and of pieces at its two ends.
+    """
     total = sum(gradient.local.numel() for gradient in gradients)
-    first, last = which * total // slices, (which + 1) * total // slices
+    first, last = which * total // num_slices, (which + 1) * total // num_slices
     begin = 0
     for gradient in gradients:
         end = begin + gradient.local.numel()
@@ -121,7 +129,7 @@ def part_of(gradients: Sequence[Gradient], which: int, slices: int) -> Iterator[
 
 
 def _sample(tensors: Sequence[torch.Tensor], offset: int) -> torch.Tensor:
-    """From each tensor one run of elements, as long as its share of all of them."""
+    """Return one run of elements from each tensor, as long as its share of all elements."""
     total = sum(tensor.numel() for tensor in tensors)
     runs = [torch.empty(0)]
     for tensor in tensors:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the scaled gradients are from both ends of FP16, over the last updates."""
+"""How far the scaled gradients of the last updates are from both ends of FP16's range."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from statistics import fmean
 
 from fp16_patch.loss_scaling.gradient_statistics import GradientStatistics, headroom_bits
 
-SLICES = 16
-"""Parts of the gradients that are looked at in turn, one an update: a sixteenth of a pass in place of one."""
+NUM_SLICES = 16
+"""Equal slices of the gradients. Each update measures one, so the cost is a sixteenth of a pass."""
 
 
-class Health:
-    """Of one scaler's gradients. Not saved: sixteen updates bring it back."""
+class HeadroomTracker:
+    """Track headroom and underflow of one scaler's gradients. Not saved: sixteen updates restore it."""
 
     def __init__(self) -> None:
-        self.peaks: deque[float] = deque(maxlen=SLICES)
-        """Largest absolute true gradients of the last updates, each of another part, the first of all."""
-        self.underflow_shares: deque[float] = deque(maxlen=SLICES)
-        """Of the same parts, where they had any gradient."""
+        self.peaks: deque[float] = deque(maxlen=NUM_SLICES)
+        """Largest absolute unscaled gradients of the last updates. The first is of all gradients, the others are each
+        of one slice."""
+        self.underflow_shares: deque[float] = deque(maxlen=NUM_SLICES)
+        """Underflow shares of the same slices, without those that had no gradient."""
 
     @property
-    def slices(self) -> int:
-        """Of how many parts of the gradients the next update is to look at one."""
-        return SLICES if self.peaks else 1
+    def num_slices(self) -> int:
+        """Return the number of slices of which the next update measures one; 1 at the first update."""
+        return NUM_SLICES if self.peaks else 1
 
     def add(self, statistics: GradientStatistics, loss_scale: float) -> tuple[float | None, float | None]:
-        """The headroom and the underflow share after an update that was made."""
+        """Return the headroom in bits and the underflow share after an update that was not skipped."""
         headroom = share = None
         if statistics.peak is not None:
             self.peaks.append(statistics.peak / loss_scale)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule of dynamic loss scaling and all that it remembers, the same on every backend. Knows no torch."""
+"""The rule of dynamic loss scaling, the same on every engine. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fp16_patch.precision.loss_scaling import LossScaling
 
 @dataclass
 class Counts:
-    """What has happened so far; all of it is saved and restored."""
+    """Counts since the start of training; all of them are saved and restored."""
 
     updates: int = 0
-    """Optimizer steps made or skipped."""
+    """Optimizer steps, made or skipped."""
     skipped: int = 0
     consecutive: int = 0
-    """Updates skipped in a row, up to now."""
+    """Updates skipped in a row, up to the last one."""
     growths: int = 0
     backoffs: int = 0
 
 
 class ScaleRule:
-    """How the scale moves: within ``min_scale`` and ``max_scale``; an overflow takes the hysteresis first.
+    """Move the scale within ``min_scale`` and ``max_scale``. Overflows use up the hysteresis first.
 
-    Sums and products of powers of two only: what FP32 gives on any device.
+    The rule computes with powers of two only, so it gives the same numbers as FP32 on any device.
     """
 
     def __init__(self, settings: LossScaling) -> None:
@@ -42,7 +42,7 @@ class ScaleRule:
         """(updates so far, scale from then on), oldest first."""
 
     @classmethod
-    def going_on(
+    def from_native_scaler(
         cls,
         settings: LossScaling,
         scale: float,
@@ -50,9 +50,9 @@ class ScaleRule:
         hysteresis_left: int,
         counts: Counts | None = None,
     ) -> ScaleRule:
-        """From the numbers of a framework's own scaler, which may be out of bounds; ``settings`` hold."""
+        """Return a rule with the scale and trackers of an engine's own scaler, clamped to ``settings``."""
         rule = cls(settings)
-        rule.scale = rule.bounded(2.0 ** math.floor(math.log2(scale)))
+        rule.scale = rule.clamp(2.0 ** math.floor(math.log2(scale)))
         rule.growth_tracker = min(max(growth_tracker, 0), settings.growth_interval - 1)
         rule.hysteresis_left = min(max(hysteresis_left, 1), settings.hysteresis)
         rule.counts = counts or Counts()
@@ -61,7 +61,7 @@ class ScaleRule:
         return rule
 
     def update(self, *, skipped: bool) -> None:
-        """Count one update and move the scale for the next."""
+        """Count one update and set the scale of the next."""
         settings, scale = self.settings, self.scale
         self.counts.updates += 1
         self.counts.skipped += skipped
@@ -77,11 +77,11 @@ class ScaleRule:
             if self.growth_tracker >= settings.growth_interval:  # also at the ceiling
                 self.growth_tracker, self.hysteresis_left = 0, settings.hysteresis
                 scale *= settings.growth_factor
-        self.move_to(scale)
+        self.set_scale(scale)
 
-    def move_to(self, scale: float) -> None:
-        """Set the scale to the nearest one in bounds."""
-        before, self.scale = self.scale, self.bounded(scale)
+    def set_scale(self, scale: float) -> None:
+        """Set the scale to ``scale``, clamped, and record the change in counts and history."""
+        before, self.scale = self.scale, self.clamp(scale)
         if self.scale > before:
             self.counts.growths += 1
         elif self.scale < before:
@@ -89,11 +89,12 @@ class ScaleRule:
         if self.scale != before:
             self.history.append((self.counts.updates, self.scale))
 
-    def bounded(self, scale: float) -> float:
+    def clamp(self, scale: float) -> float:
+        """Return ``scale``, or the nearest of ``min_scale`` and ``max_scale``."""
         return min(max(scale, self.settings.min_scale), self.settings.max_scale)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: scale, trackers, counts, history, and the settings it was made with."""
+        """Return scale, trackers, counts, history and settings as JSON types."""
         return {
             "scale": self.scale,
             "growth_tracker": self.growth_tracker,
@@ -104,16 +105,18 @@ class ScaleRule:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was saved, under this one's own settings.
+        """Resume from ``state_dict`` under this rule's own settings.
 
-        An ``init_scale`` other than the saved one is a new start of the scale; counts go on. A scale out of bounds
-        becomes the nearest bound. Raises :class:`Fp16PatchError` on anything that :meth:`state_dict` cannot have
-        returned, and changes nothing then.
+        If the saved ``init_scale`` differs from this one's, the scale restarts at ``init_scale`` and the counts
+        continue. A scale out of bounds is clamped.
+
+        Raises:
+            Fp16PatchError: :meth:`state_dict` cannot have returned this. Nothing is changed then.
         """
         state = validate(state_dict)
         settings = self.settings
         restart = settings.init_scale != state["settings"]["init_scale"]
-        self.scale = settings.init_scale if restart else self.bounded(state["scale"])
+        self.scale = settings.init_scale if restart else self.clamp(state["scale"])
         self.growth_tracker = 0 if restart else min(state["growth_tracker"], settings.growth_interval - 1)
         self.hysteresis_left = settings.hysteresis if restart else min(state["hysteresis_left"], settings.hysteresis)
         self.counts = Counts(**{field.name: state["counts"][field.name] for field in fields(Counts)})

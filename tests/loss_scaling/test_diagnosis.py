@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.fp32_modules import compute_in_fp32, find_islands
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.diagnosis.cause import Remedies, fp32_override
@@ -67,7 +67,7 @@ def model(**weights: float) -> Model:
     return built
 
 
-def bad_start(scaler: LossScaler, updates: int) -> None:
+def bad_start(scaler: FsdpLossScaler, updates: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     for _ in range(updates):
         scaler.record(optimizer, finite=False)
@@ -86,7 +86,7 @@ def examined(
     **settings: Any,
 ) -> Diagnosis:
     """A diagnosis of one pass under FP16 autocast, after ``skipped`` skipped updates, at the scale they led to."""
-    scaler = LossScaler(LossScaling(**settings), device="cpu")
+    scaler = FsdpLossScaler(LossScaling(**settings), device="cpu")
     bad_start(scaler, skipped)
 
     def run() -> None:
@@ -524,7 +524,7 @@ def test_the_history_and_the_counts_are_the_scaler_s() -> None:
 
 
 def test_the_scaler_is_left_as_it_was_after_an_error() -> None:
-    scaler = LossScaler(LossScaling(), device="cpu")
+    scaler = FsdpLossScaler(LossScaling(), device="cpu")
 
     def run() -> None:
         raise ValueError("out of memory")

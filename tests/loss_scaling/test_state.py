@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises_code
 
-from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.state_file import COUNTS, FILE, KEYS, load, resumption, save
@@ -24,9 +24,9 @@ UNTIMED = settings(deadline=None)
 OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
-def lived_scaler(**chosen: Any) -> LossScaler:
+def lived_scaler(**chosen: Any) -> FsdpLossScaler:
     """A scaler whose every field differs from a new one's."""
-    scaler = LossScaler(LossScaling(**{"hysteresis": 2, "growth_interval": 3, **chosen}), "cpu")
+    scaler = FsdpLossScaler(LossScaling(**{"hysteresis": 2, "growth_interval": 3, **chosen}), "cpu")
     for finite in (True, True, True, False, False, False, True):
         scaler.record(OPTIMIZER, finite=finite)
         scaler.update()
@@ -76,7 +76,7 @@ def test_every_field_has_a_value_of_its_own() -> None:
 
 
 def test_a_scaler_is_restored_from_the_file(written: Path) -> None:
-    fresh = LossScaler(LossScaling(hysteresis=2, growth_interval=3), "cpu")
+    fresh = FsdpLossScaler(LossScaling(hysteresis=2, growth_interval=3), "cpu")
     fresh.load_state_dict(load(written) or {})
     assert fresh.state_dict() == STATE
 
@@ -295,7 +295,7 @@ def test_a_scale_that_a_program_has_set_is_restored(tmp_path: Path) -> None:
     for scale in (1000.0, 3.3):
         scaler.ensure_scale()
         scaler.update(scale)
-    resumed = LossScaler(scaler.settings, "cpu")
+    resumed = FsdpLossScaler(scaler.settings, "cpu")
     resumed.load_state_dict(load(save(scaler.state_dict(), tmp_path)) or {})
     assert resumed.get_scale() == pytest.approx(3.3)
 
@@ -304,11 +304,11 @@ def test_a_scale_that_a_program_has_set_is_restored(tmp_path: Path) -> None:
 def test_a_scale_out_of_this_run_s_bounds_becomes_the_nearest_and_says_so(
     tmp_path: Path, saved: float, bounded: float
 ) -> None:
-    first = LossScaler(LossScaling(min_scale=2.0**-24), "cpu")
+    first = FsdpLossScaler(LossScaling(min_scale=2.0**-24), "cpu")
     first.ensure_scale()
     first.update(saved)
     state = load(save(first.state_dict(), tmp_path)) or {}
-    scaler = LossScaler(LossScaling(max_scale=2.0**20), "cpu")
+    scaler = FsdpLossScaler(LossScaling(max_scale=2.0**20), "cpu")
     scaler.load_state_dict(state)
     assert scaler.get_scale() == bounded
     assert scaler.history[-1][1] == bounded

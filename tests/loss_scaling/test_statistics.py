@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import raises_code
 
+from fp16_patch.engines.fsdp.gradients import read_gradients, read_layout
 from fp16_patch.loss_scaling.gradient_statistics import (
     BLOCK,
     FP16_MAX,
@@ -21,7 +22,7 @@ from fp16_patch.loss_scaling.gradient_statistics import (
     gather_statistics,
     headroom_bits,
 )
-from fp16_patch.loss_scaling.gradients import Gradient, Layout, gradients_of
+from fp16_patch.loss_scaling.gradients import Gradient, Layout
 
 UNTIMED = settings(deadline=None)
 
@@ -60,7 +61,7 @@ def test_norm_and_peak_are_those_of_all_elements_together(shapes: list[list[int]
 @UNTIMED
 @given(st.data(), SHAPES, NOT_FINITE, st.booleans())
 def test_one_element_that_is_not_finite_is_found_wherever_it_is(
-    data: st.DataObject, shapes: list[list[int]], value: float, health: bool
+    data: st.DataObject, shapes: list[list[int]], value: float, headroom: bool
 ) -> None:
     tensors = [*drawn(shapes, 0), torch.ones(3)]
     at = data.draw(st.integers(0, together(tensors).numel() - 1))
@@ -68,7 +69,7 @@ def test_one_element_that_is_not_finite_is_found_wherever_it_is(
         if 0 <= at < tensor.numel():
             tensor.view(-1)[at] = value
         at -= tensor.numel()
-    found = look(*tensors, health=health)
+    found = look(*tensors, headroom=headroom)
     assert not found.finite
 
 
@@ -126,7 +127,7 @@ def test_successive_samples_look_at_every_element() -> None:
 
 
 def test_what_is_not_asked_for_is_none() -> None:
-    assert look(torch.ones(4), health=False) == GradientStatistics(norm=2.0)
+    assert look(torch.ones(4), headroom=False) == GradientStatistics(norm=2.0)
 
 
 @UNTIMED
@@ -140,10 +141,10 @@ def test_headroom_is_how_often_the_scale_can_double(power: int) -> None:
 
 @UNTIMED
 @given(SHAPES, st.integers(0, 2**32), st.integers(1, 9), st.integers(0, 100))
-def test_as_many_looks_as_slices_see_every_element(shapes: list[list[int]], seed: int, slices: int, first: int) -> None:
+def test_num_slices_passes_see_every_element(shapes: list[list[int]], seed: int, num_slices: int, first: int) -> None:
     tensors = drawn(shapes, seed)
     elements = together(tensors)
-    looks = [look(*tensors, offset=offset, slices=slices) for offset in range(first, first + slices)]
+    looks = [look(*tensors, offset=offset, num_slices=num_slices) for offset in range(first, first + num_slices)]
     assert len({found.norm for found in looks}) == 1, "the norm takes all elements at every look"
     assert max(found.peak or 0.0 for found in looks) == (float(elements.abs().max()) if elements.numel() else 0.0)
 
@@ -186,7 +187,7 @@ def test_half_precision_is_refused_by_name(half: torch.dtype, held: str) -> None
     parameter = torch.float32 if held == "gradient" else half
     gradient = torch.float32 if held == "parameter" else half
     with raises_code("half-precision-master") as caught:
-        list(gradients_of(optimizer_with(parameter, gradient), Layout()))
+        list(read_gradients(optimizer_with(parameter, gradient), Layout()))
     parameter_s, gradient_s = (str(dtype).removeprefix("torch.") for dtype in (parameter, gradient))
     assert f"a {parameter_s} parameter of shape (2, 3) with a {gradient_s} gradient" in caught.value.what
 
@@ -194,7 +195,7 @@ def test_half_precision_is_refused_by_name(half: torch.dtype, held: str) -> None
 def test_parameters_without_a_gradient_are_left_out() -> None:
     used, unused = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
     used.grad = torch.ones(2)
-    (gradient,) = gradients_of(torch.optim.AdamW([unused, used]), Layout())
+    (gradient,) = read_gradients(torch.optim.AdamW([unused, used]), Layout())
     assert gradient == Gradient(used.grad, 1.0)
 
 
@@ -202,10 +203,10 @@ def test_a_plain_model_s_layout() -> None:
     """Four ranks hold the same gradients; the embedding's rows and those of a head that shares them are lookups."""
     embedding, head = torch.nn.Embedding(5, 2), torch.nn.Linear(2, 5)
     head.weight = embedding.weight
-    layout = Layout.of(torch.nn.Sequential(embedding, head), world_size=4)
-    assert layout == Layout(world_size=4, shards=1, lookups=frozenset({id(embedding.weight)}))
+    layout = read_layout(torch.nn.Sequential(embedding, head), world_size=4)
+    assert layout == Layout(world_size=4, shards=1, embedding_param_ids=frozenset({id(embedding.weight)}))
     for parameter in (head.weight, head.bias):
         parameter.grad = torch.ones_like(parameter)
-    shared, bias = gradients_of(torch.optim.AdamW([head.weight, head.bias]), layout)
+    shared, bias = read_gradients(torch.optim.AdamW([head.weight, head.bias]), layout)
     assert (shared.copies, shared.sampled) == (4.0, False)
     assert (bias.copies, bias.sampled) == (4.0, True)

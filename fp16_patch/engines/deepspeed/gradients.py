@@ -11,21 +11,15 @@ from fp16_patch.loss_scaling.gradients import Gradient
 Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 
-def health_of(engine: Engine, scaler: Any) -> tuple[float | None, float | None]:
+def measure_headroom(engine: Engine, scaler: Any) -> tuple[float | None, float | None]:
     """Headroom in bits and underflow share, of a sixteenth of the gradients; collective.
 
     None and None where the optimizer is on the CPU, whose gradients have left the device in one piece by now, and
     where sums are in FP16.
     """
-    from fp16_patch.loss_scaling.gradient_statistics import gather_statistics, part_of
-    from fp16_patch.loss_scaling.headroom import SLICES
-
     if engine.zero_use_cpu_optimizer() or not _in_fp32(engine):
         return None, None
-    slices, updates = scaler.health.slices, scaler.counts.updates
-    gradients = list(part_of(list(_gradients(engine.optimizer, scaler.lookups)), updates % slices, slices))
-    statistics = gather_statistics(gradients, engine.device, scaler.process_group, offset=updates // SLICES)
-    headroom, share = scaler.health.add(statistics, scaler.get_scale())
+    headroom, share = scaler.measure_headroom(_gradients(engine.optimizer, scaler.embedding_param_ids), engine.device)
     return headroom, share
 
 
@@ -35,7 +29,7 @@ def _in_fp32(engine: Engine) -> bool:
     return bool(engine.get_data_types()[1] == torch.float32)
 
 
-def _gradients(optimizer: Any, lookups: frozenset[int]) -> Iterator[Gradient]:
+def _gradients(optimizer: Any, embedding_param_ids: frozenset[int]) -> Iterator[Gradient]:
     """Every element is on one rank only. What only fills a partition up is left out."""
     sharded = hasattr(optimizer, "fp16_groups")  # ZeRO-3
     groups = optimizer.fp16_groups if sharded else optimizer.params_in_partition
@@ -45,7 +39,7 @@ def _gradients(optimizer: Any, lookups: frozenset[int]) -> Iterator[Gradient]:
             part = gradient.reshape(-1)
             if sharded:
                 part = part[: _own_elements(optimizer, parameter)]
-            yield Gradient(part, 1, sampled=id(parameter) not in lookups)
+            yield Gradient(part, 1, sampled=id(parameter) not in embedding_param_ids)
 
 
 def _own_elements(optimizer: Any, parameter: Any) -> int:

@@ -9,7 +9,6 @@ in the middle of an optimizer step, so that gradients are divided by another sca
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,25 +17,21 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.headroom import Health
 from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
+from fp16_patch.loss_scaling.scaler_base import ScalerBase
 
 
-class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed is read through Any
-    """To DeepSpeed its own scaler; to this package what :class:`~fp16_patch.engines.fsdp.scaler.LossScaler` is."""
+class BoundedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc]  # deepspeed is read through Any
+    """To DeepSpeed its own scaler; to this package what :class:`~fp16_patch.engines.fsdp.scaler.FsdpLossScaler` is."""
 
-    process_group = None
-    """All ranks: DeepSpeed asks all of them for an overflow."""
-
-    def __init__(self, settings: LossScaling, lookups: frozenset[int] = frozenset()) -> None:
-        self.rule = ScaleRule(settings)
-        self.health = Health()
-        self.lookups = lookups
+    def __init__(self, settings: LossScaling, embedding_param_ids: frozenset[int] = frozenset()) -> None:
+        ScalerBase.__init__(self, settings)
+        self.embedding_param_ids = embedding_param_ids
         """As in :class:`~fp16_patch.loss_scaling.gradients.Layout`."""
         self._steps_open = 0
         self._overflow: bool | None = None
         self._look: Callable[[], None] | None = None
-        super().__init__(**_stock_arguments(settings))
+        DynamicLossScaler.__init__(self, **_stock_arguments(settings))
 
     @property
     def cur_scale(self) -> float:
@@ -45,26 +40,7 @@ class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed i
 
     @cur_scale.setter
     def cur_scale(self, scale: float) -> None:
-        self.rule.move_to(scale)
-
-    @property
-    def settings(self) -> LossScaling:
-        return self.rule.settings
-
-    @property
-    def counts(self) -> Counts:
-        return self.rule.counts
-
-    @property
-    def history(self) -> deque[tuple[int, float]]:
-        """(updates so far, scale from then on), oldest first."""
-        return self.rule.history
-
-    def get_scale(self) -> float:
-        return self.rule.scale
-
-    def scale(self, outputs: torch.Tensor) -> torch.Tensor:
-        return outputs * self.rule.scale
+        self.rule.set_scale(scale)
 
     def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
         return self.scale(loss)
@@ -95,19 +71,11 @@ class BoundedLossScaler(DynamicLossScaler):  # type: ignore[misc]  # deepspeed i
             if overflow is not None:
                 self.update_scale(overflow)
 
-    def state_dict(self) -> dict[str, Any]:
-        """:meth:`ScaleRule.state_dict`."""
-        return self.rule.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """:meth:`ScaleRule.load_state_dict`."""
-        self.rule.load_state_dict(state_dict)
-
     def continue_from(self, stock: DynamicLossScaler, skipped: int) -> None:
         """Go on from the scale and the trackers of DeepSpeed's own scaler; this one's settings hold."""
         tracker = (stock.cur_iter - stock.last_overflow_iter - 1) % stock.scale_window
         counts = Counts(updates=stock.cur_iter, skipped=min(skipped, stock.cur_iter))
-        self.rule = ScaleRule.going_on(self.settings, stock.cur_scale, tracker, stock.cur_hysteresis, counts)
+        self.rule = ScaleRule.from_native_scaler(self.settings, stock.cur_scale, tracker, stock.cur_hysteresis, counts)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Into a checkpoint goes DeepSpeed's own class, which loads without this package."""

@@ -46,10 +46,10 @@ def install_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
                 raise several(errors)
             if self.fp16_enabled():
                 from fp16_patch.engines.deepspeed.scaler import BoundedLossScaler
-                from fp16_patch.loss_scaling.gradients import Layout
+                from fp16_patch.loss_scaling.gradients import embedding_param_ids
 
-                lookups = Layout.of(self.module, self.dp_world_size).lookups
-                self.optimizer.loss_scaler = BoundedLossScaler(precision.loss_scaling, lookups)
+                embeddings = embedding_param_ids(self.module)
+                self.optimizer.loss_scaler = BoundedLossScaler(precision.loss_scaling, embeddings)
         return result
 
     return _configure_optimizer
@@ -69,7 +69,7 @@ def watch_updates(original: Callable[..., Any]) -> Callable[..., Any]:
         health: list[tuple[float | None, float | None]] = []
         before, loss_scale = scaler.counts.updates, scaler.get_scale()
         setattr(self, _UPDATE, None)
-        with scaler.standing_still(lambda: health.append(gradients.health_of(self, scaler))):
+        with scaler.standing_still(lambda: health.append(gradients.measure_headroom(self, scaler))):
             result = original(self, *args, **kwargs)
         if scaler.counts.updates > before:  # not only accumulated
             skipped = scaler.counts.consecutive > 0

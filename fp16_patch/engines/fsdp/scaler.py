@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's ShardedGradScaler, bounded and repaired.
+"""torch's ShardedGradScaler with a bounded scale.
 
-What is wrong with it (torch 2.13, distributed/fsdp/sharded_grad_scaler.py): the scale halves without a floor, so
-200 bad updates make it 0.0, its inverse infinite and the next good gradients NaN with found_inf unset, and
-the optimizer steps on them; it grows without a ceiling; nothing says that a step was skipped.
+torch's own (torch 2.13, distributed/fsdp/sharded_grad_scaler.py) has three faults. The scale halves without a floor:
+after 200 bad updates it is 0.0 and its inverse infinite, so the next good gradients become NaN with found_inf unset,
+and the optimizer steps on them. The scale grows without a ceiling. Nothing reports a skipped step.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Any
 
 import torch
@@ -17,21 +16,24 @@ import torch.distributed as dist
 from torch.amp.grad_scaler import OptState
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
+from fp16_patch.engines.fsdp.gradients import read_layout
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.gradients import Layout
-from fp16_patch.loss_scaling.headroom import Health
-from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
-from fp16_patch.loss_scaling.state_file import HISTORY
+from fp16_patch.loss_scaling.scaler_base import ScalerBase
 from fp16_patch.precision.loss_scaling import LossScaling
 
-__all__ = ["HISTORY", "Counts", "LossScaler"]
 
+class FsdpLossScaler(ShardedGradScaler, ScalerBase):  # type: ignore[misc]  # torch is read through Any
+    """Scale losses with torch's interface: ``scale``, ``unscale_``, ``step``, ``update``, ``state_dict``.
 
-class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read through Any
-    """torch's interface, unchanged: ``scale``, ``unscale_``, ``step``, ``update``, ``state_dict``.
+    Args:
+        settings: Bounds, factors and interval of the scale.
+        device: Device type of the losses.
+        process_group: Ranks that agree on every step; None for all ranks.
+        module: The trained module, wrapped already; :func:`~fp16_patch.engines.fsdp.step.clip_and_step` needs it.
 
-    ``device`` is the device type of the losses; ``process_group`` the ranks that agree on every step, None for
-    all; ``module`` what is trained, wrapped already (for :func:`~fp16_patch.engines.fsdp.step.clip_and_step`).
+    Raises:
+        Fp16PatchError: torch turned its scaler off for ``device``.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         process_group: Any = None,
         module: torch.nn.Module | None = None,
     ) -> None:
-        super().__init__(
+        ShardedGradScaler.__init__(
+            self,
             device=device,
             init_scale=settings.init_scale,
             growth_factor=settings.growth_factor,
@@ -57,43 +60,25 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
                 next_step="check that CUDA is available in this process",
             )
         world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
-        self.layout = Layout(world_size) if module is None else Layout.of(module, world_size)
-        self._rule = ScaleRule(settings)
-        self.health = Health()
-
-    @property
-    def settings(self) -> LossScaling:
-        return self._rule.settings
-
-    @property
-    def counts(self) -> Counts:
-        return self._rule.counts
-
-    @property
-    def hysteresis_left(self) -> int:
-        return self._rule.hysteresis_left
-
-    @property
-    def history(self) -> deque[tuple[int, float]]:
-        """(updates so far, scale from then on), oldest first."""
-        return self._rule.history
+        self.layout = Layout(world_size) if module is None else read_layout(module, world_size)
+        ScalerBase.__init__(self, settings)
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
-        """As torch's, but by :class:`ScaleRule`: bounded, and with hysteresis."""
+        """Move the scale as torch does, but by :class:`ScaleRule`: bounded, and with hysteresis."""
         self._check_scale_growth_tracker("update")  # torch's own: a loss was scaled
         self._read_tensors()
         if new_scale is None:
-            self._rule.update(skipped=self._any_found_inf())
+            self.rule.update(skipped=self._any_found_inf())
         elif math.isnan(new_scale):
             raise self._unusable(math.nan)
         else:
-            self._rule.move_to(float(new_scale))
-        super().update(self._rule.scale)  # sets the scale; forgets this iteration's optimizers
-        self._growth_tracker.fill_(self._rule.growth_tracker)
+            self.rule.set_scale(float(new_scale))
+        super().update(self.rule.scale)  # sets the scale; forgets this iteration's optimizers
+        self._growth_tracker.fill_(self.rule.growth_tracker)
 
     def _read_tensors(self) -> None:
-        """torch keeps the scale and the growth tracker on the device, where anybody may set them."""
-        self._rule.scale, self._rule.growth_tracker = self.get_scale(), self._get_growth_tracker()
+        """Take over scale and growth tracker from torch's device tensors, which a program may have set."""
+        self.rule.scale, self.rule.growth_tracker = self.get_scale(), self._get_growth_tracker()
 
     def _any_found_inf(self) -> bool:
         found = [t for state in self._per_optimizer_states.values() for t in state["found_inf_per_device"].values()]
@@ -102,7 +87,10 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         return any(t.item() for t in found)
 
     def record(self, optimizer: torch.optim.Optimizer, *, finite: bool) -> None:
-        """Tell the scaler what a check of its own kind found, in place of ``unscale_``; the same on every rank."""
+        """Record whether the optimizer's gradients are finite, in place of ``unscale_``.
+
+        Pass the same value on every rank. Raises :class:`Fp16PatchError` if the gradients are unscaled already.
+        """
         self.ensure_scale()
         state = self._per_optimizer_states[id(optimizer)]
         if state["stage"] is not OptState.READY:
@@ -115,7 +103,7 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         state["found_inf_per_device"] = {self._scale.device: self._scale.new_tensor(float(not finite))}
 
     def ensure_scale(self) -> torch.Tensor:
-        """The scale as a tensor, also on a rank that has not scaled a loss yet. Raises on one out of bounds."""
+        """Return the scale as a tensor, also on a rank that has not scaled a loss. Raise if it is out of bounds."""
         if self._scale is None:
             self._lazy_init_scale_growth_tracker(torch.device(self._device))
         scale = self.get_scale()
@@ -132,14 +120,15 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         )
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the optimizer's gradients by the scale, as torch does, after a check of the scale."""
         self.ensure_scale()
         super().unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        """As torch's, also for a fused optimizer.
+        """Step as torch does, and skip correctly for a fused optimizer too.
 
-        torch leaves the skip to the optimizer there: without ``unscale_`` no other rank is asked, and the kernels
-        know a found_inf of 1 only, no sum over ranks, in another shape than the sharded scaler's.
+        torch leaves the skip to a fused optimizer. Without ``unscale_`` no other rank is asked then. The kernels
+        expect a found_inf of exactly 1, not a sum over ranks, and another shape than the sharded scaler's.
         """
         state = self._per_optimizer_states[id(optimizer)]
         if state["stage"] is OptState.READY:
@@ -153,14 +142,17 @@ class LossScaler(ShardedGradScaler):  # type: ignore[misc]  # torch is read thro
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """:meth:`ScaleRule.state_dict`."""
+        """Return :meth:`ScaleRule.state_dict`."""
         self._read_tensors()
-        return self._rule.state_dict()
+        return self.rule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """:meth:`ScaleRule.load_state_dict`."""
-        self._rule.load_state_dict(state_dict)
-        self._init_scale, self._init_growth_tracker = self._rule.scale, self._rule.growth_tracker
+        """Restore a state by :meth:`ScaleRule.load_state_dict`."""
+        self.rule.load_state_dict(state_dict)
+        self._init_scale, self._init_growth_tracker = self.rule.scale, self.rule.growth_tracker
         if self._scale is not None:
-            self._scale.fill_(self._rule.scale)
-            self._growth_tracker.fill_(self._rule.growth_tracker)
+            self._scale.fill_(self.rule.scale)
+            self._growth_tracker.fill_(self.rule.growth_tracker)
+
+    def _show_scale(self, scale: float) -> None:
+        self.ensure_scale().fill_(scale)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unscale, clip and step in as few passes over the gradients as there can be.
+"""Unscale, clip and step in as few passes over the gradients as possible.
 
-One pass finds the norm and with it every inf and NaN; 1/scale and the clip coefficient are one factor. torch's
-fused optimizers take that factor themselves (``grad_scale``); for the others it is one multiplication.
+One pass finds the norm, and with it every inf and NaN. 1/scale and the clip coefficient are one factor. torch's
+fused optimizers apply that factor themselves (``grad_scale``); the others need one multiplication.
 """
 
 from __future__ import annotations
@@ -11,44 +11,53 @@ from typing import Any
 
 import torch
 
-from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.gradients import read_gradients
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.loss_scaling.gradient_statistics import gather_statistics
-from fp16_patch.loss_scaling.gradients import gradients_of
 from fp16_patch.loss_scaling.update import Update
 
 EPSILON = 1e-6
-"""torch.nn.utils.clip_grad_norm_'s."""
+"""The epsilon of torch.nn.utils.clip_grad_norm_."""
 
 
 def clip_and_step(
-    scaler: LossScaler,
+    scaler: FsdpLossScaler,
     optimizer: torch.optim.Optimizer,
     max_norm: float,
     *,
-    health: bool = True,
+    headroom: bool = True,
 ) -> Update:
-    """In place of ``unscale_``, ``clip_grad_norm_``, ``step`` and ``update``; equal to them up to rounding.
+    """Unscale, clip and step, and update the scale.
 
-    Collective over the scaler's process group. Afterwards the gradients are used up: call ``zero_grad``.
-    Raises :class:`Fp16PatchError` on half-precision master weights.
+    Equal to ``unscale_``, ``clip_grad_norm_``, ``step`` and ``update`` up to rounding. Collective over the scaler's
+    process group. The gradients are overwritten: call ``zero_grad`` afterwards.
+
+    Args:
+        scaler: The scaler that the loss was multiplied by.
+        optimizer: Holds float32 master weights and gradients.
+        max_norm: Largest 2-norm of the unscaled gradients after clipping.
+        headroom: Whether to measure headroom and underflow too.
+
+    Raises:
+        Fp16PatchError: See :func:`~fp16_patch.engines.fsdp.gradients.read_gradients`.
     """
     scale = scaler.ensure_scale()
     with torch.no_grad():
-        gradients = list(gradients_of(optimizer, scaler.layout))
+        gradients = list(read_gradients(optimizer, scaler.layout))
     statistics = gather_statistics(
         gradients,
         scale.device,
         scaler.process_group,
-        health=health,
+        headroom=headroom,
         offset=scaler.counts.updates,
-        slices=scaler.health.slices,
+        num_slices=scaler.headroom.num_slices,
     )
     loss_scale = scaler.get_scale()
     grad_norm = statistics.norm / loss_scale
     scaler.record(optimizer, finite=statistics.finite)
-    headroom = share = None
+    bits = share = None
     if statistics.finite:
-        headroom, share = scaler.health.add(statistics, loss_scale)
+        bits, share = scaler.headroom.add(statistics, loss_scale)
         clip = min(1.0, max_norm / (grad_norm + EPSILON))
         with torch.no_grad():
             _step(optimizer, [gradient.local for gradient in gradients], clip / loss_scale)
@@ -58,13 +67,13 @@ def clip_and_step(
         grad_norm=grad_norm if statistics.finite else None,
         loss_scale=loss_scale,
         statistics=statistics,
-        headroom_bits=headroom,
+        headroom_bits=bits,
         underflow_share=share,
     )
 
 
 def _step(optimizer: Any, gradients: list[torch.Tensor], factor: float) -> None:
-    """One optimizer step on ``factor`` times the gradients."""
+    """Step once on ``factor`` times the gradients."""
     if getattr(optimizer, "_step_supports_amp_scaling", False) and gradients and factor:
         # torch's contract with its fused optimizers (GradScaler.step): attributes for one step, divided by.
         optimizer.grad_scale = torch.tensor(1.0 / factor, dtype=torch.float32, device=gradients[0].device)
@@ -78,5 +87,5 @@ def _step(optimizer: Any, gradients: list[torch.Tensor], factor: float) -> None:
     for gradient in gradients:
         by_device.setdefault(gradient.device, []).append(gradient)
     for same_device in by_device.values():
-        torch._foreach_mul_(same_device[::-1], factor)  # the last ones read are in the cache still
+        torch._foreach_mul_(same_device[::-1], factor)  # the last ones read are still in the cache
     optimizer.step()

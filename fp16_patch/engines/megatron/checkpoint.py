@@ -1,40 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to do about the loss scale before and after a Megatron checkpoint is loaded.
+"""The loss scaler's state in Megatron checkpoints.
 
-Nothing to save it: it is in the optimizer's own ``state_dict`` and ``sharded_state_dict``.
+Megatron saves it with the optimizer, by ``state_dict`` and ``sharded_state_dict``: its own three entries, and one of
+this package.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from fp16_patch.engines.megatron.scaler_setup import required_governor
-from fp16_patch.engines.megatron.sub_optimizers import Optimizer
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, require_loss_scaler
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.loss_scaling import state_file
+from fp16_patch.loss_scaling import LossScaling, state_file
+from fp16_patch.loss_scaling.scale_rule import ScaleRule
+
+ENTRY = "fp16_patch"
+"""Counts, history and settings as one text: Megatron merges and compares nested entries of checkpoints."""
+NATIVE_KEYS = {"scale", "growth_tracker", "hysteresis_tracker"}
+_ALLOWED = "the state of Megatron's DynamicGradScaler, with or without this package's entry"
 
 
 def resumption(optimizer: Optimizer, folder: str | Path) -> str:
-    """For the log of one rank; to be called on all, once the checkpoint in ``folder`` is loaded.
+    """Return a line for the log about the loss scale after the checkpoint in ``folder`` was loaded.
 
-    Where no scaler's state was loaded, as from a checkpoint without optimizer section, the scale starts at
-    ``init_scale``, and the line begins with WARNING.
+    Call it on all ranks; one of them logs. If no scaler's state was loaded, as from a checkpoint without optimizer
+    section, the scale restarts at ``init_scale`` and the line begins with WARNING.
     """
-    governor = required_governor(optimizer)
-    loaded = governor.take_loaded()
+    scaler = require_loss_scaler(optimizer)
+    loaded = scaler.pop_loaded_states()
     if not loaded:
-        governor.start_anew()
+        scaler.reset()
     saved = loaded[0] if loaded else None
     missing = "loss scaler's state in an optimizer section"
-    said = state_file.resumption(saved, governor.get_scale(), governor.settings, folder, missing)
-    scales = sorted({found["scale"] for found in loaded})
+    line = state_file.resumption(saved, scaler.get_scale(), scaler.settings, folder, missing)
+    scales = sorted({state["scale"] for state in loaded})
     if len(scales) > 1:
-        said += f" (WARNING: parts of the optimizer were saved with scales from {scales[0]:g} to {scales[-1]:g})"
-    return said
+        line += f" (WARNING: parts of the optimizer were saved with scales from {scales[0]:g} to {scales[-1]:g})"
+    return line
 
 
 def refuse_other_trainers(folder: str | Path) -> None:
-    """Raise where ``folder`` is an FSDP or DeepSpeed run's checkpoint; to be asked before anything of it is loaded."""
+    """Raise if ``folder`` is the checkpoint of an FSDP or DeepSpeed run. Call it before anything is loaded."""
     if (file := Path(folder, state_file.FILE)).exists():
         raise Fp16PatchError(
             f"{file} is the loss scaler of an FSDP or DeepSpeed run",
@@ -42,3 +51,62 @@ def refuse_other_trainers(folder: str | Path) -> None:
             allowed="a checkpoint of Megatron, which holds its scaler in the optimizer section",
             next_step="resume with the trainer that wrote it, or start Megatron from exported weights",
         )
+
+
+def checkpoint_entry(state: state_file.State) -> dict[str, str]:
+    """Return the entry of ``state`` to add to Megatron's three, which hold the same scale and trackers."""
+    return {ENTRY: state_file.to_text(state)}
+
+
+def read_state(saved: Any, settings: LossScaling) -> state_file.State | None:
+    """Return what :meth:`ScaleRule.load_state_dict` takes; None if nothing holds a scale, as in a BF16 checkpoint.
+
+    Raises:
+        Fp16PatchError: ``saved`` is something else. Equal input gives an equal error on every rank.
+    """
+    try:
+        if isinstance(saved, Mapping) and not saved:  # a static scale, or none
+            return None
+        if not isinstance(saved, Mapping) or not saved.keys() >= NATIVE_KEYS:
+            raise _unusable(_unknown_content(saved))
+        native = _from_megatron(saved, settings)
+        if ENTRY not in saved:
+            return native
+        ours = state_file.from_text(saved[ENTRY])
+    except Fp16PatchError as error:
+        raise error if error.allowed == _ALLOWED else _unusable(error.what) from error
+    theirs = (float(saved["scale"]), saved["growth_tracker"], saved["hysteresis_tracker"])
+    if theirs != (ours["scale"], ours["growth_tracker"], ours["hysteresis_left"]):
+        raise _unusable(f"its entry {ENTRY!r} has another scale or other trackers than Megatron's entries, {theirs}")
+    return ours
+
+
+def _from_megatron(saved: Mapping[str, Any], settings: LossScaling) -> state_file.State:
+    """Return a state without settings and counts of its own: Megatron saves neither."""
+    try:
+        scale = float(saved["scale"])
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor with several elements
+        raise _unusable(f"scale={saved['scale']!r} is not a number") from error
+    if not 0 < scale < math.inf:
+        raise _unusable(f"scale={scale} is not a positive finite number")
+    trackers = (saved["growth_tracker"], saved["hysteresis_tracker"])
+    if not all(isinstance(tracker, int) and not isinstance(tracker, bool) for tracker in trackers):
+        raise _unusable(f"its trackers {trackers!r} are not whole numbers")
+    return ScaleRule.from_native_scaler(settings, scale, *trackers).state_dict()
+
+
+def _unknown_content(saved: Any) -> str:
+    if isinstance(saved, Mapping) and "hysteresis_left" in saved:
+        return f"it is what FSDP and DeepSpeed runs keep in {state_file.FILE}"
+    found = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)[:80]
+    return f"it should have {', '.join(sorted(NATIVE_KEYS))}, and has {found}"
+
+
+def _unusable(why: str) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"the loss scaler's state in this checkpoint's optimizer section cannot be used: {why}",
+        code="scaler-state-unusable",
+        allowed=_ALLOWED,
+        next_step="resume from another checkpoint, or without its optimizer section: the loss scale then starts at "
+        "init_scale, and Adam's moments anew",
+    )

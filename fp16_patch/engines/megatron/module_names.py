@@ -17,7 +17,7 @@ def inner_model(chunk: Any) -> Any:
     return unwrap_model(chunk)
 
 
-def modules_of(chunk: Any) -> Iterator[tuple[str, Any]]:
+def named_modules(chunk: Any) -> Iterator[tuple[str, Any]]:
     """(name in the whole model, module) of a chunk without wrappers."""
     names: dict[str, str] = {"": ""}
     inside: dict[str, Any] = {}
@@ -29,10 +29,10 @@ def modules_of(chunk: Any) -> Iterator[tuple[str, Any]]:
         yield names[own], module
 
 
-def parameters_of(chunk: Any) -> Iterator[tuple[str, Any]]:
+def named_parameters(chunk: Any) -> Iterator[tuple[str, Any]]:
     """(name in the whole model, parameter), one that is used twice under its first name."""
     seen: set[int] = set()
-    for name, module in modules_of(chunk):
+    for name, module in named_modules(chunk):
         for own, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))

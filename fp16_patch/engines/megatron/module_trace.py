@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from fp16_patch.engines.megatron.module_names import inner_model, modules_of, parameters_of
+from fp16_patch.engines.megatron.module_names import inner_model, named_modules, named_parameters
 from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, ModuleTrace, trace_modules
 from fp16_patch.loss_scaling.diagnosis.observations import Watched
 
@@ -31,7 +31,7 @@ class ModelTrace:
         rows = []
         for number, (chunk, trace) in enumerate(self._chunks):
             place = number * stages + stage  # an interleaved pipeline comes by once a chunk
-            names = {own: name for (own, _), (name, _) in zip(chunk.named_modules(), modules_of(chunk), strict=True)}
+            names = {own: name for (own, _), (name, _) in zip(chunk.named_modules(), named_modules(chunk), strict=True)}
             rows += [_placed(row, names[row.module], place, last - place) for row in trace.rows()]
         return rows
 
@@ -48,7 +48,7 @@ def held(model: Sequence[Any], part: Callable[[Any], Any]) -> Watched:
     """Parameter -> what ``part`` of it holds on this rank."""
     watched: dict[str, tuple[Extremes, int]] = {}
     for chunk in model:
-        for name, parameter in parameters_of(inner_model(chunk)):
+        for name, parameter in named_parameters(inner_model(chunk)):
             extremes = Extremes()
             if (tensor := part(parameter)) is not None:
                 extremes.add(tensor)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from fp16_patch.engines.megatron.sub_optimizers import Optimizer, parts_of
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, list_sub_optimizers
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import installed_version
 
@@ -53,7 +53,7 @@ def choose(asked: bool | None, *, distributed: bool = True) -> OptimizerChoice:
 
 def in_use(optimizer: Optimizer) -> str:
     """For the precision report, read off a live optimizer."""
-    return ", ".join(dict.fromkeys(_in_words(part) for part in parts_of(optimizer)))
+    return ", ".join(dict.fromkeys(_in_words(part) for part in list_sub_optimizers(optimizer)))
 
 
 def _in_words(part: Optimizer) -> str:

@@ -6,7 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fp16_patch.engines.megatron.sub_optimizers import Optimizer, is_precision_aware, parameters_of, parts_of
+from fp16_patch.engines.megatron.sub_optimizers import (
+    Optimizer,
+    is_precision_aware,
+    list_sub_optimizers,
+    main_parameters,
+)
 from fp16_patch.report.dtypes import agree, describe
 
 
@@ -21,7 +26,7 @@ def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dic
     if optimizer is None:
         return rows
     reduced = [buffer.grad_dtype for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
-    parts = [part for part in parts_of(optimizer) if not part.is_stub_optimizer]
+    parts = [part for part in list_sub_optimizers(optimizer) if not part.is_stub_optimizer]
     state = [tensor for part in parts for name, tensor in _state(part) if name != "master_param"]
     scales = {f"{float(part.get_loss_scale()):g}" for part in parts if getattr(part, "grad_scaler", None) is not None}
     return {
@@ -38,7 +43,7 @@ def _master_weights(part: Optimizer) -> Iterator[Any]:
     if is_precision_aware(part):  # TransformerEngine's FusedAdam keeps them among its state
         yield from (tensor for name, tensor in _state(part) if name == "master_param")
     else:
-        yield from (main for _, main in parameters_of(part) if main is not None)
+        yield from (main for _, main in main_parameters(part) if main is not None)
 
 
 def _state(part: Optimizer) -> Iterator[tuple[str, Any]]:

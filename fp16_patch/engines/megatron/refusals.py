@@ -9,7 +9,7 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from fp16_patch.engines.megatron import releases
-from fp16_patch.engines.megatron.sub_optimizers import Optimizer, parameters_of, parts_of
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, list_sub_optimizers, main_parameters
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import installed_version
 
@@ -22,10 +22,10 @@ def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]
     """Why these cannot be used; empty where they can."""
     if errors := refused_release():
         return errors
-    sharded = {part.config.use_distributed_optimizer for part in parts_of(optimizer)}
+    sharded = {part.config.use_distributed_optimizer for part in list_sub_optimizers(optimizer)}
     found = [error for chunk in model for error in refused_model(chunk.config) + _refused_chunk(chunk, sharded)]
     if not found:  # else a part may hold its parameters in another way than those that are known
-        found = [error for part in parts_of(optimizer) for error in _refused_part(part)]
+        found = [error for part in list_sub_optimizers(optimizer) for error in _refused_part(part)]
     for chunk in model:
         scales = chunk.config.grad_scale_func
         if scales is not None and getattr(scales, "__self__", None) is not optimizer:
@@ -92,10 +92,10 @@ def _refused_part(part: Optimizer) -> list[Fp16PatchError]:
     found = refused_optimizer(part.config.optimizer)
     if not part.config.fp16:
         return [*found, _refusal("fp16=False in OptimizerConfig", "True", "set it, as in the model's configuration")]
-    if type(part.grad_scaler).__name__ not in ("DynamicGradScaler", "PartScaler"):
+    if type(part.grad_scaler).__name__ not in ("DynamicGradScaler", "SubOptimizerScaler"):
         what = f"loss_scale={part.config.loss_scale}, a static scale,"
         found.append(_refusal(what, "None, a dynamic one", "unset it; init_scale is where ours starts"))
-    for parameter, main in parameters_of(part):
+    for parameter, main in main_parameters(part):
         accumulated = getattr(getattr(parameter, "main_grad", None), "dtype", None)
         for what, dtype in (("gradients accumulated", accumulated), ("main parameters", _main_dtype(part, main))):
             if dtype is not None and str(dtype) != "torch.float32":

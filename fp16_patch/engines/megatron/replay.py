@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fp16_patch.engines.megatron.scaler_setup import required_governor
-from fp16_patch.engines.megatron.sub_optimizers import Optimizer
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, require_loss_scaler
 from fp16_patch.log import logger
 from fp16_patch.loss_scaling.update import Update
 
@@ -21,12 +20,12 @@ def run_pass(optimizer: Optimizer, run: Callable[[], T], *, trace_update: int | 
 
     With every module watched and a report written, if this is update ``trace_update``, counted from 1.
     """
-    governor = required_governor(optimizer)
-    if trace_update is None or trace_update != governor.counts.updates + 1:
+    scaler = require_loss_scaler(optimizer)
+    if trace_update is None or trace_update != scaler.counts.updates + 1:
         return run()
     results: list[T] = []
     reason, stem = f"update {trace_update} was to be traced", f"trace_of_update_{trace_update}_{role}"
-    _, path = _examine(optimizer, governor, lambda: results.append(run()), reason, stem)
+    _, path = _examine(optimizer, scaler, lambda: results.append(run()), reason, stem)
     logger.info("gradients of update %s traced: %s", trace_update, path)
     return results[0]
 
@@ -46,25 +45,23 @@ def stop_after_too_many(
     """
     from fp16_patch.loss_scaling.diagnosis.abort import reason_to_stop, stop, stop_unseen
 
-    governor = required_governor(optimizer)
-    if (reason := reason_to_stop(governor, update.skipped)) is None:
+    scaler = require_loss_scaler(optimizer)
+    if (reason := reason_to_stop(scaler, update.skipped)) is None:
         return
     if run is None:
-        raise stop_unseen(role, governor, reason)
-    now = governor.get_scale()
-    _zero_gradients(optimizer, governor)
-    governor.move_to(update.loss_scale)
+        raise stop_unseen(role, scaler, reason)
+    _zero_gradients(optimizer, scaler)
     try:
-        seen, path = _examine(optimizer, governor, run, reason, f"overflow_report_{role}", in_bf16)
+        with scaler.at_scale(update.loss_scale):
+            seen, path = _examine(optimizer, scaler, run, reason, f"overflow_report_{role}", in_bf16)
     finally:
-        governor.move_to(now)
-        _zero_gradients(optimizer, governor)
-    raise stop(role, governor, seen, path)
+        _zero_gradients(optimizer, scaler)
+    raise stop(role, scaler, seen, path)
 
 
 def _examine(
     optimizer: Optimizer,
-    governor: Any,
+    scaler: Any,
     run: Callable[[], object],
     reason: str,
     stem: str,
@@ -76,11 +73,11 @@ def _examine(
     from fp16_patch.loss_scaling.diagnosis.cause import Remedies
     from fp16_patch.loss_scaling.diagnosis.observations import diagnose
 
-    model = governor.model
-    with _losses_through(governor):
+    model = scaler.model
+    with _losses_through(scaler):
         diagnosis = diagnose(
             model[0],
-            governor,
+            scaler,
             run,
             reason,
             trace=lambda: trace_model(model),
@@ -92,14 +89,14 @@ def _examine(
 
 
 @contextmanager
-def _losses_through(governor: Any) -> Iterator[None]:
-    """The schedules scale losses by the governor's own ``scale``, which a diagnosis watches."""
+def _losses_through(scaler: Any) -> Iterator[None]:
+    """The schedules scale losses by the scaler's own ``scale``, which a diagnosis watches."""
 
     def scale(outputs: Any) -> Any:
         # With a one that needs no gradient they ask for the scale of auxiliary losses: that is no loss.
-        return governor.scale(outputs) if outputs.requires_grad else outputs * governor.get_scale()
+        return scaler.scale(outputs) if outputs.requires_grad else outputs * scaler.get_scale()
 
-    usual = [(chunk.config, chunk.config.grad_scale_func) for chunk in governor.model]
+    usual = [(chunk.config, chunk.config.grad_scale_func) for chunk in scaler.model]
     try:
         for config, _ in usual:
             config.grad_scale_func = scale
@@ -109,8 +106,8 @@ def _losses_through(governor: Any) -> Iterator[None]:
             config.grad_scale_func = function
 
 
-def _zero_gradients(optimizer: Optimizer, governor: Any) -> None:
-    for chunk in governor.model:
+def _zero_gradients(optimizer: Optimizer, scaler: Any) -> None:
+    for chunk in scaler.model:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
 

@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One update of a governed Megatron optimizer, and what became of it."""
+"""One update of a Megatron optimizer with this package's loss scaler."""
 
 from __future__ import annotations
 
-from fp16_patch.engines.megatron.scaler_setup import required_governor
-from fp16_patch.engines.megatron.sub_optimizers import Optimizer
+from fp16_patch.engines.megatron.sub_optimizers import Optimizer, require_loss_scaler
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling.update import Update
 
 
 def take_step(optimizer: Optimizer) -> Update:
-    """In place of ``optimizer.step()``; collective over all ranks, and the same on each of them.
+    """Step ``optimizer`` and return what happened; collective over all ranks, with the same result on each of them.
 
-    On a skipped update nothing has moved but the scale. The schedule of the learning rate is the caller's to hold.
+    Call it in place of ``optimizer.step()``. A skipped update moves nothing but the scale. The caller must not step
+    the learning-rate schedule then.
+
+    Raises:
+        Fp16PatchError: The optimizer has no loss scaler of this package, or its scaler and Megatron disagree.
     """
-    governor = required_governor(optimizer)
-    governor.forget_reports()
-    before, loss_scale = governor.counts.updates, governor.get_scale()
+    scaler = require_loss_scaler(optimizer)
+    scaler.clear_reports()
+    before, loss_scale = scaler.counts.updates, scaler.get_scale()
     made, norm, _ = optimizer.step()
-    updates, skips = governor.counts.updates - before, governor.counts.consecutive
+    updates, skips = scaler.counts.updates - before, scaler.counts.consecutive
     if updates != 1 or made != (skips == 0):
         raise Fp16PatchError(
             f"Megatron's step (made: {made}) and its scaler ({updates} updates, {skips} skips in a row) disagree",
@@ -28,8 +31,8 @@ def take_step(optimizer: Optimizer) -> Update:
     if not made:
         return Update(skipped=True, grad_norm=None, loss_scale=loss_scale)
     if not hasattr(optimizer, "chained_optimizers") and not optimizer.config.clip_grad:
-        norm = optimizer.get_grad_norm()  # Megatron says 0 where it does not clip
-    headroom, share = governor.seen
+        norm = optimizer.get_grad_norm()  # Megatron returns 0 where it does not clip
+    headroom, share = scaler.last_headroom
     return Update(
         skipped=False,
         grad_norm=float(norm),

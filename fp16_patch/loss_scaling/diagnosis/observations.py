@@ -85,7 +85,7 @@ class Diagnosis:
 
 
 class Scaler(Protocol):
-    """What a diagnosis needs of a loss scaler; :class:`~fp16_patch.engines.fsdp.scaler.LossScaler` is one."""
+    """What a diagnosis needs of a loss scaler; :class:`~fp16_patch.engines.fsdp.scaler.FsdpLossScaler` is one."""
 
     process_group: Any
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp16_patch.engines.deepspeed.config import configured, fp16_block
-from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.loss_scaling import LossScaling
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -41,14 +41,14 @@ def settings(draw: Any) -> LossScaling:
     )
 
 
-def torch_s(chosen: LossScaling) -> LossScaler:
-    return LossScaler(chosen, "cpu")
+def torch_s(chosen: LossScaling) -> FsdpLossScaler:
+    return FsdpLossScaler(chosen, "cpu")
 
 
 OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
-def both_update(ours: BoundedLossScaler, other: LossScaler, overflow: bool) -> None:
+def both_update(ours: BoundedLossScaler, other: FsdpLossScaler, overflow: bool) -> None:
     with ours.standing_still():
         before = ours.loss_scale
         ours.update_scale(overflow)

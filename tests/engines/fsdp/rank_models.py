@@ -25,7 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.precision.loss_scaling import LossScaling
 
 # Here once and not in every rank: the first optimizer of a process imports torch's compiler.
@@ -124,7 +124,7 @@ class Training:
     def __post_init__(self) -> None:
         self.model = WRAPS[self.wrap]()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=0.1, fused=self.fused)
-        self.scaler = LossScaler(self.settings, "cpu", process_group=self.group, module=self.model)
+        self.scaler = FsdpLossScaler(self.settings, "cpu", process_group=self.group, module=self.model)
         self.generator = torch.Generator().manual_seed(self.rank // 2 if self.wrap == "fsdp2-tp" else self.rank)
 
     def backward(self, factors: tuple[float, ...] = (1.0, 1.0)) -> None:

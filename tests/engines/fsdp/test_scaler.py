@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from raising import raises_code
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
-from fp16_patch.engines.fsdp.scaler import HISTORY, LossScaler
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.loss_scaling.state_file import HISTORY
 from fp16_patch.precision.loss_scaling import LIMITS
 
 UNTIMED = hypothesis.settings(deadline=None)
@@ -98,7 +99,7 @@ UPDATES = st.lists(st.tuples(st.booleans(), st.integers(1, 8)), max_size=15).map
 """Runs of overflows and of good updates."""
 
 
-def update(scaler: LossScaler, overflow: bool) -> None:
+def update(scaler: FsdpLossScaler, overflow: bool) -> None:
     scaler.record(OPTIMIZER, finite=not overflow)
     scaler.update()
 
@@ -106,11 +107,11 @@ def update(scaler: LossScaler, overflow: bool) -> None:
 OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
-def new_scaler(chosen: LossScaling = DEFAULTS) -> LossScaler:
-    return LossScaler(chosen, device="cpu")
+def new_scaler(chosen: LossScaling = DEFAULTS) -> FsdpLossScaler:
+    return FsdpLossScaler(chosen, device="cpu")
 
 
-def through_json(scaler: LossScaler) -> Any:
+def through_json(scaler: FsdpLossScaler) -> Any:
     return json.loads(json.dumps(scaler.state_dict()))
 
 
@@ -291,7 +292,7 @@ def test_a_scaler_that_torch_turned_off_is_refused() -> None:
     """Stock: a warning, and gradients that are never scaled."""
     assert not ShardedGradScaler("cuda").is_enabled()
     with raises_code("device-not-supported", "'cuda'"):
-        LossScaler(DEFAULTS, device="cuda")
+        FsdpLossScaler(DEFAULTS, device="cuda")
 
 
 def test_an_update_without_a_check_is_refused_and_not_counted() -> None:
@@ -402,7 +403,7 @@ def test_stock_breaks_on_a_fused_optimizer() -> None:
     parameter, optimizer = weight(fused=True)
     with pytest.raises(RuntimeError, match="broadcast"):
         torch_s_sequence(ShardedGradScaler("cpu"), parameter, optimizer, 1.0)
-    assert not torch.equal(parameter, torch.ones(4)), "torch mends it: delete LossScaler.step"
+    assert not torch.equal(parameter, torch.ones(4)), "torch mends it: delete FsdpLossScaler.step"
 
 
 BROKEN = pytest.mark.parametrize("scale", [0.0, math.inf, math.nan, -1.0, 2.0**-140, 2.0**40])

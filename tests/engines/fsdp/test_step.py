@@ -19,7 +19,7 @@ from raising import raises_code
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.utils import clip_grad_norm_
 
-from fp16_patch.engines.fsdp.scaler import LossScaler
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.engines.fsdp.step import Update, clip_and_step
 from fp16_patch.loss_scaling import LossScaling
 
@@ -100,7 +100,7 @@ def stock_scaler(optimizer: str, **settings: Any) -> Any:
 
 
 def ours(optimizer: str, settings: LossScaling = DEFAULTS) -> Training:
-    return new_training(optimizer, LossScaler(settings, "cpu"))
+    return new_training(optimizer, FsdpLossScaler(settings, "cpu"))
 
 
 def assert_close(a: Any, b: Any, where: str = "") -> None:
@@ -211,7 +211,7 @@ def test_successive_updates_look_at_different_elements(monkeypatch: pytest.Monke
 def test_health_costs_nothing_where_it_is_not_asked_for() -> None:
     training = ours("AdamW-foreach")
     training.backward(seed=0)
-    statistics = clip_and_step(training.scaler, training.optimizer, 1.0, health=False).statistics
+    statistics = clip_and_step(training.scaler, training.optimizer, 1.0, headroom=False).statistics
     assert (statistics.peak, statistics.underflow_share) == (None, None)
 
 
@@ -338,7 +338,7 @@ def test_gradients_that_were_unscaled_already_are_refused(optimizer: str) -> Non
 def test_sparse_gradients_are_refused_by_name() -> None:
     model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(5, 2, sparse=True)})
     optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.1)
-    scaler = LossScaler(DEFAULTS, "cpu", module=model)
+    scaler = FsdpLossScaler(DEFAULTS, "cpu", module=model)
     scaler.scale(model["tokens"](torch.tensor([1, 3])).sum()).backward()
     before = model["tokens"].weight.detach().clone()
     with raises_code("sparse-gradient", "tokens.weight", "sparse=False"):
@@ -351,7 +351,7 @@ def test_a_sparse_gradient_of_an_unknown_module_is_refused_by_its_shape() -> Non
     parameter = torch.nn.Parameter(torch.zeros(5, 2))
     parameter.grad = torch.ones(5, 2).to_sparse()
     with raises_code("sparse-gradient", "(5, 2)"):
-        clip_and_step(LossScaler(DEFAULTS, "cpu"), torch.optim.SGD([parameter], lr=0.1), 1.0)
+        clip_and_step(FsdpLossScaler(DEFAULTS, "cpu"), torch.optim.SGD([parameter], lr=0.1), 1.0)
 
 
 def test_a_fused_optimizer_keeps_no_trace_of_the_scale() -> None:

@@ -12,9 +12,9 @@ from engine_ranks import Result
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from test_scaler import UPDATES, Reference, settings
 
-from fp16_patch.engines.megatron.scaler_setup import govern
+from fp16_patch.engines.megatron.scaler import install_loss_scaler
 from fp16_patch.engines.megatron.step import take_step
-from fp16_patch.engines.megatron.sub_optimizers import parts_of
+from fp16_patch.engines.megatron.sub_optimizers import list_sub_optimizers
 from fp16_patch.loss_scaling import LossScaling
 
 HYSTERESIS = 2
@@ -29,12 +29,12 @@ def of_two(training: Training, chosen: LossScaling | None) -> list[Any]:
     for frozen in ([apart], others):
         for parameter in frozen:
             parameter.requires_grad_(False)
-        parts += parts_of(get_megatron_optimizer(training.optimizer_config, training.model))
+        parts += list_sub_optimizers(get_megatron_optimizer(training.optimizer_config, training.model))
         for parameter in frozen:
             parameter.requires_grad_(True)
     training.optimizer = ChainedOptimizer(parts)
     training.config.grad_scale_func = None if chosen else training.optimizer.scale_loss
-    training.governor = govern(training.optimizer, chosen, training.model) if chosen else None
+    training.scaler = install_loss_scaler(training.optimizer, chosen, training.model) if chosen else None
     return [others, [apart]]
 
 
@@ -53,9 +53,9 @@ def drift(rank: int, *, ours: bool, apart: bool = False, **options: Any) -> Resu
             training.spoil(experts=True)
         made, *_ = training.optimizer.step()
         assert made is good
-        scales.append([float(part.get_loss_scale()) for part in parts_of(training.optimizer)])
+        scales.append([float(part.get_loss_scale()) for part in list_sub_optimizers(training.optimizer)])
         if good:
-            norms.append([part.get_grad_norm() for part in parts_of(training.optimizer)])
+            norms.append([part.get_grad_norm() for part in list_sub_optimizers(training.optimizer)])
     return {"norms": norms, "scales": scales}
 
 
@@ -77,18 +77,18 @@ def any_sequence(rank: int) -> Result:
         nonlocal examples
         examples += 1
         training.config.grad_scale_func = None
-        governor, reference = govern(training.optimizer, chosen, training.model), Reference(chosen)
+        scaler, reference = install_loss_scaler(training.optimizer, chosen, training.model), Reference(chosen)
         for overflows in zip(first, second, strict=False):
             for part, overflow in zip(parameters, overflows, strict=True):
                 for parameter in part:
-                    parameter.main_grad.fill_(governor.get_scale() * 1e-6)
+                    parameter.main_grad.fill_(scaler.get_scale() * 1e-6)
                 part[-1].main_grad.view(-1)[-1] = float("nan") if overflow else 0.0
             update = take_step(training.optimizer)
             assert update.skipped == any(overflows)
             assert update.loss_scale == reference.scale
             reference.update(any(overflows))
-            assert governor.rule.state_dict() == reference.state()
-            for part in parts_of(training.optimizer):
+            assert scaler.state_dict() == reference.state()
+            for part in list_sub_optimizers(training.optimizer):
                 assert float(part.get_loss_scale()) == reference.scale
                 assert part.grad_scaler._growth_tracker == reference.good_in_a_row
 

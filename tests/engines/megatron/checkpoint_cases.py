@@ -27,13 +27,13 @@ def train(training: Training, rank: int, first: int, last: int) -> list[dict[str
         training.backward(seed=number)
         if number in BAD and rank == 0:
             training.spoil(experts=bool(training.config.num_moe_experts))
-        update = take_step(training.optimizer) if training.governor else training.optimizer.step()
+        update = take_step(training.optimizer) if training.scaler else training.optimizer.step()
         made.append({"update": str(update), "digest": training.digest()})
     return made
 
 
 def state_of(training: Training) -> dict[str, Any]:
-    return {**training.governor.rule.state_dict(), "shown": float(training.optimizer.get_loss_scale())}
+    return {**training.scaler.state_dict(), "shown": float(training.optimizer.get_loss_scale())}
 
 
 def whole(rank: int, *, name: str, **options: Any) -> Result:

@@ -20,8 +20,8 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from fp16_patch.engines.megatron.config import optimizer_config
-from fp16_patch.engines.megatron.scaler_setup import govern
-from fp16_patch.engines.megatron.sub_optimizers import parts_of
+from fp16_patch.engines.megatron.scaler import install_loss_scaler
+from fp16_patch.engines.megatron.sub_optimizers import list_sub_optimizers
 from fp16_patch.loss_scaling import LossScaling
 
 VOCABULARY, LENGTH, BATCH = 64, 16, 2
@@ -72,9 +72,9 @@ class Training:
             **(scaling | (optimizer or {})),
         )
         self.optimizer = get_megatron_optimizer(self.optimizer_config, self.model)
-        self.governor = None
+        self.scaler = None
         if settings is not None:
-            self.governor = govern(self.optimizer, settings, self.model)
+            self.scaler = install_loss_scaler(self.optimizer, settings, self.model)
         elif dtype == "fp16":
             self.config.grad_scale_func = self.optimizer.scale_loss  # as Megatron-LM's training does
 
@@ -110,7 +110,7 @@ class Training:
         whole = hashlib.sha256()
         for parameter in self.parameters().values():
             whole.update(parameter.detach().float().numpy().tobytes())
-        for part in parts_of(self.optimizer):
+        for part in list_sub_optimizers(self.optimizer):
             for group in part.optimizer.param_groups if part.optimizer else ():
                 for parameter in group["params"]:
                     whole.update(parameter.detach().numpy().tobytes())

@@ -31,7 +31,7 @@ def written(rank: int) -> Result:
     into.mkdir()
     models = [chunk.state_dict() for chunk in training.model]
     torch.save({"model": models, "optimizer": training.optimizer.state_dict()}, into / FILE)
-    return write_facts(into, training.governor.rule.state_dict(), training.digest())
+    return write_facts(into, training.scaler.state_dict(), training.digest())
 
 
 def loaded(rank: int) -> Result:
@@ -42,7 +42,7 @@ def loaded(rank: int) -> Result:
         chunk.load_state_dict(state)
     training.optimizer.load_state_dict(saved["optimizer"])
     said = resumption(training.optimizer, "the checkpoint")
-    rule = training.governor.rule
+    rule = training.scaler.rule
     found = {"said": said, "state": rule.state_dict(), "weights": training.digest(), "before": before}
     scale = float(training.optimizer.get_loss_scale())
     training.backward(seed=UPDATES)

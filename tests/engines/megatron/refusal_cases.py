@@ -10,9 +10,9 @@ from core_registry import case
 from engine_ranks import Result
 from megatron.core.optimizer import ChainedOptimizer
 
-from fp16_patch.engines.megatron.scaler_setup import govern
+from fp16_patch.engines.megatron.scaler import install_loss_scaler
 from fp16_patch.engines.megatron.step import take_step
-from fp16_patch.engines.megatron.sub_optimizers import parts_of
+from fp16_patch.engines.megatron.sub_optimizers import list_sub_optimizers
 from fp16_patch.loss_scaling import LossScaling
 
 
@@ -35,11 +35,11 @@ REFUSED: dict[str, dict[str, Any]] = {
 def _error(name: str, **options: Any) -> str:
     training = Training(None, **options)
     training.config.grad_scale_func = None
-    before = [getattr(part, "grad_scaler", None) for part in parts_of(training.optimizer)]
+    before = [getattr(part, "grad_scaler", None) for part in list_sub_optimizers(training.optimizer)]
     try:
-        govern(training.optimizer, LossScaling(), training.model)
+        install_loss_scaler(training.optimizer, LossScaling(), training.model)
     except RuntimeError as error:
-        after = [getattr(part, "grad_scaler", None) for part in parts_of(training.optimizer)]
+        after = [getattr(part, "grad_scaler", None) for part in list_sub_optimizers(training.optimizer)]
         assert before == after, "refused, and changed all the same"
         return str(error)
     finally:
@@ -51,14 +51,14 @@ case("refused", refused)
 
 
 def other(rank: int) -> Result:
-    """A scale function of somebody else's; an optimizer that was not governed; one of another class."""
+    """A scale function of somebody else's; an optimizer without our scaler; one of another class."""
     errors = {}
     training = Training(None)
     training.config.grad_scale_func = lambda loss: loss * 2
     for name, run in {
-        "grad_scale_func": lambda: govern(training.optimizer, LossScaling(), training.model),
-        "not-governed": lambda: take_step(training.optimizer),
-        "emerging": lambda: govern(_unknown(training), LossScaling(), training.model),
+        "grad_scale_func": lambda: install_loss_scaler(training.optimizer, LossScaling(), training.model),
+        "no-loss-scaler": lambda: take_step(training.optimizer),
+        "emerging": lambda: install_loss_scaler(_unknown(training), LossScaling(), training.model),
     }.items():
         try:
             run()
@@ -69,7 +69,7 @@ def other(rank: int) -> Result:
 
 def _unknown(training: Training) -> Any:
     """Muon needs a package that is not here; to Megatron it is an optimizer of another class in the chain."""
-    (part,) = parts_of(training.optimizer)
+    (part,) = list_sub_optimizers(training.optimizer)
     part.__class__ = type("TensorParallelMuonOptimizer", (type(part),), {})
     return ChainedOptimizer([part])
 

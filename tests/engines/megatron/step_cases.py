@@ -12,7 +12,7 @@ from engine_ranks import Result
 
 from fp16_patch.engines.megatron.optimizer_choice import in_use
 from fp16_patch.engines.megatron.step import take_step
-from fp16_patch.engines.megatron.sub_optimizers import parts_of
+from fp16_patch.engines.megatron.sub_optimizers import list_sub_optimizers
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.update import describe
 
@@ -31,9 +31,9 @@ def skip_then_step(rank: int, **options: Any) -> Result:
             {
                 "moved": training.digest() != before,
                 "update": {name: value for name, value in vars(update).items() if name != "statistics"},
-                "metrics": describe(update, training.governor.counts),
-                "scales": [float(part.get_loss_scale()) for part in parts_of(training.optimizer)],
-                "trackers": [part.grad_scaler._growth_tracker for part in parts_of(training.optimizer)],
+                "metrics": describe(update, training.scaler.counts),
+                "scales": [float(part.get_loss_scale()) for part in list_sub_optimizers(training.optimizer)],
+                "trackers": [part.grad_scaler._growth_tracker for part in list_sub_optimizers(training.optimizer)],
             }
         )
     return {"updates": updates, "optimizer": in_use(training.optimizer)}
@@ -72,9 +72,9 @@ def norms(rank: int, **options: Any) -> Result:
     found = {}
     for clip in (0.0, 1e-3):
         training = Training(LossScaling(init_scale=2.0**10), lr=0.0, clip=clip)
-        (alone,) = parts_of(training.optimizer)
+        (alone,) = list_sub_optimizers(training.optimizer)
         for name, optimizer in (("chained", training.optimizer), ("alone", alone)):
-            optimizer._fp16_patch_governor = training.governor
+            optimizer._fp16_patch_loss_scaler = training.scaler
             training.backward()
             found[f"{name}-{clip:g}"] = take_step(optimizer).grad_norm
         training.close()
@@ -106,13 +106,13 @@ case("statistics", statistics)
 
 
 def loop_of_its_own(rank: int, **options: Any) -> Result:
-    """Stock ``optimizer.step()`` on a governed optimizer; and one part stepped alone."""
+    """Stock ``optimizer.step()`` on an optimizer with our scaler; and one part stepped alone."""
     training = Training(LossScaling(init_scale=2.0**10, growth_interval=1), **options)
     training.backward()
     made = training.optimizer.step()[0]
-    after = training.governor.get_scale()
+    after = training.scaler.get_scale()
     training.backward()
-    first = parts_of(training.optimizer)[0]
+    first = list_sub_optimizers(training.optimizer)[0]
     first.prepare_grads()
     try:
         first.prepare_grads()

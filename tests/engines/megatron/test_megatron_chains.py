@@ -26,7 +26,7 @@ def test_stock_makes_gradients_four_times_too_large(results: Outcomes, chain: st
         (first, before), (second, after) = rank["norms"]
         assert rank["scales"][-1] == [4096, 1024]
         assert second == pytest.approx(first)
-        assert after / before == pytest.approx(4, rel=1e-3), "Megatron keeps its parts together: Governor can go"
+        assert after / before == pytest.approx(4, rel=1e-3), "one scale in Megatron: ChainedLossScaler can go"
 
 
 @CHAINS

@@ -51,7 +51,7 @@ class TestReal:
         ("name", "said"),
         [
             ("grad_scale_func", "grad_scale_func of the model's configuration"),
-            ("not-governed", "was not given this package's loss scaling"),
+            ("no-loss-scaler", "was not given this package's loss scaling"),
             ("emerging", "TensorParallelMuonOptimizer as an optimizer"),
         ],
     )

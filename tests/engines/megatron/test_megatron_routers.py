@@ -26,7 +26,7 @@ def test_gradients_of_auxiliary_losses_are_right_under_scaling(results: Outcomes
 
 
 def test_they_are_lost_where_only_the_loss_is_scaled(results: Outcomes) -> None:
-    """Why govern sets grad_scale_func: Megatron asks it, and takes 1 without it."""
+    """Why install_loss_scaler sets grad_scale_func: Megatron asks it, and takes 1 without it."""
     (found,) = results("auxiliary-unscaled")
     assert found["size"] == pytest.approx(1 / 4096, rel=1e-2)
 

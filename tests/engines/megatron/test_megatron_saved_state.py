@@ -10,7 +10,7 @@ import pytest
 import torch
 from raising import raises_code
 
-from fp16_patch.engines.megatron import saved_state
+from fp16_patch.engines.megatron.checkpoint import checkpoint_entry, read_state
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scale_rule import ScaleRule
 
@@ -26,12 +26,12 @@ def ours() -> dict[str, Any]:
     for skipped in (True, True, True, False):
         rule.update(skipped=skipped)
     trackers = {"growth_tracker": rule.growth_tracker, "hysteresis_tracker": rule.hysteresis_left}
-    return stock(scale=torch.tensor([rule.scale]), **trackers) | saved_state.entry(rule.state_dict())
+    return stock(scale=torch.tensor([rule.scale]), **trackers) | checkpoint_entry(rule.state_dict())
 
 
 def loaded(saved: Any) -> ScaleRule:
     rule = ScaleRule(SETTINGS)
-    rule.load_state_dict(saved_state.read(saved, SETTINGS))
+    rule.load_state_dict(read_state(saved, SETTINGS))
     return rule
 
 
@@ -64,7 +64,7 @@ def test_numbers_of_megatron_s_that_we_have_not(changed: dict[str, Any], scale: 
 
 
 def test_a_static_scale_is_no_scale_to_go_on_from() -> None:
-    assert saved_state.read({}, SETTINGS) is None
+    assert read_state({}, SETTINGS) is None
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_a_static_scale_is_no_scale_to_go_on_from() -> None:
 )
 def test_anything_else_is_one_error_that_says_why(saved: Any, why: str) -> None:
     with raises_code("scaler-state-unusable", why, "next step"):
-        saved_state.read(saved, SETTINGS)
+        read_state(saved, SETTINGS)

@@ -18,12 +18,12 @@ Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never impo
 
 
 def new_scaler(module: Any) -> Any:
-    """A :class:`~fp16_patch.engines.fsdp.scaler.LossScaler` with the flag's settings for a module wrapped already."""
+    """Return a :class:`~fp16_patch.engines.fsdp.scaler.FsdpLossScaler` with the flag's settings for ``module``."""
     from verl.utils.device import get_device_name
 
-    from fp16_patch.engines.fsdp.scaler import LossScaler
+    from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 
-    return LossScaler(Precision.current().loss_scaling, get_device_name(), module=module)
+    return FsdpLossScaler(Precision.current().loss_scaling, get_device_name(), module=module)
 
 
 def clip_and_step(original: Callable[..., Any]) -> Callable[..., Any]:

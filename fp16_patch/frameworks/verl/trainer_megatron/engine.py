@@ -50,9 +50,9 @@ def govern_scalers(original: Callable[..., Any]) -> Callable[..., Any]:
         optimizer = original(self)
         precision = Precision.current()
         if precision.train_dtype == "fp16":
-            from fp16_patch.engines.megatron import scaler_setup
+            from fp16_patch.engines.megatron.scaler import install_loss_scaler
 
-            self.scaler = scaler_setup.govern(optimizer, precision.loss_scaling, self.module)
+            self.scaler = install_loss_scaler(optimizer, precision.loss_scaling, self.module)
         return optimizer
 
     return _build_optimizer

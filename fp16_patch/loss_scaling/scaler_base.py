@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base class of the engines' loss scalers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fp16_patch.loss_scaling.gradient_statistics import gather_statistics, gradient_slice
+from fp16_patch.loss_scaling.gradients import Gradient
+from fp16_patch.loss_scaling.headroom import NUM_SLICES, HeadroomTracker
+from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
+from fp16_patch.precision.loss_scaling import LossScaling
+
+
+class ScalerBase:
+    """Hold the scale rule of one loss scaler.
+
+    A subclass moves the scale by ``rule`` and shows it to its engine, through the engine's own scaler class where
+    there is one.
+    """
+
+    process_group: Any = None
+    """Ranks that agree on every step; None for all ranks."""
+
+    def __init__(self, settings: LossScaling) -> None:
+        self.rule = ScaleRule(settings)
+        self.headroom = HeadroomTracker()
+
+    @property
+    def settings(self) -> LossScaling:
+        """Return the settings in force."""
+        return self.rule.settings
+
+    @property
+    def counts(self) -> Counts:
+        """Return the number of updates, skips, growths and backoffs so far."""
+        return self.rule.counts
+
+    @property
+    def history(self) -> deque[tuple[int, float]]:
+        """Return (updates so far, scale from then on), oldest first."""
+        return self.rule.history
+
+    @property
+    def hysteresis_left(self) -> int:
+        """Return which overflow from now on lowers the scale; 1 is the next one."""
+        return self.rule.hysteresis_left
+
+    def get_scale(self) -> float:
+        """Return the scale of the current update."""
+        return self.rule.scale
+
+    def scale(self, outputs: Any) -> Any:
+        """Return ``outputs``, a loss tensor, multiplied by the scale."""
+        return outputs * self.get_scale()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return :meth:`ScaleRule.state_dict`."""
+        return self.rule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state by :meth:`ScaleRule.load_state_dict`."""
+        self.rule.load_state_dict(state_dict)
+
+    @contextmanager
+    def at_scale(self, scale: float) -> Iterator[None]:
+        """Scale losses by ``scale`` for one pass. Counts and history do not change."""
+        now = self.get_scale()
+        self._show_scale(scale)
+        try:
+            yield
+        finally:
+            self._show_scale(now)
+
+    def _show_scale(self, scale: float) -> None:
+        self.rule.scale = scale
+
+    def measure_headroom(
+        self, gradients: Iterable[Gradient], device: torch.device, *, unscaled: bool = False
+    ) -> tuple[float | None, float | None]:
+        """Return headroom in bits and underflow share, measured on one slice of ``gradients``; collective.
+
+        Set ``unscaled`` where the gradients were already divided by the scale.
+        """
+        num_slices, updates, scale = self.headroom.num_slices, self.counts.updates, self.get_scale()
+        one_slice = list(gradient_slice(list(gradients), updates % num_slices, num_slices))
+        statistics = gather_statistics(one_slice, device, self.process_group, offset=updates // NUM_SLICES)
+        if unscaled and statistics.peak is not None:
+            statistics = replace(statistics, peak=statistics.peak * scale)
+        return self.headroom.add(statistics, scale)
