@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log-probs themselves, kept on disk for a measurement of the mismatch such as the paper's Figure 5."""
+"""Save log-probs of both engines on disk, to measure the mismatch offline as in the paper's Figure 5."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = "log_probs"
-"""Beside the precision report, where ``fp16_patch.keep_log_probs`` is true."""
+"""Folder next to the precision report, written if ``fp16_patch.keep_log_probs`` is true."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Log-probs in nats of the tokens that were sampled, float32 ``[tokens]``, answer after answer.
+class LogProbs:
+    """Log-probs of the sampled tokens in nats, float32 ``[tokens]``, answer after answer.
 
-    ``mu`` are the rollout's, ``pi`` the trainer's. ``lengths``, int64 ``[answers]``, says how many tokens each has.
+    ``mu`` is the rollout policy, ``pi`` the training policy. ``lengths`` counts each answer's tokens, int64
+    ``[answers]``.
     """
 
     mu: np.ndarray
@@ -28,13 +29,13 @@ class Kept:
     lengths: np.ndarray
 
     def log_ratios(self) -> np.ndarray:
-        """log pi - log mu of whole answers: float64 ``[answers]``."""
+        """Return log pi - log mu summed over each answer, float64 ``[answers]``."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
         return np.add.reduceat(self.pi.astype(np.float64) - self.mu, starts) if len(self.lengths) else np.zeros(0)
 
 
-def keep(folder: Path, mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> Path:
-    """Write one batch into ``folder``, beside what is there. All three are padded ``[answers, length]``."""
+def save(folder: Path, mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> Path:
+    """Write one batch into a new file in ``folder``. ``mu``, ``pi`` and ``mask`` are padded ``[answers, length]``."""
     chosen = mask.detach().cpu().bool()
     lengths = chosen.sum(dim=1)
     answers = {
@@ -50,9 +51,9 @@ def keep(folder: Path, mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -
     return unfinished.rename(path)
 
 
-def read(folder: Path) -> Kept | None:
-    """All batches of ``folder``, in order; None where there are none."""
+def load(folder: Path) -> LogProbs | None:
+    """Return all batches in ``folder``, in order, or None if there are none."""
     batches = [np.load(path) for path in sorted(folder.glob("*.npz"))]
     if not batches:
         return None
-    return Kept(*(np.concatenate([batch[name] for batch in batches]) for name in ("mu", "pi", "lengths")))
+    return LogProbs(*(np.concatenate([batch[name] for batch in batches]) for name in ("mu", "pi", "lengths")))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mismatch between rollout and training policy, from the log-probs both give the same sampled tokens.
+"""Compute the mismatch between rollout and training policy from their log-probs of the same sampled tokens.
 
 All arithmetic is float64. The log-ratios to be measured reach down to 1e-6, where float32's ``exp(x) - x - 1`` is
 noise: one rounding of ``exp(x)`` near 1 is 6e-8, the wanted value 5e-13.
@@ -17,15 +17,7 @@ import math
 
 import torch
 
-NAMES = (
-    "prob_diff_mean",
-    "pi_minus_mu_max",
-    "pi_minus_mu_min",
-    "log_ratio_abs_mean",
-    "k1_kl",
-    "k3_kl",
-    "tokens",
-)
+from fp16_patch.mismatch import METRIC_NAMES
 
 _SERIES_BELOW = 0.1
 _SERIES_TERMS = 9  # the tenth is below 5e-17 of the sum at |x| = 0.1
@@ -45,16 +37,19 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
     - ``k3_kl``: mean of ``expm1(x) - x``, Schulman's k3 estimate of KL[mu|pi]; never negative, far less noisy;
     - ``tokens``: how many tokens were compared.
 
-    Without a single token every metric but ``tokens`` is NaN. A non-finite log-prob shows in the result and is not
-    filtered. Raises ``ValueError`` when the shapes differ.
+    Without a token every metric but ``tokens`` is NaN. A non-finite log-prob is not filtered: it makes the result
+    non-finite.
+
+    Raises:
+        ValueError: The shapes differ.
     """
     if not mu.shape == pi.shape == mask.shape:
         raise ValueError(f"mu {tuple(mu.shape)}, pi {tuple(pi.shape)} and mask {tuple(mask.shape)} must have one shape")
-    keep = mask.detach().bool()
-    log_mu = mu.detach()[keep].to(torch.float64)
-    log_pi = pi.detach()[keep].to(torch.float64)
+    unmasked = mask.detach().bool()
+    log_mu = mu.detach()[unmasked].to(torch.float64)
+    log_pi = pi.detach()[unmasked].to(torch.float64)
     if log_mu.numel() == 0:
-        return dict.fromkeys(NAMES, math.nan) | {"tokens": 0.0}
+        return dict.fromkeys(METRIC_NAMES, math.nan) | {"tokens": 0.0}
 
     log_ratio = log_pi - log_mu
     # pi - mu, as the larger of the two times (1 - exp(-|x|)): subtracting two exponentials would lose the digits
@@ -70,11 +65,11 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
             k3(log_ratio).mean(),
         ]
     ).tolist()
-    return dict(zip(NAMES, [*values, float(log_mu.numel())], strict=True))
+    return dict(zip(METRIC_NAMES, [*values, float(log_mu.numel())], strict=True))
 
 
 def k3(log_ratio: torch.Tensor) -> torch.Tensor:
-    """``exp(x) - 1 - x`` elementwise for float64 x, to about 1e-14 relative wherever it does not overflow.
+    """Return ``exp(x) - 1 - x`` elementwise for float64 x, to about 1e-14 relative wherever it does not overflow.
 
     Near zero ``expm1(x) - x`` cancels too (at x = 1e-8 half the digits are gone), so there its Taylor series
     x**2/2! + x**3/3! + ... is summed.

@@ -11,7 +11,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fp16_patch.mismatch.metrics import NAMES, k3, mismatch_metrics
+from fp16_patch.mismatch import METRIC_NAMES
+from fp16_patch.mismatch.metrics import k3, mismatch_metrics
 
 LOG_PROBS = st.floats(min_value=-40.0, max_value=0.0)
 PAIRS = st.lists(st.tuples(LOG_PROBS, st.floats(min_value=-3.0, max_value=3.0)), min_size=1, max_size=20)
@@ -55,8 +56,8 @@ def test_every_metric_equals_exact_arithmetic(pairs: list[tuple[float, float]], 
     pi = torch.tensor([p + scale * d for p, d in pairs], dtype=torch.float32)
     got = mismatch_metrics(mu, pi, torch.ones_like(mu))
     want = exact(mu.tolist(), pi.tolist())
-    assert set(got) == set(NAMES)
-    for name in NAMES:
+    assert set(got) == set(METRIC_NAMES)
+    for name in METRIC_NAMES:
         # Means of signed terms cancel: their digits are counted from the size of the terms.
         floor = 1e-15 * (want["log_ratio_abs_mean"] if name == "k1_kl" else 1e-300)
         assert got[name] == pytest.approx(want[name], rel=1e-12, abs=floor), name
@@ -110,7 +111,7 @@ def test_padded_and_flat_agree_and_padding_is_never_read() -> None:
 def test_an_empty_mask_gives_nan_and_no_tokens() -> None:
     got = mismatch_metrics(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
     assert got.pop("tokens") == 0
-    assert len(got) == len(NAMES) - 1
+    assert len(got) == len(METRIC_NAMES) - 1
     assert all(math.isnan(v) for v in got.values())
 
 

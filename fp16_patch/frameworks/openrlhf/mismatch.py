@@ -30,7 +30,7 @@ def measure_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
     def make_experience_batch(self: Any, rollout_samples: Any) -> Any:
         import torch
 
-        from fp16_patch.mismatch import log_prob_store
+        from fp16_patch.mismatch import METRIC_PREFIX, log_prob_store
         from fp16_patch.mismatch.metrics import mismatch_metrics
 
         experiences = original(self, rollout_samples)
@@ -39,10 +39,10 @@ def measure_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
         if Precision.current().keep_log_probs:
             for experience in measured:
                 both = (getattr(experience, name) for name in _BOTH)
-                log_prob_store.keep(reports_folder() / log_prob_store.FOLDER, *both)
+                log_prob_store.save(reports_folder() / log_prob_store.FOLDER, *both)
         if measured:
             flat = [torch.cat([getattr(e, name).reshape(-1).cpu() for e in measured]) for name in _BOTH]
-            found = {f"mismatch/{name}": value for name, value in mismatch_metrics(*flat).items()}
+            found = {f"{METRIC_PREFIX}{name}": value for name, value in mismatch_metrics(*flat).items()}
         setattr(self, _MISMATCH, found)
         return experiences
 

@@ -80,15 +80,15 @@ def add_mismatch_metrics(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def calculate_debug_metrics(data: Any) -> dict[str, Any]:
-        from fp16_patch.mismatch import log_prob_store
+        from fp16_patch.mismatch import METRIC_PREFIX, log_prob_store
         from fp16_patch.mismatch.metrics import mismatch_metrics
 
         metrics: dict[str, Any] = original(data)
         both = [data.batch[name] for name in ("rollout_log_probs", "old_log_probs", "response_mask")]
         found = mismatch_metrics(*both)
         if Precision.current().keep_log_probs:
-            log_prob_store.keep(reports_folder() / log_prob_store.FOLDER, *both)
-        return metrics | {f"mismatch/{name}": value for name, value in found.items()}
+            log_prob_store.save(reports_folder() / log_prob_store.FOLDER, *both)
+        return metrics | {f"{METRIC_PREFIX}{name}": value for name, value in found.items()}
 
     return calculate_debug_metrics
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fp16_patch.mismatch import METRIC_PREFIX
+
 if TYPE_CHECKING:
     import torch
 
-PREFIX = "mismatch/"
 _BEGINS_STEP = "_fp16_patch_begins_step"  # on an engine: its next update is the first of a step
 
 Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
@@ -54,12 +55,12 @@ def metrics(engine: Engine, seen: list[LogProbs]) -> dict[str, list[float]]:
         return {}
     found = mismatch_metrics(mu, pi, torch.ones_like(mu, dtype=torch.bool))
     found["tokens"] *= engine.get_data_parallel_size()
-    return {f"{PREFIX}{name}": [value] for name, value in found.items()}
+    return {f"{METRIC_PREFIX}{name}": [value] for name, value in found.items()}
 
 
 def under_their_own_name(step: dict[str, Any]) -> None:
     """In a step's metrics: what verl took for the actor's stands where every other mode's is."""
-    for name in [name for name in step if name.startswith(f"actor/{PREFIX}")]:
+    for name in [name for name in step if name.startswith(f"actor/{METRIC_PREFIX}")]:
         step[name.removeprefix("actor/")] = step.pop(name)
 
 

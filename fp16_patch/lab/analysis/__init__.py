@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers derived from the logs of runs."""
+"""Analyse the curves and settings of runs."""

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An arm's own numbers beside those that the paper shows of it, where the two can be compared."""
+"""Compare an arm's numbers with those published for it, if the two are comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.analysis.run_diff import departures
-from fp16_patch.lab.analysis.smoothing import smoothed
+from fp16_patch.lab.analysis.run_diff import deviations
+from fp16_patch.lab.analysis.smoothing import smooth
 from fp16_patch.lab.logs.runs import ArmRun
 from fp16_patch.lab.logs.series import Points, Series
 from fp16_patch.lab.recipes.load import find, load
 from fp16_patch.lab.recipes.schema import Published, Recipe
-from fp16_patch.mismatch.offline import measure
+from fp16_patch.mismatch.offline import OfflineMismatch
 
 _SERIES = {
     "training reward": "reward",
@@ -24,93 +24,109 @@ _SERIES = {
     "slope of the log-ratio": "slope_per_1000_tokens",
     "KL of whole answers": "sequence_kl",
 }
-"""A word in what a published number is of, and our series, or a number of ``mismatch.offline.measure``."""
+"""Words in the name of a published number -> our series, or a field of ``OfflineMismatch``."""
+NOT_COMPARABLE, NO_DATA = "not comparable", "no data"
 
 
-def series_of(number: Published) -> str | None:
-    """Our name of what the number is of."""
-    return next((name for word, name in _SERIES.items() if word in number.what), None)
+@dataclass(frozen=True)
+class PaperComparison:
+    """A published number, the arm's ``own`` number at ``own_step``, and the verdict.
+
+    ``verdict`` is within, above, below, not reached, unknown, no data or not comparable.
+    """
+
+    arm: str
+    what: str
+    published: float
+    tolerance: float
+    published_step: int | None
+    source: str
+    note: str
+    own: float | None
+    own_step: int | None
+    verdict: str
+    why: str | None
+
+    @property
+    def drawable(self) -> bool:
+        """Whether the number may be drawn next to the arm's curve."""
+        return self.verdict not in (NOT_COMPARABLE, NO_DATA)
 
 
-def published(recipe: Recipe) -> dict[str, tuple[Published, ...]]:
-    """Arm -> the paper's numbers; also at toy scale, where the copy kept with a run has none."""
+def series_name(what: str) -> str | None:
+    """Return our name of the series that a published number is about."""
+    return next((name for words, name in _SERIES.items() if words in what), None)
+
+
+def evaluation_points(series: Series) -> Points:
+    """Return the evaluation scores if the run has exactly one such series, else nothing."""
+    return next(iter(series.evaluation.values())) if len(series.evaluation) == 1 else ([], [])
+
+
+def compare_with_paper(
+    recipe: Recipe, arm: ArmRun, offline: OfflineMismatch | None, window: int
+) -> list[PaperComparison]:
+    """Compare ``arm`` with every number published for it."""
+    is_toy = recipe.scale == "toy" or recipe.world is not None
+    changed = [] if is_toy else deviations(recipe, arm)
+    rows = []
+    for number in _published(recipe).get(arm.name, ()):
+        if is_toy:
+            own: _Own = None, None, NOT_COMPARABLE, "toy scale"
+        else:
+            own = _compare(number, arm, offline, window, changed)
+        facts = number.what, number.value, number.tolerance, number.step, number.source, number.note
+        rows.append(PaperComparison(arm.name, *facts, *own))
+    return rows
+
+
+def _published(recipe: Recipe) -> dict[str, tuple[Published, ...]]:
+    """Return the published numbers by arm; at toy scale, whose saved recipe has none, those of the shipped recipe."""
     if not recipe.published:
         with suppress(Fp16PatchError):
             return load(find(recipe.name.removesuffix("-toy"))).published
     return recipe.published
 
 
-def is_toy(recipe: Recipe) -> bool:
-    return recipe.scale == "toy" or recipe.world is not None
+_Own = tuple[float | None, int | None, str, str | None]
+"""The last four fields of :class:`PaperComparison`."""
 
 
-def incomparable(recipe: Recipe, arm: ArmRun) -> str | None:
-    """Why the arm's numbers are not those of the paper's experiment; None where nothing speaks against it."""
-    if is_toy(recipe):
-        return "toy scale"
-    if changed := departures(recipe, arm):
-        return "not as the recipe: " + "; ".join(changed)
-    return None
-
-
-def evaluation(series: Series) -> Points:
-    """The scores of evaluation, where the run has one such series; with several nothing says which one is meant."""
-    return next(iter(series.evaluation.values())) if len(series.evaluation) == 1 else ([], [])
-
-
-def beside(recipe: Recipe, arms: Sequence[ArmRun], window: int) -> list[dict[str, Any]]:
-    """One row for each published number: it, the arm's own and at which step, and the verdict."""
-    return [
-        {
-            "arm": arm.name,
-            "what": number.what,
-            "published": number.value,
-            "tolerance": number.tolerance,
-            "published_step": number.step,
-            "source": number.source,
-            "note": number.note,
-            **_own(number, recipe, arm, window),
-        }
-        for arm in arms
-        for number in published(recipe).get(arm.name, ())
-    ]
-
-
-def _own(number: Published, recipe: Recipe, arm: ArmRun, window: int) -> dict[str, Any]:
-    if is_toy(recipe):
-        return {"own": None, "own_step": None, "verdict": "not comparable", "why": "toy scale"}
-    name = series_of(number)
-    steps, values = _points(arm, name, window)
+def _compare(
+    number: Published, arm: ArmRun, offline: OfflineMismatch | None, window: int, changed: Sequence[str]
+) -> _Own:
+    name = series_name(number.what)
+    steps, values = _points(arm, offline, name, window)
     if not steps:
-        return {"own": None, "own_step": None, "verdict": "no data", "why": f"no {name or 'such number'} was logged"}
-    at = _place(number, steps, values)
-    own: dict[str, Any] = {"own": values[at], "own_step": steps[at]}
-    if reason := incomparable(recipe, arm):
-        return own | {"verdict": "not comparable", "why": reason}
-    if number.step is not None and steps[-1] < number.step:
-        return own | {"verdict": "not reached", "why": f"the run has {steps[-1]} steps, the number is of {number.step}"}
+        return None, None, NO_DATA, f"no {name or 'such number'} was logged"
+    at = _matching_index(number, steps, values)
+    own, step, last = values[at], steps[at], steps[-1]
+    if changed:
+        return own, step, NOT_COMPARABLE, "not as the recipe: " + "; ".join(changed)
+    if number.step is not None and last < number.step:
+        return own, step, "not reached", f"the run has {last} steps, the number is of {number.step}"
     if number.step is None and not arm.ended:
-        return own | {"verdict": "unknown", "why": f"the run has not ended: {arm.status}"}
-    apart = values[at] - number.value
-    if abs(apart) <= number.tolerance * (1 + 1e-9):
-        return own | {"verdict": "within", "why": None}
-    return own | {"verdict": "above" if apart > 0 else "below", "why": f"by {abs(apart):.3g}"}
+        return own, step, "unknown", f"the run has not ended: {arm.status}"
+    difference = own - number.value
+    if abs(difference) <= number.tolerance * (1 + 1e-9):
+        return own, step, "within", None
+    return own, step, "above" if difference > 0 else "below", f"by {abs(difference):.3g}"
 
 
-def _points(arm: ArmRun, name: str | None, window: int) -> Points:
-    """Evaluation as it is, curves of training smoothed; what is measured of kept log-probs, at the last step."""
+def _points(arm: ArmRun, offline: OfflineMismatch | None, name: str | None, window: int) -> Points:
+    """Return raw evaluation scores, smoothed training curves, or an offline measurement at the last step."""
     series = arm.series
-    if arm.kept is not None and name in (measured := measure(arm.kept)):
-        value = measured[name]
+    if offline is not None and name is not None and hasattr(offline, name):
+        value = getattr(offline, name)
         return (series.steps[-1:] or [0], [value]) if value is not None else ([], [])
     if name == "evaluation":
-        return evaluation(series)
+        return evaluation_points(series)
     steps, values = series.points(name) if name in series.values else ([], [])
-    return steps, smoothed(steps, values, window)
+    return steps, smooth(steps, values, window)
 
 
-def _place(number: Published, steps: Sequence[int], values: Sequence[float]) -> int:
-    """The arm's point to compare with the number: its peak, its lowest after that, or where it is at the same step."""
+def _matching_index(number: Published, steps: Sequence[int], values: Sequence[float]) -> int:
+    """Return the index of the arm's point to compare: its peak, its lowest after the peak, or the same step."""
     peak = max(range(len(values)), key=values.__getitem__)
     if number.what.startswith("peak"):
         return peak

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.lab.duration import duration
-from fp16_patch.lab.logs.series import value_of
+from fp16_patch.lab.logs.series import metric_value
 
 _TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
 
@@ -63,7 +63,7 @@ class Progress:
             step, data = int(row["step"]), dict(row["data"])
         except (ValueError, KeyError, TypeError):
             return
-        if value_of(data, "reward") is None:  # verl logs validation under a step number of its own
+        if metric_value(data, "reward") is None:  # verl logs validation under a step number of its own
             return
         self._step_ends.append((step, time.monotonic()))
         self._reached, self.phase = len(self._phases), f"step {step + 1}"
@@ -84,7 +84,7 @@ def step_line(step: int, total: int | None, data: dict[str, Any], remaining_s: f
     """One training step in one line; ``-`` where nothing was logged."""
 
     def show(name: str, form: str) -> str:
-        value = value_of(data, name)
+        value = metric_value(data, name)
         return "-" if value is None else format(value, form)
 
     return (

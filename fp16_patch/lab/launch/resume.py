@@ -10,7 +10,7 @@ from pathlib import Path
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.analysis.run_diff import placeless
 from fp16_patch.lab.launch.command import ArmFiles, Command
-from fp16_patch.lab.logs.runs import result_of
+from fp16_patch.lab.logs.runs import read_result
 from fp16_patch.report.precision_report import versions
 
 
@@ -21,7 +21,7 @@ def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
     """
     kept = []
     for arm, command in commands.items():
-        result = result_of(ArmFiles(out / arm))
+        result = read_result(ArmFiles(out / arm))
         if result.get("status") != "completed":
             continue
         before = {**placeless(str(result.get("command")), arm), **dict(result.get("versions") or {})}

@@ -14,7 +14,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.files import write_atomically
 from fp16_patch.lab.folder_lock import LOCK
 from fp16_patch.lab.launch.command import EARLIER, WORLD, ArmFiles
-from fp16_patch.lab.logs.runs import framework_of, result_of
+from fp16_patch.lab.logs.runs import run_framework, read_result
 from fp16_patch.lab.recipes.load import load
 from fp16_patch.lab.recipes.schema import Recipe
 
@@ -44,7 +44,7 @@ def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -
     other, there = recipe.name, framework
     with contextlib.suppress(Fp16PatchError, FileNotFoundError, NotADirectoryError):  # none yet, or of an older format
         old = load(kept)
-        other, there = old.name, framework_of(out, old)
+        other, there = old.name, run_framework(out, old)
     if (other, there) != (recipe.name, framework):
         raise Fp16PatchError(
             f"{out} holds runs of the recipe {other!r} on {there}",
@@ -80,7 +80,7 @@ def fresh(files: ArmFiles, say: Callable[[str], None]) -> None:
 
 
 def _completed(files: ArmFiles) -> bool:
-    return result_of(files).get("status") == "completed"
+    return read_result(files).get("status") == "completed"
 
 
 def _set_aside(folder: Path) -> Path:

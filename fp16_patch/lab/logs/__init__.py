@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read what frameworks logged."""
+"""Read the logs and results of runs."""

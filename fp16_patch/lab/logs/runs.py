@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run directory holds: the recipe, and for each arm its result, series and precision report."""
+"""Read a run directory: the recipe, and for each arm its result, series and precision report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.folder_lock import in_use
 from fp16_patch.lab.launch.arm_status import WORDS, standing
 from fp16_patch.lab.launch.command import ArmFiles
-from fp16_patch.lab.logs.series import Series, number, read_series
+from fp16_patch.lab.launch.settings import comparable, read_settings
+from fp16_patch.lab.logs.series import Series, finite_number, read_series
 from fp16_patch.lab.recipes.load import load
 from fp16_patch.lab.recipes.schema import Recipe
-from fp16_patch.mismatch import log_prob_store as kept
-from fp16_patch.mismatch.log_prob_store import Kept
+from fp16_patch.mismatch import log_prob_store
+from fp16_patch.mismatch.log_prob_store import LogProbs
 
 _STATUS_WORDS = {"interrupted": "was interrupted", **WORDS}
-_RESULT = {
+_RESULT_TYPES = {
     "status": str,
     "framework": str | None,
     "error": str | None,
@@ -29,16 +30,18 @@ _RESULT = {
     "versions": dict | None,
     "beside": int | None,
 }
-"""What of the launcher's record is read, with its types."""
+"""The keys of ``result.json`` that are read, with their types."""
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm as found on disk. ``result`` is the launcher's record, empty where there is none that can be read, and
-    ``standing`` says why.
+    """One arm as found on disk.
 
-    ``overflow_report`` is there where too many skipped updates stopped it. ``command`` is the one it was started with,
-    empty where that is not kept; ``imported_from`` are the files of a run that the launcher did not start.
+    ``result`` is ``result.json``, empty if it is missing or unreadable; then ``status_without_result`` says why.
+    ``overflow_report`` exists if too many skipped updates stopped the run. ``command`` is empty if it was not saved,
+    and ``settings``, which are independent of the run directory's path, are None.
+    ``imported_from`` are the logs of a run that this package did not start. ``log_probs`` are those of both engines, if
+    the run saved them.
     """
 
     name: str
@@ -48,38 +51,38 @@ class ArmRun:
     result: Mapping[str, Any]
     precision_report: Mapping[str, Any] | None
     overflow_report: Mapping[str, Any] | None = None
-    kept: Kept | None = None
-    """The log-probs of both engines, where the run kept them."""
+    log_probs: LogProbs | None = None
     command: str = ""
+    settings: Mapping[str, str] | None = None
     imported_from: tuple[Path, ...] = ()
-    standing: str = "not run"
+    status_without_result: str = "not run"
 
     @property
     def status(self) -> str:
-        """completed, failed, timed out, interrupted, running, unfinished, unreadable, not run or imported."""
+        """Completed, failed, timed out, interrupted, running, unfinished, unreadable, not run or imported."""
         if self.imported_from:
             return "imported"
-        return str(self.result["status"]) if self.result else self.standing
+        return str(self.result["status"]) if self.result else self.status_without_result
 
     @property
     def ended(self) -> bool:
-        """Its last step is the last one it was to have. An imported run is taken to be whole."""
+        """Whether the run reached its last step. An imported run is taken to be complete."""
         return self.status in ("completed", "imported")
 
     @property
     def skipped_updates(self) -> int | None:
-        """Optimizer updates skipped by the loss scaler; None where nothing was reported of them."""
+        """Optimizer updates skipped by the loss scaler, or None if not reported."""
         counts = [*self.series.known("updates_skipped_total")[-1:], *self._skipped_at_stop()]
         return round(counts[-1]) if counts else None
 
     def _skipped_at_stop(self) -> list[float]:
-        """The step that stops a run logs no metrics."""
+        """Read the count from the overflow report: the step that stops a run logs no metrics."""
         counts = (self.overflow_report or {}).get("counts")
-        count = number(counts.get("skipped")) if isinstance(counts, dict) else None
+        count = finite_number(counts.get("skipped")) if isinstance(counts, dict) else None
         return [] if count is None else [count]
 
     def notes(self) -> list[str]:
-        """What is missing, in words."""
+        """Describe what is missing."""
         steps = len(self.series.steps)
         if self.imported_from:
             files = ", ".join(map(str, self.imported_from))
@@ -87,7 +90,7 @@ class ArmRun:
         if self.status == "not run":
             return [f"{self.name} has not been run"]
         running = self.status == "running"
-        doubts = {
+        problems = {
             f"{_STATUS_WORDS.get(self.status, self.status)} after {steps} steps": self.status != "completed",
             "logged no training step": steps == 0 and not running,
             "logged no mismatch metrics": steps > 0 and not self.series.known("k3_kl"),
@@ -96,85 +99,97 @@ class ArmRun:
             and bool(self.series.known("updates_skipped_total"))
             and not self._skipped_at_stop(),
             "ran beside other arms: its seconds are not those of an arm alone": bool(self.result.get("beside")),
+            "has no readable settings.json: its settings are not compared": self.settings is None,
             "left no readable precision report": self.precision_report is None and not running,
         }
-        return [f"{self.name} {words}" for words, holds in doubts.items() if holds]
+        return [f"{self.name} {words}" for words, holds in problems.items() if holds]
+
+
+class Run(NamedTuple):
+    """The arms of one run. ``label`` tells it apart from others; ``folder`` is None if it is imported."""
+
+    label: str
+    folder: Path | None
+    recipe: Recipe
+    arms: Sequence[ArmRun]
 
 
 def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
-    """The recipe kept in a run directory, and its arms in the recipe's order, run or not.
+    """Return the recipe saved in a run directory, and its arms in the recipe's order, run or not.
 
-    Raises :class:`Fp16PatchError` when ``folder`` is not a run directory.
+    Raises:
+        Fp16PatchError: ``folder`` is not a run directory.
     """
     recipe_file = folder / "recipe.yaml"
     if not recipe_file.is_file():
-        of_an_arm = (folder.resolve().parent / "recipe.yaml").is_file()
+        is_arm = (folder.resolve().parent / "recipe.yaml").is_file()
         raise Fp16PatchError(
             f"{folder} is not a run directory: it has no recipe.yaml",
             code="not-a-run-directory",
-            next_step=f"give the whole run, {folder.resolve().parent}"
-            if of_an_arm
-            else "give the folder that `fp16-patch recipes run` wrote to, or a log as ARM=PATH with --recipe",
+            next_step=f"pass the whole run, {folder.resolve().parent}"
+            if is_arm
+            else "pass the --out of `fp16-patch recipes run`, or a log as ARM=PATH with --recipe",
         )
     try:
         recipe = load(recipe_file)
     except Fp16PatchError as error:
         raise Fp16PatchError(
-            f"the recipe kept in {folder} is damaged: {error.what}",
+            f"{recipe_file} is damaged: {error.what}",
             code="run-directory-damaged",
             allowed=error.allowed,
-            next_step="put recipe.yaml back there as `fp16-patch recipes run` wrote it",
+            next_step="restore recipe.yaml as `fp16-patch recipes run` wrote it",
         ) from error
-    framework, writing = framework_of(folder, recipe), in_use(folder)
+    framework, writing = run_framework(folder, recipe), in_use(folder)
     return recipe, [
         _read_arm(ArmFiles(folder / name), framework, arm.precision, writing) for name, arm in recipe.arms.items()
     ]
 
 
 def _read_arm(files: ArmFiles, framework: str, precision: str, writing: bool) -> ArmRun:
-    series = read_series(files.metrics)
+    series, settings = read_series(files.metrics), read_settings(files)
     return ArmRun(
         name=files.folder.name,
         framework=framework,
         precision=precision,
         series=series,
-        result=result_of(files),
+        result=read_result(files),
         precision_report=_read_json(files.precision_report),
         overflow_report=_read_json(files.overflow_report),
-        kept=kept.read(files.folder / kept.FOLDER),
-        command=_command(files),
-        standing=standing(files, logged=bool(series.steps), in_use=writing),
+        log_probs=log_prob_store.load(files.folder / log_prob_store.FOLDER),
+        command=_read_command(files),
+        settings=None if settings is None else comparable(settings),
+        status_without_result=standing(files, logged=bool(series.steps), in_use=writing),
     )
 
 
-def _command(files: ArmFiles) -> str:
-    """The arm's command, which the launcher keeps from the start."""
+def _read_command(files: ArmFiles) -> str:
+    """Return the command, which is saved at launch."""
     try:
         return files.script.read_text(encoding="utf-8").partition("\n")[2].strip()
     except OSError:
-        return str(result_of(files).get("command") or "")
+        return str(read_result(files).get("command") or "")
 
 
-def framework_of(folder: Path, recipe: Recipe) -> str:
-    """The framework that the arms in a run directory ran on; the recipe's first one where none has ended yet."""
-    results = (result_of(ArmFiles(folder / name)) for name in recipe.arms)
+def run_framework(folder: Path, recipe: Recipe) -> str:
+    """Return the framework of the arms in a run directory, by default the recipe's first one."""
+    results = (read_result(ArmFiles(folder / name)) for name in recipe.arms)
     return next((str(result["framework"]) for result in results if result.get("framework")), recipe.frameworks[0])
 
 
-def result_of(files: ArmFiles) -> dict[str, Any]:
-    """The launcher's record of an arm; empty where it left none that can be read."""
+def read_result(files: ArmFiles) -> dict[str, Any]:
+    """Return ``result.json`` of an arm, empty if it is missing or unreadable."""
     found = _read_json(files.result) or {}
-    return found if all(isinstance(found.get(key), kind) for key, kind in _RESULT.items()) else {}
+    return found if all(isinstance(found.get(key), kind) for key, kind in _RESULT_TYPES.items()) else {}
 
 
-def _no_number(word: str) -> None:
-    """NaN and infinities are no JSON; nothing of ours writes them."""
-    raise ValueError(word)
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and infinities, which are not JSON."""
+    raise ValueError(name)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or not isinstance(content.get("roles", {}), dict):
