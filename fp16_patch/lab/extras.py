@@ -11,6 +11,7 @@ from fp16_patch.errors import Fp16PatchError
 LAB = {
     "datasets": "datasets",
     "huggingface_hub": "huggingface-hub",
+    "jinja2": "jinja2",
     "math_verify": "math-verify",
     "matplotlib": "matplotlib",
     "numpy": "numpy",

@@ -79,7 +79,7 @@ def describe_arm_differences(run: Run) -> list[str]:
 
 
 def deviations(recipe: Recipe, arm: ArmRun) -> list[str]:
-    """Return one line for each setting of an arm that is not as in its recipe, except seeds. The recipe's comes first."""
+    """Return one line for each setting of an arm, except seeds, that is not as in its recipe, recipe's value first."""
     if not arm.settings:
         return []
     return list(map(str, _without_seeds(diff_settings(_recipe_settings(recipe, arm), arm.settings))))

@@ -176,7 +176,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.compare import compare
-    from fp16_patch.lab.comparison.report_directory import check
+    from fp16_patch.lab.comparison.report_directory import check_output
     from fp16_patch.lab.launch.plan import commands, world_command
     from fp16_patch.lab.launch.run import run_recipe
     from fp16_patch.lab.recipes.load import find, scales
@@ -199,7 +199,7 @@ def _run(arguments: argparse.Namespace) -> int:
         for arm, command in printed.items():
             print(f"# {arm}\n{command}\n")
         return 0
-    check(out)  # at the end the report must have its place
+    check_output(out)
     try:
         results = run_recipe(
             path,

@@ -1,89 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe expects of its report: whether the report has such a number, and whether it is within the bounds."""
+"""Check what a recipe expects of its report: that the report has such a number, and that it is within the bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.lab.logs.series import Series, number
+from fp16_patch.lab.comparison.model import CheckedExpectation, RunReport
+from fp16_patch.lab.logs.runs import ArmRun
+from fp16_patch.lab.logs.series import finite_number
 from fp16_patch.lab.recipes.schema import Expectation, Recipe
 
 _VERDICT = {True: "met", False: "NOT MET"}
 
 
-def check(expectation: Expectation, report: Mapping[str, Any], unfinished: Collection[str] = ()) -> dict[str, Any]:
-    """The expectation beside the report's value.
+def check_expectation(expectation: Expectation, report: RunReport, arms: Sequence[ArmRun]) -> CheckedExpectation:
+    """Compare the report's number with the bounds.
 
-    ``met`` is None where the report has no such number, and where it comes of an arm among ``unfinished``: what a run
-    would have come to is not known. A ratio is of all arms.
+    ``met`` is None if the report has no such number, or if it depends on an arm that has not ended. A number that is
+    not of one arm depends on all of them.
     """
+    path = expectation.metric.split(".")
     found: Any = report
-    for part in expectation.metric.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    value = number(found)
+    for part in path:
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+    value = finite_number(found)
     low, high = expectation.at_least, expectation.at_most
     met = (low is None or value >= low) and (high is None or value <= high) if value is not None else None
-    named = set(expectation.metric.split(".")) & set(report["arms"])
-    if not (named or set(report["arms"])).isdisjoint(unfinished):
+    named = [arm for arm in arms if arm.name in path]
+    if not all(arm.ended for arm in named or arms):
         met = None
-    return {
-        "expected": str(expectation),
-        "metric": expectation.metric,
-        "at_least": low,
-        "at_most": high,
-        "value": value,
-        "met": met,
-        "verdict": _VERDICT[met] if met is not None else "no data" if value is None else "unknown",
-        "source": expectation.source,
-    }
-
-
-def check_metrics(recipe: Recipe) -> None:
-    """Raises :class:`Fp16PatchError` naming every metric that no report of this recipe has."""
-    if problems := list(_unknown(recipe)):
-        raise several(problems)
-
-
-def _unknown(recipe: Recipe) -> Iterator[Fp16PatchError]:
-    report = _of_a_run_without_a_step(recipe) if recipe.expected else {}
-    for expectation in recipe.expected:
-        found: Any = report
-        for part in expectation.metric.split("."):
-            if found is None:  # only a run can tell
-                break
-            if not isinstance(found, Mapping) or part not in found:
-                yield _no_number(recipe, expectation, found)
-                break
-            found = found[part]
-        else:
-            if found is not None and number(found) is None:
-                yield _no_number(recipe, expectation, found)
-
-
-def _no_number(recipe: Recipe, expectation: Expectation, there: Any) -> Fp16PatchError:
-    return Fp16PatchError(
-        f"{recipe.name}: expected: metric={expectation.metric!r} is no number of its report",
-        code="unknown-metric",
-        allowed=f"one of {', '.join(there)} there" if isinstance(there, Mapping) else "the path of a number",
-        next_step="take a path from the report.json of a run, under headline, to_reward or arms",
+    return CheckedExpectation(
+        expected=str(expectation),
+        metric=expectation.metric,
+        at_least=low,
+        at_most=high,
+        value=value,
+        met=met,
+        verdict=_VERDICT[met] if met is not None else "no data" if value is None else "unknown",
+        source=expectation.source,
     )
 
 
-def _of_a_run_without_a_step(recipe: Recipe) -> dict[str, Any]:
-    """What of a report can be expected of."""
-    from fp16_patch.lab.analysis.summary import headline  # they read recipes too
-    from fp16_patch.lab.analysis.time_to_reward import reaching
-    from fp16_patch.lab.comparison.compare import of_arm
-    from fp16_patch.lab.logs.runs import ArmRun
+def check_metrics(recipe: Recipe) -> None:
+    """Check that every expected metric is the path of a number in a report of this recipe.
 
-    arms = [
-        ArmRun(name, recipe.frameworks[0], arm.precision, Series(), {}, precision_report=None)
-        for name, arm in recipe.arms.items()
-    ]
-    return {
-        "headline": headline(arms),
-        "to_reward": reaching(arms, None, window=1),
-        "arms": {arm.name: of_arm(arm, window=1) for arm in arms},
-    }
+    Raises:
+        Fp16PatchError: Names every metric that is not.
+    """
+    if problems := list(_unknown_metrics(recipe)):
+        raise several(problems)
+
+
+def _unknown_metrics(recipe: Recipe) -> Iterator[Fp16PatchError]:
+    for expectation in recipe.expected:
+        kind: Any = RunReport
+        for part in expectation.metric.split("."):
+            if kind is Any:  # only a run can tell
+                break
+            keys = _keys(kind, recipe)
+            if part not in keys:
+                yield _not_a_number(recipe, expectation, keys)
+                break
+            kind = _without_none(keys[part])
+        else:
+            if kind not in (int, float, Any):
+                yield _not_a_number(recipe, expectation, _keys(kind, recipe))
+
+
+def _keys(kind: Any, recipe: Recipe) -> dict[str, Any]:
+    """Return the keys under a part of the report with their types. The keys of a ``dict`` are arms."""
+    if is_dataclass(kind):
+        return get_type_hints(kind)
+    return dict.fromkeys(recipe.arms, get_args(kind)[1]) if get_origin(kind) is dict else {}
+
+
+def _without_none(kind: Any) -> Any:
+    return next((member for member in get_args(kind) if NoneType in get_args(kind) and member is not NoneType), kind)
+
+
+def _not_a_number(recipe: Recipe, expectation: Expectation, keys: Mapping[str, Any]) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"{recipe.name}: expected: metric={expectation.metric!r} is not a number of its report",
+        code="unknown-metric",
+        allowed=f"one of {', '.join(keys)} there" if keys else "the path of a number",
+        next_step="take a path from the report.json of a run, under headline, to_reward or arms",
+    )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plots of a comparison share: an arm has one colour everywhere, a run one line style.
+"""Style the figures of a comparison: an arm has the same colour in all of them, a run the same line style.
 
-BF16 is red to yellow, FP16 blue to green, whatever the arms' order. Colours are from the sets of Okabe and Ito and Tol.
+BF16 is red to yellow, FP16 blue to green, in any order of the arms. Colours are from the sets of Okabe and Ito and Tol.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fp16_patch.lab.analysis.run_diff import Run
-from fp16_patch.lab.analysis.smoothing import smoothed
+from fp16_patch.lab.analysis.published import PaperComparison
+from fp16_patch.lab.analysis.smoothing import smooth
+from fp16_patch.lab.comparison.model import ArmReport, Comparison
 from fp16_patch.lab.logs.runs import ArmRun
 from fp16_patch.lab.logs.series import Points
-from fp16_patch.lab.recipes.schema import Recipe
 
 COLOURS = {
     "bf16": ("#D55E00", "#E69F00", "#CC79A7", "#882255", "#B8860B"),
@@ -44,54 +44,56 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
 }
 GREY = "#666666"
-_DPI, _MOST_DOTS = 130, 60
+_DPI, _MAX_MARKERS = 130, 60
 
 
 @dataclass(frozen=True)
 class Curve:
-    """An arm as it is drawn. Arms of several runs that stand in the same place share a colour."""
+    """An arm as drawn. Arms at the same position in several runs share a colour."""
 
-    run: str
-    recipe: Recipe
+    label: str
     arm: ArmRun
+    report: ArmReport
+    published: list[PaperComparison]
     colour: str
     line: str
-
-    @property
-    def label(self) -> str:
-        return f"{self.run} {self.arm.name}".strip()
 
 
 Curves = Sequence[Curve]
 
 
-def curves_of(runs: Sequence[Run]) -> list[Curve]:
+def build_curves(comparison: Comparison) -> list[Curve]:
+    """Assign a colour and a line style to every arm."""
     curves = []
-    for run, line in zip(runs, LINES * len(runs), strict=False):
-        before: Counter[str] = Counter()
+    for i, run in enumerate(comparison.runs):
+        report, used = comparison.reports[run.label], Counter[str]()
         for arm in run.arms:
+            published = [row for row in report.published if row.arm == arm.name and row.drawable]
             shades = COLOURS[arm.precision]
-            curves.append(Curve(run.label, run.recipe, arm, shades[before[arm.precision] % len(shades)], line))
-            before[arm.precision] += 1
+            colour = shades[used[arm.precision] % len(shades)]
+            label = f"{run.label} {arm.name}".strip()
+            curves.append(Curve(label, arm, report.arms[arm.name], published, colour, LINES[i % len(LINES)]))
+            used[arm.precision] += 1
     return curves
 
 
 def plot(axes: Axes, curve: Curve, points: Points) -> None:
-    """One line, with dots where there are few: a run of one step is a point."""
+    """Draw one line, with markers if there are few points: a run of one step is a point."""
     if points[0]:
-        dots = "o" if len(points[0]) <= _MOST_DOTS else ""
-        axes.plot(*points, curve.line, color=curve.colour, label=curve.label, marker=dots)
+        marker = "o" if len(points[0]) <= _MAX_MARKERS else ""
+        axes.plot(*points, curve.line, color=curve.colour, label=curve.label, marker=marker)
 
 
 def plot_smoothed(axes: Axes, curve: Curve, name: str, window: int) -> None:
-    """One smoothed line, what was logged faint behind it."""
+    """Draw one smoothed line, with the logged values faint behind it."""
     steps, values = curve.arm.series.points(name)
     if steps:
         axes.plot(steps, values, color=curve.colour, alpha=0.25, linewidth=0.9, zorder=1)
-        plot(axes, curve, (steps, smoothed(steps, values, window)))
+        plot(axes, curve, (steps, smooth(steps, values, window)))
 
 
 def finish(axes: Axes, title: str, y_label: str, x_label: str = "training step") -> None:
+    """Set title and labels, and say so if nothing was drawn."""
     axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -101,7 +103,7 @@ def finish(axes: Axes, title: str, y_label: str, x_label: str = "training step")
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Above the axes at the right, where it covers no data; below them where that is too long for the title."""
+    """Put the legend above the axes at the right, where it covers no data; a long one below them."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 3:
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -109,17 +111,19 @@ def legend(figure: Figure, axes: Axes) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=4, borderaxespad=0.1)
 
 
-def remark(axes: Axes, words: str) -> None:
+def add_note(axes: Axes, words: str) -> None:
+    """Write a small note at the bottom left."""
     text = axes.text(0.012, 0.05, words, transform=axes.transAxes, fontsize=9.5, color=GREY, zorder=1)
     text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
 
 
 def new_figure(inches: tuple[float, float]) -> Figure:
+    """Return a figure that draws without a display. Without pyplot there is no global state."""
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, file: Path) -> None:
-    # The Agg canvas draws without a display; no pyplot, so no global state is left behind.
+    """Write the figure as PNG."""
     figure.savefig(file, metadata={"Software": None})

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plots of a comparison as PNG files."""
+"""Draw the figures of a comparison as PNG files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,36 +12,35 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from fp16_patch.lab.analysis.run_diff import Run
-from fp16_patch.lab.analysis.summary import headline
 from fp16_patch.lab.comparison.figure_style import (
     LINES,
     STYLE,
     Curves,
-    curves_of,
+    add_note,
+    build_curves,
     finish,
     legend,
     new_figure,
     plot,
     plot_smoothed,
-    remark,
     save,
 )
+from fp16_patch.lab.comparison.model import Comparison
 from fp16_patch.lab.comparison.offline_figure import draw_offline
-from fp16_patch.lab.comparison.paper_figure import draw_figure
+from fp16_patch.lab.comparison.paper_figure import draw_paper_figure
 
 _INCHES = (7.0, 3.8)
 
 Panel = Callable[[Axes, Curves], None]
 
 
-def draw(runs: Sequence[Run], window: int, folder: Path) -> dict[str, Path]:
-    """Write every plot into ``folder``; returns name -> file, in reading order. ``window`` is of the smoothing."""
-    curves = curves_of(runs)
+def draw(comparison: Comparison, folder: Path) -> dict[str, Path]:
+    """Write every figure into ``folder`` and return {name: file} in reading order."""
+    curves, window = build_curves(comparison), comparison.window
     panels: dict[str, Panel] = {"prob_diff": _prob_diff, "kl": _kl, "pi_minus_mu": _extremes}
     files = {name: folder / f"{name}.png" for name in ("figure", "overview", *panels, "loss_scale")}
     with mpl.rc_context(STYLE):
-        draw_figure(curves, window, files["figure"])
+        draw_paper_figure(curves, window, files["figure"])
         for name, panel in panels.items():
             figure = new_figure(_INCHES)
             axes = figure.add_subplot()
@@ -49,24 +48,25 @@ def draw(runs: Sequence[Run], window: int, folder: Path) -> dict[str, Path]:
             legend(figure, axes)
             save(figure, files[name])
         _loss_scale(curves, files["loss_scale"])
-        if any(curve.arm.kept for curve in curves):
+        if any(curve.arm.log_probs for curve in curves):
             files["offline"] = folder / "offline.png"
             draw_offline(curves, files["offline"])
-        _overview(runs, curves, partial(_reward, window=window), files["overview"])
+        _overview(comparison, curves, partial(_reward, window=window), files["overview"])
     return files
 
 
-def _overview(runs: Sequence[Run], curves: Curves, reward: Panel, file: Path) -> None:
-    """The comparison in one picture: both distances with their ratio, and the reward."""
+def _overview(comparison: Comparison, curves: Curves, reward: Panel, file: Path) -> None:
+    """Draw both mismatch metrics with their ratio, and the reward, in one picture."""
     figure = new_figure((13.5, 3.8))
-    heads = {run.label: headline(run.arms) for run in runs}
+    heads = {label: report.headline for label, report in comparison.reports.items()}
     panels: list[tuple[Panel, str | None]] = [(_prob_diff, "prob_diff_ratio"), (_kl, "k3_kl_ratio"), (reward, None)]
     for i, (panel, ratio) in enumerate(panels):
         axes = figure.add_subplot(1, 3, i + 1)
         panel(axes, curves)
-        ratios = [f"{label} {head[ratio]:.1f}".strip() for label, head in heads.items() if ratio and head[ratio]]
+        found = {label: getattr(head, ratio) for label, head in heads.items()} if ratio else {}
+        ratios = [f"{label} {value:.1f}".strip() for label, value in found.items() if value]
         if ratios:
-            gap = ": " if len(runs) == 1 else "\n"
+            gap = ": " if len(heads) == 1 else "\n"
             axes.set_title(f"{axes.get_title('left')}{gap}BF16 / FP16 = {', '.join(ratios)}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
@@ -88,7 +88,7 @@ def _kl(axes: Axes, curves: Curves) -> None:
 
 
 def _extremes(axes: Axes, curves: Curves) -> None:
-    """The largest and smallest pi - mu of each step, the band between them filled."""
+    """Draw the largest and smallest pi - mu of each step, and fill the band between them."""
     for curve in curves:
         (steps, high), (low_steps, low) = (
             curve.arm.series.points("pi_minus_mu_max"),
@@ -108,7 +108,7 @@ def _loss_scale(curves: Curves, file: Path) -> None:
     figure = new_figure(_INCHES)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     above.set_yscale("log", base=2)
-    unscaled, most = [], 1.0
+    unscaled, highest = [], 1.0
     for curve in curves:
         steps, scale = curve.arm.series.points("loss_scale")
         if steps:
@@ -126,12 +126,12 @@ def _loss_scale(curves: Curves, file: Path) -> None:
             edgecolor=curve.colour,
             linewidth=0 if filled else 1.2,
         )
-        most = max([most, *skipped.values()])
-    below.set_ylim(0, most)
+        highest = max([highest, *skipped.values()])
+    below.set_ylim(0, highest)
     finish(above, "Loss scale", "factor (log₂ scale)", x_label="")
     legend(figure, above)
     if unscaled:
-        remark(above, f"{', '.join(unscaled)}: no loss scaling")
+        add_note(above, f"{', '.join(unscaled)}: no loss scaling")
     below.set_ylabel("skipped\nupdates")
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
     below.set_xlabel("training step")
@@ -139,24 +139,24 @@ def _loss_scale(curves: Curves, file: Path) -> None:
 
 
 def _lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str, *, log: bool = False) -> None:
-    """One line an arm. On a log axis points that are not positive have no place and are left out, with a note."""
+    """Draw one line per arm. On a log axis points that are not positive are omitted, with a note."""
     if log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    left_out = 0
+    omitted = 0
     for curve in curves:
         steps, values = curve.arm.series.points(name)
         drawn = [(s, v) for s, v in zip(steps, values, strict=True) if v > 0 or not log]
-        left_out += len(steps) - len(drawn)
+        omitted += len(steps) - len(drawn)
         if drawn:
             plot(axes, curve, ([s for s, _ in drawn], [v for _, v in drawn]))
-    if left_out:
-        remark(axes, f"{left_out} point{'s' * (left_out > 1)} ≤ 0 not drawn")
+    if omitted:
+        add_note(axes, f"{omitted} point{'s' * (omitted > 1)} ≤ 0 not drawn")
     finish(axes, title, y_label)
 
 
 def _scientific(value: float) -> str:
-    """As few digits as tell ticks within one decade apart."""
+    """Format with the fewest digits that tell ticks within one decade apart."""
     return str(np.format_float_scientific(value, precision=2, trim="-", exp_digits=2))

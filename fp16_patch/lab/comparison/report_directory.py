@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a report: they take their places together once all are written, and replace no others than a report's.
+"""Write the files of a report together, and replace only files of an earlier report.
 
-A page and a JSON file tell by what is in them whether they are a report's; pictures are one's where one of these is.
+The content of report.json and report.html tells whether a report wrote them. Pictures next to one of these are its own.
 """
 
 from __future__ import annotations
@@ -20,41 +20,45 @@ PICTURES = tuple(
     f"{name}.png" for name in ("figure", "overview", "prob_diff", "kl", "pi_minus_mu", "loss_scale", "offline")
 )
 TITLE = " - fp16_patch</title>"
-"""How the title of every page ends."""
-_OF_RUNS = ({"headline", "arms"}, {"runs", "differences"})
-"""Keys of the JSON file: over one run, over several."""
+"""End of the title of every report.html."""
+_REPORT_KEYS = ({"headline", "arms"}, {"runs", "differences"})
+"""Keys of report.json over one run, and over several."""
 
 
-def check(out: Path) -> None:
-    """Raises :class:`Fp16PatchError` where a report in ``out`` would take the place of somebody's files."""
+def check_output(out: Path) -> None:
+    """Check that a report in ``out`` would not replace files that no report wrote.
+
+    Raises:
+        Fp16PatchError: It would, or ``out`` is not a folder.
+    """
     if out.exists() and not out.is_dir():
-        raise Fp16PatchError(f"--out {out} is no folder", code="output-in-the-way", next_step="choose another --out")
+        raise Fp16PatchError(f"--out {out} is not a folder", code="output-in-the-way", next_step="choose another --out")
     ours = {name for name, holds in ((DATA, _is_data), (PAGE, _is_page)) if holds(out / name)}
     known = {*ours, *PICTURES} if ours else ours
     if foreign := [name for name in (DATA, PAGE, *PICTURES) if name not in known and (out / name).exists()]:
         raise Fp16PatchError(
-            f"--out {out} holds {', '.join(foreign)}, not of a report that was written here, and its own would take "
-            "the place",
+            f"--out {out} holds {', '.join(foreign)}, which no report wrote and this one would replace",
             code="output-in-the-way",
-            next_step="move what is there away, or choose another --out",
+            next_step="move these files away, or choose another --out",
         )
 
 
 @contextlib.contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
-    """A folder to write a report in, which is moved into ``out`` at the end; until then nothing changes there.
+def atomic_report_dir(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files are moved into ``out`` at the end. Until then ``out`` does not change.
 
-    Raises :class:`Fp16PatchError` as :func:`check` does, and where ``out`` cannot be written to.
+    Raises:
+        Fp16PatchError: As :func:`check_output`, or ``out`` cannot be written.
     """
-    check(out)
-    room = "choose a folder you can write to, with room for a few megabytes"
-    with files.wrap_os_errors(f"--out {out}: the report cannot be written", room):
+    check_output(out)
+    next_step = "choose a writable folder with a few free megabytes"
+    with files.wrap_os_errors(f"--out {out}: the report cannot be written", next_step):
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as aside:
-            yield Path(aside)
-            # The data first: it tells whose the pictures are, should we be killed between two files.
-            for file in sorted(Path(aside).iterdir(), key=lambda file: file.name != DATA):
-                assert file.name in (DATA, PAGE, *PICTURES), f"{file.name} is not looked for before it is written"
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as temporary:
+            yield Path(temporary)
+            # report.json first: if we are killed between two files, it marks the pictures as ours.
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name != DATA):
+                assert file.name in (DATA, PAGE, *PICTURES), f"check_output does not look for {file.name}"
                 file.replace(out / file.name)
 
 
@@ -63,7 +67,7 @@ def _is_data(file: Path) -> bool:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and any(keys <= content.keys() for keys in _OF_RUNS)
+    return isinstance(content, dict) and any(keys <= content.keys() for keys in _REPORT_KEYS)
 
 
 def _is_page(file: Path) -> bool:

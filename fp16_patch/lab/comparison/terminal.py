@@ -1,111 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as a short table for the terminal."""
+"""Render a comparison as a short table for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
-from fp16_patch.lab.analysis import collapse, time_to_reward
+from fp16_patch import text_table
+from fp16_patch.lab.analysis.published import PaperComparison
+from fp16_patch.lab.analysis.time_to_reward import COSTS, TimeToReward
+from fp16_patch.lab.comparison.model import ArmReport, RunReport
+from fp16_patch.mismatch.offline import OfflineMismatch
 
 
-def table(report: Mapping[str, Any], label: str, folder: Path | None) -> str:
-    """Rows of numbers per arm, what was expected, what is missing, and the logs of arms that ended badly."""
-    arms: Mapping[str, Any] = report["arms"]
-    head, reward = report["headline"], report["headline"]["reward"]
+def render_text(report: RunReport, label: str, folder: Path | None) -> str:
+    """Return a table of numbers per arm, the expectations, the notes, and the logs of arms that did not complete."""
+    arms, head = list(report.arms.values()), report.headline
+    ends = [head.reward[name] for name in report.arms]
     rows = [
-        ["", *arms, "bf16 / fp16"],
-        ["steps", *(f"{arm['steps']} ({arm['status']})" for arm in arms.values()), ""],
-        ["mean |pi - mu|", *_means(arms, "prob_diff_mean", ".2e"), show(head["prob_diff_ratio"], ".1f")],
-        ["KL[mu|pi] (k3), nats/token", *_means(arms, "k3_kl", ".2e"), show(head["k3_kl_ratio"], ".1f")],
-        [
-            "reward, first 3 -> last 3",
-            *(f"{show(reward[a]['first3'], '.3f')} -> {show(reward[a]['last3'], '.3f')}" for a in arms),
-            "",
-        ],
-        ["collapse", *(collapse.words(arm["collapse"]) for arm in arms.values()), ""],
-        *_to_reward(report["to_reward"], arms),
+        ["steps", *(f"{arm.steps} ({arm.status})" for arm in arms), ""],
+        ["mean |pi - mu|", *(show(arm.mean.prob_diff_mean, ".2e") for arm in arms), show(head.prob_diff_ratio, ".1f")],
+        ["KL[mu|pi] (k3), nats/token", *(show(arm.mean.k3_kl, ".2e") for arm in arms), show(head.k3_kl_ratio, ".1f")],
+        ["reward, first 3 -> last 3", *(f"{show(e.first3, '.3f')} -> {show(e.last3, '.3f')}" for e in ends), ""],
+        ["collapse", *(str(arm.collapse) for arm in arms), ""],
+        *_to_reward(report),
         *_offline(arms),
-        ["skipped updates", *(show(arm["skipped_updates"], "d") for arm in arms.values()), ""],
-        ["last loss scale", *(show(arm["last_loss_scale"], "g") for arm in arms.values()), ""],
-        ["seconds a step, median", *(show(arm["seconds_per_step"], ".1f") for arm in arms.values()), ""],
+        ["skipped updates", *(show(arm.skipped_updates, "d") for arm in arms), ""],
+        ["last loss scale", *(show(arm.last_loss_scale, "g") for arm in arms), ""],
+        ["seconds a step, median", *(show(arm.seconds_per_step, ".1f") for arm in arms), ""],
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [f"\n{label}{' ' * bool(label)}{report['recipe']['name']}: {report['recipe']['title']}\n"]
-    lines += ["  " + "   ".join(_padded(row, widths)).rstrip() for row in rows]
-    lines.append(f"  ratios: {head['how']} ({head['steps_compared']})")
-    lines += [f"  note: {note}" for note in report["notes"]]
-    if report["expected"]:
+    lines = [f"\n{label}{' ' * bool(label)}{report.recipe['name']}: {report.recipe['title']}\n"]
+    lines.append(indent(text_table.plain(["", *report.arms, "bf16 / fp16"], rows, right=True), "  "))
+    lines.append(f"  ratios: {head.how} ({head.steps_compared})")
+    lines += [f"  note: {note}" for note in report.notes]
+    if report.expected:
         lines.append("\nexpected")
-        lines += [f"  {e['verdict']:<8} {e['expected']}   found {show(e['value'], '.4g')}" for e in report["expected"]]
-    lines += _published(report["published"])
-    for name, arm in arms.items():
-        if folder is not None and arm["status"] not in ("completed", "not run"):
-            lines.append(f"\n{name} {arm['status']}: {folder / name / 'train.log'}")
+        lines += [f"  {e.verdict:<8} {e.expected}   found {show(e.value, '.4g')}" for e in report.expected]
+    lines += _published(report.published)
+    for name, arm in report.arms.items():
+        if folder is not None and arm.status not in ("completed", "not run"):
+            lines.append(f"\n{name} {arm.status}: {folder / name / 'train.log'}")
     return "\n".join(lines)
 
 
-def _to_reward(found: Mapping[str, Any], arms: Mapping[str, Any]) -> list[list[str]]:
-    if found["reward"] is None:
+def _to_reward(report: RunReport) -> list[list[str]]:
+    found = report.to_reward
+    if found.reward is None:
         return []
     return [
         [
-            f"{words} to reward {found['reward']:.3g}",
-            *(show_cost(arm, found["arms"][of], name, ".4g") for of, arm in arms.items()),
-            show(found["ratio"][name], ".2f"),
+            f"{label} to reward {found.reward:.3g}",
+            *(show_cost(found, name, arm, cost, ".4g") for name, arm in report.arms.items()),
+            show(getattr(found.ratio, cost), ".2f"),
         ]
-        for name, words in time_to_reward.COSTS.items()
+        for cost, label in COSTS.items()
     ]
 
 
-def _offline(arms: Mapping[str, Any]) -> list[list[str]]:
-    if not any(arm["offline"] for arm in arms.values()):
+def _offline(arms: Sequence[ArmReport]) -> list[list[str]]:
+    if not any(arm.offline for arm in arms):
         return []
-    rows = {"slope of log-ratio per 1000 tokens": "slope_per_1000_tokens", "KL of whole answers, nats": "sequence_kl"}
-    return [
-        [words, *(show_measured(arm["offline"] or {}, name, ".3g") for arm in arms.values()), ""]
-        for words, name in rows.items()
-    ]
+    labels = {"slope of log-ratio per 1000 tokens": "slope_per_1000_tokens", "KL of whole answers, nats": "sequence_kl"}
+    return [[label, *(show_measured(arm.offline, name, ".3g") for arm in arms), ""] for label, name in labels.items()]
 
 
-def _published(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """At toy scale there is nothing to compare, and one line says so."""
+def _published(rows: Sequence[PaperComparison]) -> list[str]:
+    """Return one line per published number, or a single line if the run is at toy scale."""
     if not rows:
         return []
-    if all(row["why"] == "toy scale" for row in rows):
+    if all(row.why == "toy scale" for row in rows):
         return [f"\n{len(rows)} published numbers are not comparable: toy scale"]
     lines = ["\npublished"]
     for row in rows:
-        step = "" if row["published_step"] is None else f" @{row['published_step']}"
-        shown = f"{row['published']:g} ±{row['tolerance']:g}{step}"
-        verdict = " ".join(filter(None, (row["verdict"], row["why"] and f"({row['why']})")))
-        lines.append(f"  {row['arm']:<8} {row['what']}: {shown}, here {show(row['own'], '.4g')}: {verdict}")
+        step = "" if row.published_step is None else f" @{row.published_step}"
+        verdict = f"{row.verdict} ({row.why})" if row.why else row.verdict
+        own = show(row.own, ".4g")
+        lines.append(f"  {row.arm:<8} {row.what}: {row.published:g} ±{row.tolerance:g}{step}, here {own}: {verdict}")
     return lines
 
 
 def show(value: Any, form: str) -> str:
-    """The number in that format, ``-`` where there is none."""
+    """Return the formatted number, or ``-`` for None."""
     return "-" if value is None else format(value, form)
 
 
-def show_cost(arm: Mapping[str, Any], costs: Mapping[str, Any] | None, name: str, form: str) -> str:
-    """What the arm took to the reward. One without a step has not been on its way."""
-    if costs is None:
-        return "not reached" if arm["steps"] else "-"
-    return show(costs[name], form)
+def show_cost(found: TimeToReward, name: str, arm: ArmReport, cost: str, form: str) -> str:
+    """Return what the arm called ``name`` took to reach the reward."""
+    if (costs := found.arms[name]) is None:
+        return "not reached" if arm.steps else "-"
+    return show(getattr(costs, cost), form)
 
 
-def show_measured(found: Mapping[str, Any], name: str, form: str) -> str:
-    """The number with its standard error, where it has one."""
-    error = found.get(f"{name}_standard_error")
-    return show(found.get(name), form) + ("" if error is None else f" ±{error:.2g}")
-
-
-def _means(arms: Mapping[str, Any], name: str, form: str) -> list[str]:
-    return [show(arm["mean"][name], form) for arm in arms.values()]
-
-
-def _padded(row: list[str], widths: list[int]) -> list[str]:
-    first, *others = zip(row, widths, strict=True)
-    return [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+def show_measured(offline: OfflineMismatch | None, name: str, form: str) -> str:
+    """Return a number of the offline measurement, with its standard error if it has one."""
+    error = getattr(offline, f"{name}_standard_error", None)
+    return show(getattr(offline, name, None), form) + ("" if error is None else f" ±{error:.2g}")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.analysis.run_diff import placeless
 from fp16_patch.lab.launch.command import ArmFiles, Command
+from fp16_patch.lab.launch.settings import comparable, read_settings, settings_of
 from fp16_patch.lab.logs.runs import read_result
 from fp16_patch.report.precision_report import versions
 
@@ -21,11 +21,13 @@ def completed(out: Path, commands: Mapping[str, Command]) -> list[str]:
     """
     kept = []
     for arm, command in commands.items():
-        result = read_result(ArmFiles(out / arm))
+        files = ArmFiles(out / arm)
+        result, settings = read_result(files), read_settings(files)
         if result.get("status") != "completed":
             continue
-        before = {**placeless(str(result.get("command")), arm), **dict(result.get("versions") or {})}
-        now = {**placeless(command.as_shell(), arm), "python": platform.python_version(), **versions()}
+        before = {**(comparable(settings) if settings else {}), **dict(result.get("versions") or {})}
+        expected = settings_of(files, str(result.get("framework")), command)
+        now = {**comparable(expected), "python": platform.python_version(), **versions()}
         differences = [
             f"  {name}: it ran with {before.get(name, 'nothing')}, and now there is {now.get(name, 'nothing')}"
             for name in dict.fromkeys((*before, *now))

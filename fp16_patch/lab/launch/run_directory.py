@@ -14,7 +14,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.files import write_atomically
 from fp16_patch.lab.folder_lock import LOCK
 from fp16_patch.lab.launch.command import EARLIER, WORLD, ArmFiles
-from fp16_patch.lab.logs.runs import run_framework, read_result
+from fp16_patch.lab.logs.runs import read_result, run_framework
 from fp16_patch.lab.recipes.load import load
 from fp16_patch.lab.recipes.schema import Recipe
 

@@ -68,7 +68,11 @@ def read_log(path: Path) -> StepMetrics:
         if (path / "metrics.jsonl").is_file():
             return read_json_lines(path / "metrics.jsonl")
         return _tensorboard(path)
-    readers: dict[str, Callable[[Path], StepMetrics]] = {".csv": _csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
+    readers: dict[str, Callable[[Path], StepMetrics]] = {
+        ".csv": _csv,
+        ".jsonl": read_json_lines,
+        ".ndjson": read_json_lines,
+    }
     reader = _tensorboard if ".tfevents" in path.name else readers.get(path.suffix)
     if reader is None or not path.is_file():
         raise Fp16PatchError(

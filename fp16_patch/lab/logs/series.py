@@ -49,7 +49,9 @@ class Series:
     """
 
     steps: list[int] = field(default_factory=list)
-    values: dict[str, list[float | None]] = field(default_factory=lambda: {name: [] for name in (*METRIC_KEYS, *COUNTS)})
+    values: dict[str, list[float | None]] = field(
+        default_factory=lambda: {name: [] for name in (*METRIC_KEYS, *COUNTS)}
+    )
     unreadable_lines: int = 0
     broken_norms: frozenset[int] = frozenset()
     evaluation: dict[str, Points] = field(default_factory=dict)
@@ -111,7 +113,10 @@ def build_series(rows: StepMetrics) -> Series:
 
 def _counts(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Return the samples and response tokens of a step, None if unknown."""
-    samples, mean = finite_number(data.get("rollout/num_samples")), finite_number(data.get("rollout/response_length_mean"))
+    samples, mean = (
+        finite_number(data.get("rollout/num_samples")),
+        finite_number(data.get("rollout/response_length_mean")),
+    )
     if samples is None and (mean := finite_number(data.get("response_length/mean"))) is not None:
         tokens, prompt = finite_number(data.get("perf/total_num_tokens")), finite_number(data.get("prompt_length/mean"))
         if tokens is not None and prompt is not None and mean + prompt > 0:
