@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp16_patch.lab.analysis.collapse import FALL, describe
-from fp16_patch.lab.analysis.smoothing import noise, smoothed, window_for
-from fp16_patch.lab.logs.readers import Rows
-from fp16_patch.lab.logs.series import KEYS, Series, series_of
+from fp16_patch.lab.analysis.collapse import FALL, detect_collapse
+from fp16_patch.lab.analysis.smoothing import default_window, noise_std, smooth
+from fp16_patch.lab.logs.readers import StepMetrics
+from fp16_patch.lab.logs.series import METRIC_KEYS, Series, build_series
 
 Curve = Callable[[int], float]
-VERL = {name: keys[0] for name, keys in KEYS.items()}
+VERL = {name: keys[0] for name, keys in METRIC_KEYS.items()}
 
 
 def run_of(steps: int, every: int = 1, **series: Curve) -> Series:
-    rows = Rows()
+    rows = StepMetrics()
     for step in range(1, steps + 1, every):
         rows.add(step, {VERL[name]: curve(step) for name, curve in series.items()})
-    return series_of(rows)
+    return build_series(rows)
 
 
 def noisy(curve: Curve, deviation: float, seed: int = 0) -> Curve:
@@ -49,7 +49,7 @@ def test_noise_on_a_level_or_rising_reward_is_no_collapse(
     steps: int, deviation: float, level: float, rise: float, seed: int
 ) -> None:
     series = run_of(steps, reward=noisy(lambda step: level + rise * step / steps, deviation, seed))
-    assert describe(series, window_for(steps))["found"] is False
+    assert detect_collapse(series, default_window(steps)).found is False
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,7 +57,7 @@ def test_noise_on_a_level_or_rising_reward_is_no_collapse(
 def test_neither_is_the_noise_of_a_batch_of_right_and_wrong_answers(solved: float, samples: int, seed: int) -> None:
     deviation = math.sqrt(solved * (1 - solved) / samples)
     series = run_of(300, reward=noisy(lambda _: solved, deviation, seed))
-    assert describe(series, window_for(300))["found"] is False
+    assert detect_collapse(series, default_window(300)).found is False
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,14 +69,14 @@ def test_neither_is_the_noise_of_a_batch_of_right_and_wrong_answers(solved: floa
     seed=st.integers(0, 10_000),
 )
 def test_a_fall_is_found_where_it_begins(at: int, over: int, to: float, deviation: float, seed: int) -> None:
-    series, window = run_of(1000, reward=noisy(falls_at(at, over, to), deviation, seed)), window_for(1000)
-    found = describe(series, window)
-    assert found["found"] is True
+    series, window = run_of(1000, reward=noisy(falls_at(at, over, to), deviation, seed)), default_window(1000)
+    found = detect_collapse(series, window)
+    assert found.found is True
     # It begins a third of the fall that is looked for below the peak, or six standard deviations.
     depth = max(FALL * 0.8 / 3, 6 * deviation / math.sqrt(window)) / (0.8 - to)
-    assert at - window <= found["step"] <= at + window + over * min(1.0, 1.5 * depth)
-    assert found["signs"][0]["before"] == pytest.approx(0.8, abs=0.05)
-    assert found["signs"][0]["after"] == pytest.approx(to, abs=0.05)
+    assert at - window <= found.step <= at + window + over * min(1.0, 1.5 * depth)
+    assert found.signs[0].before == pytest.approx(0.8, abs=0.05)
+    assert found.signs[0].after == pytest.approx(to, abs=0.05)
 
 
 def test_the_papers_own_bf16_run_has_collapsed_and_its_fp16_run_has_not() -> None:
@@ -85,60 +85,60 @@ def test_the_papers_own_bf16_run_has_collapsed_and_its_fp16_run_has_not() -> Non
         610, reward=noisy(lambda s: 0.35 + 0.38 * s / 370 if s <= 370 else 0.73 - 0.13 * (s - 370) / 240, 0.02)
     )
     fp16 = run_of(2040, reward=noisy(lambda s: 0.98 - 0.63 * math.exp(-s / 300), 0.02))
-    window = window_for(2040)
-    found = describe(bf16, window)
-    assert 350 <= found["step"] <= 470
-    assert found["how"][0].startswith("the smoothed reward falls from 0.7")
-    assert describe(fp16, window)["found"] is False
+    window = default_window(2040)
+    found = detect_collapse(bf16, window)
+    assert 350 <= found.step <= 470
+    assert found.how[0].startswith("the smoothed reward falls from 0.7")
+    assert detect_collapse(fp16, window).found is False
 
 
 @pytest.mark.parametrize("every", [1, 5, 10])
 def test_it_is_the_same_step_where_not_every_step_was_logged(every: int) -> None:
     series = run_of(1000, every, reward=noisy(falls_at(500, 40, 0.2), 0.02))
-    assert describe(series, window_for(1000))["step"] == pytest.approx(500, abs=25)
+    assert detect_collapse(series, default_window(1000)).step == pytest.approx(500, abs=25)
 
 
 def test_a_reward_that_comes_back_is_a_warning() -> None:
     dip = run_of(1000, reward=lambda step: 0.3 if 400 <= step < 500 else 0.8)
-    found = describe(dip, 25)
-    assert (found["found"], found["step"]) == (False, None)
-    assert "recovered by step 5" in found["warnings"][0]
+    found = detect_collapse(dip, 25)
+    assert (found.found, found.step) == (False, None)
+    assert "recovered by step 5" in found.warnings[0]
 
 
 def test_a_fall_smaller_than_the_threshold_or_shorter_than_a_window_is_not_found() -> None:
     for reward in (falls_at(500, 10, 0.8 * (1 - FALL) + 0.01), falls_at(990, 5, 0.0)):
-        assert describe(run_of(1000, reward=reward), 25)["found"] is False
+        assert detect_collapse(run_of(1000, reward=reward), 25).found is False
 
 
 def test_rewards_below_zero_have_their_height_from_the_lowest() -> None:
-    assert describe(run_of(400, reward=lambda s: -0.2 if s < 200 else -0.9), 11)["found"] is True
-    assert describe(run_of(400, reward=noisy(lambda _: -0.5, 0.1)), 11)["found"] is False
+    assert detect_collapse(run_of(400, reward=lambda s: -0.2 if s < 200 else -0.9), 11).found is True
+    assert detect_collapse(run_of(400, reward=noisy(lambda _: -0.5, 0.1)), 11).found is False
 
 
 def test_a_gradient_norm_that_stays_nan_is_a_collapse_though_the_reward_stands() -> None:
     series = run_of(400, reward=lambda _: 0.8, grad_norm=lambda step: math.nan if step >= 300 else 0.2)
-    found = describe(series, 11)
-    assert (found["found"], found["step"]) == (True, 300)
-    assert found["how"] == ["the gradient norm is not finite from step 300 on"]
+    found = detect_collapse(series, 11)
+    assert (found.found, found.step) == (True, 300)
+    assert found.how == ["the gradient norm is not finite from step 300 on"]
 
 
 def test_single_norms_that_are_not_finite_and_norms_that_were_not_logged_are_none() -> None:
-    rows = Rows()
+    rows = StepMetrics()
     for step in range(1, 401):
         norm = {} if step % 7 == 0 else {"actor/grad_norm": math.inf if step % 50 == 0 else 0.2}
         rows.add(step, {"critic/score/mean": 0.8, **norm})
-    assert describe(series_of(rows), 11)["found"] is False
+    assert detect_collapse(build_series(rows), 11).found is False
 
 
 def test_growing_mismatch_is_a_warning_with_its_step() -> None:
     series = run_of(
         1000, reward=lambda _: 0.8, prob_diff_mean=noisy(lambda s: 4e-3 * (1 + max(0, s - 500) / 100), 1e-4)
     )
-    found = describe(series, 25)
-    assert found["found"] is False
-    assert found["signs"][0]["kind"] == "mean abs(pi - mu)"
-    assert found["signs"][0]["step"] == pytest.approx(600, abs=25)
-    assert found["signs"][0]["before"] == pytest.approx(4e-3, rel=0.05)
+    found = detect_collapse(series, 25)
+    assert found.found is False
+    assert found.signs[0].kind == "mean abs(pi - mu)"
+    assert found.signs[0].step == pytest.approx(600, abs=25)
+    assert found.signs[0].before == pytest.approx(4e-3, rel=0.05)
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,12 +146,12 @@ def test_growing_mismatch_is_a_warning_with_its_step() -> None:
 def test_level_mismatch_with_noise_has_not_grown(spread: float, seed: int) -> None:
     chance = random.Random(seed)
     series = run_of(400, reward=lambda _: 0.8, prob_diff_mean=lambda _: 1e-3 * math.exp(chance.gauss(0, spread)))
-    assert describe(series, window_for(400))["warnings"] == []
+    assert detect_collapse(series, default_window(400)).warnings == []
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5, 19])
 def test_a_short_run_is_too_short_to_tell(steps: int) -> None:
-    assert describe(run_of(steps, reward=lambda _: 0.5), 5)["found"] is None
+    assert detect_collapse(run_of(steps, reward=lambda _: 0.5), 5).found is None
 
 
 @given(values=st.lists(st.floats(-10, 10), min_size=1, max_size=60), window=st.integers(1, 25).map(lambda n: n | 1))
@@ -159,11 +159,11 @@ def test_smoothing_is_the_mean_of_the_window(values: list[float], window: int) -
     steps = list(range(1, len(values) + 1))
     half = window // 2
     expected = [sum(part) / len(part) for i in range(len(values)) for part in [values[max(0, i - half) : i + half + 1]]]
-    assert smoothed(steps, values, window) == pytest.approx(expected, abs=1e-9)
+    assert smooth(steps, values, window) == pytest.approx(expected, abs=1e-9)
 
 
 @settings(max_examples=20)
 @given(deviation=st.floats(0.05, 10), seed=st.integers(0, 1000))
 def test_noise_is_the_standard_deviation_though_the_curve_moves(deviation: float, seed: int) -> None:
     curve = noisy(lambda step: math.sin(step / 200), deviation, seed)
-    assert noise([curve(step) for step in range(4000)]) == pytest.approx(deviation, rel=0.15)
+    assert noise_std([curve(step) for step in range(4000)]) == pytest.approx(deviation, rel=0.15)

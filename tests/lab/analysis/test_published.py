@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fp16_patch.lab.analysis.published import series_of
+from fp16_patch.lab.analysis.published import series_name
 from fp16_patch.lab.comparison.compare import compare
 from fp16_patch.lab.recipes.load import available, load
 
@@ -26,7 +26,7 @@ def rows(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 @pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
 def test_every_published_number_is_of_a_series_that_runs_have(path: Path) -> None:
-    unknown = [n.what for numbers in load(path).published.values() for n in numbers if series_of(n) is None]
+    unknown = [n.what for numbers in load(path).published.values() for n in numbers if series_name(n.what) is None]
     assert unknown == []
 
 

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
-from fp16_patch.lab.analysis.time_to_reward import default_reward, reaching
-from fp16_patch.lab.logs.readers import Rows
+from fp16_patch.lab.analysis.time_to_reward import Costs, default_reward, measure_time_to_reward
+from fp16_patch.lab.logs.readers import StepMetrics
 from fp16_patch.lab.logs.runs import ArmRun
-from fp16_patch.lab.logs.series import series_of
+from fp16_patch.lab.logs.series import build_series
 
 
 def arm(name: str, rewards: list[float], seconds: float | None = 2.0, every: int = 1, tokens: float = 50.0) -> ArmRun:
-    rows = Rows()
+    rows = StepMetrics()
     for i, reward in enumerate(rewards):
         counts = {"rollout/num_samples": 16, "rollout/response_length_mean": tokens}
         time = {} if seconds is None else {"timing/step_total": seconds}
         rows.add(1 + i * every, {"rollout/reward_mean": reward, **counts, **time})
-    return ArmRun(name, "openrlhf", name[:4], series_of(rows), {}, None)
+    return ArmRun(name, "openrlhf", name[:4], build_series(rows), {}, None)
 
 
 LINE = [step / 10 for step in range(11)]
@@ -25,38 +27,38 @@ LINE = [step / 10 for step in range(11)]
 
 def test_costs_are_counted_up_to_the_step_that_reaches_the_reward() -> None:
     arms = [arm("bf16", LINE, seconds=3.0, tokens=100.0), arm("fp16", [2 * r for r in LINE])]
-    found = reaching(arms, 0.8, window=1)
-    assert found["arms"]["bf16"] == {"steps": 9, "seconds": 27.0, "samples": 144.0, "response_tokens": 14400.0}
-    assert found["arms"]["fp16"] == {"steps": 5, "seconds": 10.0, "samples": 80.0, "response_tokens": 4000.0}
-    assert found["ratio"] == pytest.approx({"steps": 1.8, "seconds": 2.7, "samples": 1.8, "response_tokens": 3.6})
+    found = measure_time_to_reward(arms, 0.8, window=1)
+    assert found.arms["bf16"] == Costs(9, 27.0, 144.0, 14400.0)
+    assert found.arms["fp16"] == Costs(5, 10.0, 80.0, 4000.0)
+    assert asdict(found.ratio) == pytest.approx({"steps": 1.8, "seconds": 2.7, "samples": 1.8, "response_tokens": 3.6})
 
 
 def test_an_arm_that_never_gets_there_and_a_cost_that_was_not_logged_are_none() -> None:
-    found = reaching([arm("bf16", [0.1] * 8), arm("fp16", LINE, seconds=None)], 0.8, window=1)
-    assert found["arms"]["bf16"] is None
-    assert (found["arms"]["fp16"]["steps"], found["arms"]["fp16"]["seconds"]) == (9, None)
-    assert set(found["ratio"].values()) == {None}
+    found = measure_time_to_reward([arm("bf16", [0.1] * 8), arm("fp16", LINE, seconds=None)], 0.8, window=1)
+    assert found.arms["bf16"] is None
+    assert (found.arms["fp16"].steps, found.arms["fp16"].seconds) == (9, None)
+    assert set(asdict(found.ratio).values()) == {None}
 
 
 def test_steps_that_were_not_logged_cost_what_the_others_do() -> None:
-    assert reaching([arm("fp16", LINE, every=5)], 0.8, window=1)["arms"]["fp16"]["seconds"] == 2.0 * 41
+    assert measure_time_to_reward([arm("fp16", LINE, every=5)], 0.8, window=1).arms["fp16"].seconds == 2.0 * 41
 
 
 def test_the_first_arm_in_a_precision_is_in_the_ratio() -> None:
     arms = [arm("bf16", LINE), arm("bf16-slow", [r / 2 for r in LINE] + LINE), arm("fp16", LINE)]
-    assert reaching(arms, 0.8, window=1)["ratio"]["steps"] == 1.0
+    assert measure_time_to_reward(arms, 0.8, window=1).ratio.steps == 1.0
 
 
 def test_one_lucky_step_is_not_there_yet() -> None:
     lucky = [0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9]
-    assert reaching([arm("fp16", lucky)], 0.8, window=1)["arms"]["fp16"]["steps"] == 3
-    assert reaching([arm("fp16", lucky)], 0.8, window=3)["arms"]["fp16"]["steps"] == 8
+    assert measure_time_to_reward([arm("fp16", lucky)], 0.8, window=1).arms["fp16"].steps == 3
+    assert measure_time_to_reward([arm("fp16", lucky)], 0.8, window=3).arms["fp16"].steps == 8
 
 
 def test_the_default_reward_is_one_that_every_arm_reaches() -> None:
     arms = [arm("bf16", [r * 0.7 for r in LINE]), arm("fp16", LINE)]
     assert default_reward(arms, window=1) == pytest.approx(0.63)
-    assert None not in reaching(arms, default_reward(arms, 1), 1)["arms"].values()
+    assert None not in measure_time_to_reward(arms, default_reward(arms, 1), 1).arms.values()
     assert default_reward([arm("bf16", [0.5, 0.4]), arm("fp16", LINE)], window=1) == pytest.approx(0.25 + 0.9 * 0.25)
     assert default_reward([arm("bf16", [0.5, 0.4]), arm("fp16", [0.5, 0.3])], window=1) is None
     assert default_reward([arm("bf16", [])], window=1) is None

@@ -12,7 +12,7 @@ import pytest
 
 from fp16_patch.lab.comparison.compare import compare
 from fp16_patch.lab.comparison.report_directory import PICTURES
-from fp16_patch.mismatch.log_prob_store import FOLDER, keep
+from fp16_patch.mismatch.log_prob_store import FOLDER, save
 
 torch = pytest.importorskip("torch")
 matplotlib = pytest.importorskip("matplotlib")
@@ -32,7 +32,7 @@ def run(write_run: Callable[..., Path], tmp_path: Path) -> Path:
     mask = torch.arange(3000) < lengths[:, None]
     mu = torch.full((3, 3000), -0.5)
     for arm, drift in DRIFT.items():
-        keep(folder / arm / FOLDER, mu, mu + drift, mask)
+        save(folder / arm / FOLDER, mu, mu + drift, mask)
     return folder
 
 

@@ -15,6 +15,7 @@ import pytest
 from raising import raises_code
 
 from fp16_patch.lab.comparison.compare import compare
+from fp16_patch.lab.launch.settings import FORMAT
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -62,6 +63,8 @@ def write_arm(folder: Path, precision: str, size: float, steps: int = 8, **chang
         "versions": {"python": "3"},
     }
     (folder / "result.json").write_text(json.dumps(result))
+    settings = {"format": FORMAT, "folder": str(folder), "overrides": {}, "environment": {}}
+    (folder / "settings.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture
@@ -264,10 +267,11 @@ def test_one_report_over_two_frameworks(run: Path, openrlhf_run: Path, tmp_path:
 
 
 def test_frameworks_differ_in_line_and_precisions_in_colour(run: Path, openrlhf_run: Path) -> None:
-    from fp16_patch.lab.comparison.figure_style import curves_of
-    from fp16_patch.lab.comparison.inputs import read_sources
+    from fp16_patch.lab.comparison.figure_style import build_curves
+    from fp16_patch.lab.comparison.inputs import read_inputs
+    from fp16_patch.lab.comparison.model import build_comparison
 
-    curves = curves_of(read_sources([str(run), str(openrlhf_run)]))
+    curves = build_curves(build_comparison(read_inputs([str(run), str(openrlhf_run)])))
     looks = {curve.label: (curve.colour, curve.line) for curve in curves}
     assert len(set(looks.values())) == 4
     assert looks["verl fp16"][0] == looks["openrlhf fp16"][0]

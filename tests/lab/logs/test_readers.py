@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from raising import raises_code
 
-from fp16_patch.lab.logs.readers import read_rows
-from fp16_patch.lab.logs.series import Series, series_of
+from fp16_patch.lab.logs.readers import read_log
+from fp16_patch.lab.logs.series import Series, build_series
 
 
 def read(path: Path) -> Series:
-    return series_of(read_rows(path))
+    return build_series(read_log(path))
 
 
 def text(path: Path, *lines: str) -> Path:
@@ -112,7 +112,7 @@ def test_the_events_of_several_runs_are_refused_by_their_folders(tmp_path: Path)
         (tmp_path / name).mkdir()
         (tmp_path / name / "events.out.tfevents.1.host").write_bytes(b"")
     with raises_code("log-of-several-runs", "a, b", "next step"):
-        read_rows(tmp_path)
+        read_log(tmp_path)
 
 
 def test_without_tensorboard_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_without_tensorboard_the_error_says_how_to_get_it(tmp_path: Path, monkey
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
     with raises_code("not-installed", "tensorboard", "fp16-patch[lab]"):
-        read_rows(tmp_path)
+        read_log(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, name: str, content: str | Non
     elif content == "":
         path.mkdir()
     with raises_code("log-unreadable", message):
-        read_rows(path)
+        read_log(path)
 
 
 def test_a_line_that_is_json_and_no_row_is_counted(tmp_path: Path) -> None:
@@ -160,4 +160,4 @@ def test_a_line_that_is_json_and_no_row_is_counted(tmp_path: Path) -> None:
 def test_a_file_that_is_no_csv_is_said_to_be_none(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bin.csv").write_bytes(content)
     with raises_code("log-unreadable", "bin.csv", message):
-        read_rows(tmp_path / "bin.csv")
+        read_log(tmp_path / "bin.csv")
