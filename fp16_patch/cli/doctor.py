@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch doctor``: what is installed, what the flag would patch, and why not. Changes nothing."""
+"""Report what is installed, what the flag would patch, and why not: ``fp16-patch doctor``. Changes nothing."""
 
 from __future__ import annotations
 
@@ -34,25 +34,28 @@ COMMANDS = {
     "verl": "python -m verl.trainer.main_ppo <your overrides> +precision@_global_=fp16",
     "openrlhf": "fp16-patch run -- python -m openrlhf.cli.train_ppo_ray <your arguments> --ds.param_dtype fp16",
 }
-"""Framework, by the name it is distributed under -> what starts it with the flag."""
+"""Distribution of a framework -> the command that starts it with the flag."""
+
+
 UNFIT = ("refused", "not_installed")
 
 
 def add_parser(subparsers: Any) -> None:
+    """Add ``doctor`` to the commands."""
     parser = subparsers.add_parser("doctor", help="what is installed, what would be patched, and why not")
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit status 0 when the flag would be accepted by every framework that is installed, and one is; else 1."""
+    """Print the findings; return 0 if every installed framework, at least one, would accept the flag, else 1."""
     findings = examine()
     print(json.dumps(findings, indent=2) if options.json else _text(findings))
     return 0 if findings["ready"] else 1
 
 
 def examine() -> dict[str, Any]:
-    """The findings, JSON-able. Imports none of torch, verl, OpenRLHF, DeepSpeed, vLLM or Ray."""
+    """Return the findings, ready for JSON. Imports none of torch, verl, OpenRLHF, DeepSpeed, vLLM and Ray."""
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
     from fp16_patch.frameworks.openrlhf.entry import flash_attention_missing
     from fp16_patch.frameworks.verl import plan as verl
@@ -87,7 +90,7 @@ def examine() -> dict[str, Any]:
 
 
 def _megatron() -> str:
-    """Megatron is an engine of verl's that a run need not use: what speaks against it is no problem of verl's."""
+    """Say whether verl can train with Megatron. A run need not use it, so its problems do not make verl unready."""
     from fp16_patch.engines.megatron import optimizer_choice
     from fp16_patch.frameworks.verl.refusals.megatron_installation import unfit_installation
 
@@ -97,7 +100,7 @@ def _megatron() -> str:
 
 
 def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:
-    """One framework's patches; nothing is a problem of one that is not there."""
+    """Check one framework's patches. A framework that is not installed has no problems."""
     found = [
         {
             "patch": finding.patch.name,
@@ -108,7 +111,11 @@ def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:
         }
         for finding in map(check_source, patches)
     ]
-    unfit = [f"{row['patch']}: {row['outcome']} {row['why']}" for row in found if row["outcome"] in UNFIT]
+    unfit = [
+        f"{row['patch']}: {row['outcome']} {row['why']}"
+        for row in found
+        if row["outcome"] in ("refused", "not_installed")
+    ]
     return {"installed": version, "patches": found, "problems": unfit if version else []}
 
 
@@ -125,7 +132,7 @@ def _text(findings: dict[str, Any]) -> str:
     for name, found in findings["frameworks"].items():
         lines += ["", f"{name} {found['installed'] or 'is not installed'}"]
         if found["installed"]:
-            rows = [tuple(patch[column] for column in header) for patch in found["patches"]]
+            rows = [[patch[column] for column in header] for patch in found["patches"]]
             lines += ["", "What the flag would do here (nothing has been changed):", "", text_table.plain(header, rows)]
             lines += ["", *(f"NOT READY: {problem}" for problem in found["problems"])]
             lines += [] if found["problems"] else [f"Ready: {COMMANDS[name]}"]

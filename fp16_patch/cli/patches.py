@@ -1,23 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch patches``: every patch this package can apply, from the declarations themselves."""
+"""List every patch that this package can apply, read from the declarations: ``fp16-patch patches``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
 from fp16_patch import text_table
 from fp16_patch.patching import Patch
 
-HEADER = ("patch", "kind", "process", "target", "releases", "why", "upstream", "remove when")
+COLUMNS: dict[str, Callable[[Patch], str]] = {
+    "patch": lambda patch: patch.name,
+    "kind": lambda patch: f"{patch.kind}, scoped" if patch.scoped else patch.kind,
+    "process": lambda patch: patch.process_names,
+    "target": lambda patch: patch.target,
+    "releases": lambda patch: f"{patch.distributions[0]} {patch.versions}",
+    "why": lambda patch: patch.reason,
+    "upstream": lambda patch: patch.upstream,
+    "remove when": lambda patch: patch.remove_when,
+}
+OF_HOOKS = ("patch", "process", "target", "releases", "why")
+"""Columns of a table of hooks: each exists for our own report, not for want of something upstream."""
+BRIEF = ("patch", "kind", "process", "target", "releases")
 PATCHES = "fp16_patch.patches"
 """Entry-point group of further parts: each entry point is a function that returns titles with their patches."""
-Row = tuple[str, ...]
 
 
 def add_parser(subparsers: Any) -> None:
+    """Add ``patches`` to the commands."""
     parser = subparsers.add_parser("patches", help="list every patch: target, releases, reason, removal")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the declarations as JSON")
@@ -26,37 +39,46 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print the list and return 0."""
     if options.json:
         listed = [
-            {"part": part, **dict(zip(HEADER, row, strict=True))} for part, rows in parts().items() for row in rows
+            {"part": part, **{name: cell(patch) for name, cell in COLUMNS.items()}, "hook": patch.hook}
+            for part, patches in parts().items()
+            for patch in patches
         ]
         print(json.dumps(listed, indent=2))
     elif options.markdown:
         print(as_markdown())
     else:
-        for part, rows in parts().items():
-            print(f"{part}\n\n{text_table.plain(HEADER[:5], [row[:5] for row in rows])}\n")
+        for title, header, rows in _tables(BRIEF, tuple(name for name in BRIEF if name in OF_HOOKS)):
+            print(f"{title}\n\n{text_table.plain(header, rows)}\n")
         print("Reasons, upstream links and removal plans: fp16-patch patches --markdown (or --json)")
     return 0
 
 
-def parts() -> dict[str, list[Row]]:
-    """Return the title of each part of this package, and a row for each of its patches."""
+def parts() -> dict[str, list[Patch]]:
+    """Return the title of each part of this package, and its patches."""
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
     from fp16_patch.frameworks.verl import plan as verl
 
-    found = {"The flag, on verl": verl.ALL_PATCHES, "The flag, on OpenRLHF and DeepSpeed": openrlhf.ALL_PATCHES}
+    found = {
+        "The flag, on verl": list(verl.ALL_PATCHES),
+        "The flag, on OpenRLHF and DeepSpeed": list(openrlhf.ALL_PATCHES),
+    }
     for entry_point in metadata.entry_points(group=PATCHES):
         found |= entry_point.load()()
-    return {title: [_row(patch) for patch in patches] for title, patches in found.items()}
+    return found
 
 
 def as_markdown() -> str:
-    """The tables of docs/patches.md."""
-    return "\n\n".join(f"## {part}\n\n{text_table.markdown(HEADER, rows)}" for part, rows in parts().items())
+    """Return the tables of docs/patches.md."""
+    tables = _tables(tuple(COLUMNS), OF_HOOKS)
+    return "\n\n".join(f"## {title}\n\n{text_table.markdown(header, rows)}" for title, header, rows in tables)
 
 
-def _row(patch: Patch) -> Row:
-    releases = f"{patch.distributions[0]} {patch.versions}"
-    head = (patch.name, patch.kind, patch.process_names, patch.target, releases)
-    return (*head, patch.reason, patch.upstream, patch.remove_when)
+def _tables(of_patches: Sequence[str], of_hooks: Sequence[str]) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
+    """Yield title, header and rows: for each part a table of its patches, and one of its hooks."""
+    for part, patches in parts().items():
+        for title, header, hook in ((part, of_patches, False), (f"{part}: hooks", of_hooks, True)):
+            if listed := [patch for patch in patches if patch.hook == hook]:
+                yield title, header, [[COLUMNS[name](patch) for name in header] for patch in listed]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch run``: start a trainer's own command with the flag on it."""
+"""Start a trainer's own command with the flag on it: ``fp16-patch run``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from fp16_patch.errors import Fp16PatchError
 
 
 def add_parser(subparsers: Any) -> None:
+    """Add ``run`` to the commands."""
     parser = subparsers.add_parser(
         "run",
         help="start verl or OpenRLHF with the flag",
         usage="fp16-patch run [fp16_patch.NAME=VALUE ...] -- python -m MODULE [ARGUMENT ...]",
-        description="Start the trainer's own command with the flag on it. On OpenRLHF the precision is that of "
-        "--ds.param_dtype; on verl it is fp16, unless the command says +precision@_global_=...",
+        description="Start the trainer's own command with the flag on it. On OpenRLHF --ds.param_dtype sets the "
+        "precision; on verl it is fp16 unless the command has +precision@_global_=...",
     )
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
 def misplaced(word: str) -> Fp16PatchError:
-    """An option of the trainer's on the wrong side of the ``--``."""
+    """Return the error for a word of the trainer's command that comes before the ``--``."""
     return Fp16PatchError(
         f"{word} stands before the --, where the settings of this package stand",
         code="setting-misplaced",
@@ -36,18 +37,22 @@ def misplaced(word: str) -> Fp16PatchError:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replaces this process by the trainer's; returns only with an error."""
+    """Replace this process with the trainer's.
+
+    Raises:
+        Fp16PatchError: If the command cannot be started.
+    """
     from fp16_patch.frameworks.launcher import command_with_flag
 
     words = list(options.words)
-    # argparse may have taken the -- away where it comes first.
+    # argparse removes a leading --.
     split = words.index("--") if "--" in words else next((i for i, w in enumerate(words) if "=" not in w), len(words))
     settings, command = words[:split], words[split:]
     command = command_with_flag(settings, command[1:] if command[:1] == ["--"] else command)
     program = shutil.which(command[0])
     if program is None:
         raise Fp16PatchError(
-            f"there is no program {command[0]!r}",
+            f"program {command[0]!r} was not found",
             code="program-not-found",
             next_step="check the path of the interpreter",
         )

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from fp16_patch.cli import doctor, main
+from fp16_patch.cli import patches as listing
 from fp16_patch.frameworks.openrlhf import plan as openrlhf
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, required
 from fp16_patch.frameworks.verl.receiver_failures import RECEIVER_PATCHES
-from fp16_patch.patching import validate_plan
+from fp16_patch.patching import Patch, ProcessKind, validate_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,6 +73,24 @@ def test_patches_lists_every_declaration(capsys):
     assert names[: len(ALL_PATCHES)] == [patch.name for patch in ALL_PATCHES]
     assert len(set(names)) == len(names) > len(ALL_PATCHES), "the CPU platform's follow, none twice"
     assert all(row["why"] and row["upstream"] and row["remove when"] for row in listed)
+
+
+def test_hooks_have_a_table_of_their_own_and_scoped_patches_a_mark(monkeypatch, capsys):
+    def declared(name, **options):
+        fields = {"processes": {ProcessKind.ANY}, "make": abs, "upstream": "u", "remove_when": "r", "reason": "w"}
+        fields |= {"kind": "wrap", "parameters": (), "distribution": "acme", "versions": "==1"}
+        return Patch(name=name, target=f"acme:{name}", **fields, **options)
+
+    listed = [declared("plain"), declared("hook", hook=True), declared("scoped", scoped=True)]
+    monkeypatch.setattr(listing, "parts", lambda: {"Part": listed})
+    text = listing.as_markdown()
+    head, _, hooks = text.partition("## Part: hooks")
+    assert "| plain | wrap |" in head
+    assert "| scoped | wrap, scoped |" in head
+    assert "| hook | every process | acme:hook | acme ==1 | w |" in hooks
+    assert "hook |" not in head
+    assert main(["patches", "--json"]) == 0
+    assert [row["hook"] for row in json.loads(capsys.readouterr().out)] == [False, True, False]
 
 
 def test_the_plan_is_sound():
