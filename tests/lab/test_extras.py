@@ -20,7 +20,7 @@ PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 def test_recipes_compare_without_numpy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = ("fp16_patch.lab.comparison.compare", "fp16_patch.mismatch")
+    loaded = tuple(f"fp16_patch.{name}" for name in ("lab.analysis", "lab.comparison", "lab.logs", "mismatch"))
     for name in [name for name in sys.modules if name.startswith(loaded)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numpy", None)

@@ -66,7 +66,7 @@ def test_where_nothing_has_run_yet_it_is_a_plain_run(run: Run) -> None:
             {},
             "trainer.total_training_steps: it ran with 4, and now there is 5",
         ),
-        ([("{precision: bf16}", "{precision: fp32}")], {}, "+precision@_global_: it ran with bf16, and now"),
+        ([("{precision: bf16}", "{precision: fp32}")], {}, "precision@_global_: it ran with bf16, and now"),
         ([], {"overrides": ["a.lr=2e-6"]}, "a.lr: it ran with nothing, and now there is 2e-6"),
     ],
 )
