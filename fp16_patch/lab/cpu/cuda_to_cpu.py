@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The word "cuda" in code that takes no other answer."""
+"""Map the device "cuda" to the CPU, for code that hard-codes it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-class CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]  # torch is read through Any
-    """Within it, torch makes on the CPU what it is told to make on "cuda", or to move there.
+class CudaToCpu(TorchFunctionMode):  # type: ignore[misc]  # torch is read through Any
+    """Make torch create tensors on the CPU, or move them there, when the device is "cuda".
 
-    A tensor's old-style type reads ``torch.cuda.HalfTensor``, as that of one on a GPU: Megatron goes by these names.
+    ``Tensor.type()`` returns ``torch.cuda.HalfTensor``, as for a tensor on a GPU: Megatron checks these names.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,10 +32,10 @@ class CudaMeansCpu(TorchFunctionMode):  # type: ignore[misc]  # torch is read th
 _entered = threading.local()
 
 
-def for_this_thread() -> None:
-    """From now on, in this thread. Idempotent."""
+def enable_in_thread() -> None:
+    """Enter :class:`CudaToCpu` in this thread, for good. Idempotent."""
     if not hasattr(_entered, "mode"):
-        _entered.mode = CudaMeansCpu()
+        _entered.mode = CudaToCpu()
         _entered.mode.__enter__()
 
 

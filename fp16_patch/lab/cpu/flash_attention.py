@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let OpenRLHF be imported without flash-attn, which has no CPU build.
+"""Make OpenRLHF importable without flash-attn, which has no CPU build.
 
-``openrlhf.models.ring_attn_utils`` imports five names of it at its top, for sequence packing and ring attention.
-Whoever else looks for flash-attn (transformers does, to choose an attention) does not find it.
+``openrlhf.models.ring_attn_utils`` imports five of its names at the top, for sequence packing and ring attention. Other
+modules that check for flash-attn (transformers does, to choose an attention) do not find it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fp16_patch.lab.cpu import import_stubs
 IMPORTER = "openrlhf.models.ring_attn_utils"
 
 
-def _not_here(*_: Any, **__: Any) -> Any:
+def _unavailable(*_: Any, **__: Any) -> Any:
     raise Fp16PatchError(
         "sequence packing and ring attention need flash-attn, which has no CPU build",
         code="no-cpu-build",
@@ -25,12 +25,14 @@ def _not_here(*_: Any, **__: Any) -> Any:
 
 NAMES: dict[str, dict[str, Any]] = {
     "flash_attn": {},
-    "flash_attn.bert_padding": dict.fromkeys(("index_first_axis", "pad_input", "rearrange", "unpad_input"), _not_here),
+    "flash_attn.bert_padding": dict.fromkeys(
+        ("index_first_axis", "pad_input", "rearrange", "unpad_input"), _unavailable
+    ),
     "flash_attn.utils": {},
-    "flash_attn.utils.distributed": {"all_gather": _not_here},
+    "flash_attn.utils.distributed": {"all_gather": _unavailable},
 }
 
 
-def stand_in() -> None:
-    """From now on this process can import OpenRLHF's models without flash-attn. Idempotent."""
-    import_stubs.stand_in(IMPORTER, NAMES)
+def install_stub() -> None:
+    """Make OpenRLHF's models importable without flash-attn in this process. Idempotent."""
+    import_stubs.install_stub(IMPORTER, NAMES)

@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenRLHF's weights travel from trainer to vLLM over NCCL, through one method: ``broadcast``. Here, over gloo."""
+"""Send OpenRLHF's weight updates from trainer to vLLM over gloo instead of NCCL."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from fp16_patch.patching import Patch
+from fp16_patch.lab.cpu.releases import OPENRLHF
+from fp16_patch.patching import ProcessKind, replace
 
 if TYPE_CHECKING:
     import torch
 
 TRAINER = 0
-"""The rank that sends."""
+"""The sending rank."""
 
 TIMEOUT = timedelta(minutes=5)
 
 
 class GlooBroadcast:
-    """The part of vLLM's PyNcclCommunicator that weight updates use. Values arrive bit for bit, in any dtype.
+    """Implement the part of vLLM's PyNcclCommunicator that weight updates use. Values arrive bit for bit, in any dtype.
 
-    As with NCCL, the trainer waits neither for the others to connect nor for them to receive: it goes on to ask Ray
-    what became of the receivers, so that an error in one of them ends the run, and does not hang it.
+    As with NCCL, the trainer waits neither for the receivers to connect nor for them to receive. It goes on and asks
+    Ray for their results, so that an error in a receiver ends the run instead of hanging it.
     """
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
@@ -36,6 +36,7 @@ class GlooBroadcast:
             self._group.result()
 
     def broadcast(self, tensor: torch.Tensor, src: int, stream: object = None) -> None:
+        """Send ``tensor`` from rank ``src``, or receive into it on the other ranks. Any shape and dtype, on the CPU."""
         import torch
 
         options = torch.distributed.BroadcastOptions()
@@ -63,29 +64,18 @@ class GlooBroadcast:
             self._group.set_result(group)
 
 
-def _over_gloo(original: Callable[..., Any]) -> Callable[..., Any]:
-    def stateless_init_process_group(
-        master_address: str, master_port: int, rank: int, world_size: int, device: object
-    ) -> GlooBroadcast:
-        return GlooBroadcast(master_address, master_port, rank, world_size)
-
-    return stateless_init_process_group
-
-
-PATCHES = (
-    Patch(
-        name="cpu-weights-over-gloo",
-        target="openrlhf.utils.distributed_util:stateless_init_process_group",
-        also_bound=("openrlhf.trainer.ray.ppo_actor:stateless_init_process_group",),
-        kind="replace",
-        distribution="openrlhf",
-        versions=">=0.11.2,<0.12",
-        process="trainer rank and vLLM worker",
-        reason="Weight updates go through vLLM's NCCL communicator, which needs GPUs, whatever --vllm.sync_backend "
-        "says. The one method that is used, over gloo.",
-        upstream="--vllm.sync_backend is not passed on to stateless_init_process_group; not reported",
-        remove_when="--vllm.sync_backend gloo updates weights over gloo",
-        make=_over_gloo,
-        fingerprint="0f4de7e6719a9922",
-    ),
+@replace(
+    "openrlhf.utils.distributed_util:stateless_init_process_group",
+    also_bound=("openrlhf.trainer.ray.ppo_actor:stateless_init_process_group",),
+    release=OPENRLHF,
+    processes={ProcessKind.TRAINER_RANK, ProcessKind.VLLM_WORKER},
+    reason="Weight updates go through vLLM's NCCL communicator, which needs GPUs, whatever --vllm.sync_backend "
+    "says. The one method that is used, over gloo.",
+    upstream="--vllm.sync_backend is not passed on to stateless_init_process_group; not reported",
+    remove_when="--vllm.sync_backend gloo updates weights over gloo",
+    fingerprint="0f4de7e6719a9922",
 )
+def cpu_weights_over_gloo(
+    master_address: str, master_port: int, rank: int, world_size: int, device: object
+) -> GlooBroadcast:
+    return GlooBroadcast(master_address, master_port, rank, world_size)

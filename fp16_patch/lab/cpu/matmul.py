@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Half matrix products on the CPU as a tensor core makes them: FP32 accumulation, one rounding at the end.
+"""Compute Half matrix products on the CPU as a tensor core does: FP32 accumulation, one rounding at the end.
 
-PyTorch's own CPU kernels for Half are 4 to 30 times slower than that (``benchmarks/cpu_matmul.py``), because
-most CPUs have no FP16 matrix unit. Every product ends in one of four ATen operators, forward and backward,
-with and without autocast, so those four are taken over for the CPU dispatch key. Other dtypes go straight to
-the kernel that was there before. Not covered: ``out=`` variants, which is what ``torch.compile`` calls.
+PyTorch's own CPU kernels for Half are 4 to 30 times slower (``benchmarks/cpu_matmul.py``), because most CPUs have no
+FP16 matrix unit. Every product ends in one of four ATen operators, forward and backward, with and without autocast.
+This module overrides those four for the CPU dispatch key; other dtypes go to the original kernel. Not covered: the
+``out=`` variants, which ``torch.compile`` calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _library: torch.library.Library | None = None
 
 
 def enable() -> None:
-    """Take over mm, addmm, bmm and baddbmm for Half on the CPU, in this process. Idempotent."""
+    """Override mm, addmm, bmm and baddbmm for Half on the CPU, in this process. Idempotent."""
     global _library
     if _library is None:
         library = torch.library.Library("aten", "IMPL")
@@ -32,7 +32,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Give the operators back their own kernels."""
+    """Restore the original kernels."""
     global _library
     if _library is not None:
         _library._destroy()

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation of what Megatron needs beyond ``fp16_patch.lab.cpu.verl``, for verl's ``strategy=megatron``:
+"""Activate what Megatron needs in addition to ``fp16_patch.lab.cpu.verl``, for verl's ``strategy=megatron``.
 
 ``VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=fp16_patch.lab.cpu.verl,fp16_patch.lab.cpu.megatron``
 
-Apart, because Megatron has no device interface: its ``torch.cuda`` gets answers in this process, once Megatron is
-imported. Without verl, importing this module and ``cuda_means_cpu.for_this_thread()`` are enough.
+This is a separate module because Megatron has no device interface: once Megatron is imported, functions of
+``torch.cuda`` are replaced in the process. Without verl, import this module and call
+``cuda_to_cpu.enable_in_thread()``.
 """
 
 from __future__ import annotations
 
-from fp16_patch.lab.cpu import matmul, torch_cuda, transformer_engine, without_megatron
-from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES, apply_when_imported
-from fp16_patch.patching import apply, when_imported
+from fp16_patch.lab.cpu import matmul, megatron_import, torch_cuda, transformer_engine
+from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES
+from fp16_patch.patching import apply, plan, register_import_hooks, when_imported
 
 
 def activate() -> None:
-    """Have each patch applied when its target is imported, those of torch with Megatron. Raises Fp16PatchError."""
-    without_megatron.show()
+    """Register the import hooks that apply the patches; those of torch are applied when Megatron is imported."""
+    megatron_import.allow()
     matmul.enable()
-    transformer_engine.stand_in()
+    transformer_engine.install_stub()
     when_imported("megatron.core", lambda _module: apply(torch_cuda.MEGATRON_PATCHES))
-    apply_when_imported(MEGATRON_PATCHES)
+    register_import_hooks(plan(MEGATRON_PATCHES))
 
 
 activate()

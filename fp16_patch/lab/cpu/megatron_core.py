@@ -1,112 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""megatron-core: where it asks CUDA for random states, or TransformerEngine for kernels, without asking first."""
+"""Run the code of megatron-core that uses CUDA's random states or TransformerEngine's kernels without a check."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.patching import Patch
-
-DISTRIBUTION = "megatron-core"
-RELEASES = "==0.16.1"
+from fp16_patch.lab.cpu.releases import MEGATRON_CORE
+from fp16_patch.patching import ProcessKind, replace, wrap
 
 
-def _set_state(original: Callable[..., Any]) -> Callable[..., Any]:
-    def _set_cuda_rng_state(new_state: Any, device: int = -1, graph_safe: bool = False) -> None:
-        import torch
-
-        torch.set_rng_state(new_state)
-
-    return _set_cuda_rng_state
-
-
-def _causal_alone(original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **kwargs: Any) -> Any:
-        if attention_mask is not None and attention_mask.dim() == 2:
-            attention_mask = None
-        return original(self, query, key, value, attention_mask, *args, **kwargs)
-
-    return forward
-
-
-def _moved_already(original: Callable[..., Any]) -> Callable[..., Any]:
-    def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-        import torch
-
-        moved = original(tensor, as_numpy, record_stream)
-        return moved.numpy() if as_numpy and torch.is_tensor(moved) else moved
-
-    return maybe_move_tensor_to_cpu
-
-
-def _gating(original: Callable[..., Any]) -> Callable[..., Any]:
-    def router_gating_linear(inp: Any, weight: Any, bias: Any, router_dtype: Any) -> Any:
-        import torch
-
-        parts = (None if part is None else part.to(router_dtype) for part in (inp, weight, bias))
-        return torch.nn.functional.linear(*parts)
-
-    return router_gating_linear
-
-
-def _patch(name: str, target: str, **more: Any) -> Patch:
-    return Patch(
-        name=f"cpu-megatron-{name}",
-        target=f"megatron.core.{target}",
-        distribution=DISTRIBUTION,
-        versions=RELEASES,
-        process="trainer rank",
-        **more,
-    )
-
-
-PATCHES = (
-    _patch(
-        "random-state",
-        "tensor_parallel.random:_set_cuda_rng_state",
-        kind="replace",
-        reason="Sets the state of CUDA's generator, which without a GPU waits, with a stack trace each, for ever. Here "
-        "the CPU's generator is the one that everything draws from.",
-        upstream="Megatron has no device interface; not reported",
-        remove_when="Megatron's random states have a device",
-        make=_set_state,
-        fingerprint="dea947ca0b7dc92b",
-    ),
-    _patch(
-        "causal-mask",
-        "transformer.dot_product_attention:DotProductAttention.forward",
-        kind="wrap",
-        reason="verl passes the mask of padding, one row a sequence. TransformerEngine's causal attention does not "
-        "look at it; this one takes it for a mask of every pair. Padding is on the right, so causal attention keeps it "
-        "from every token that counts.",
-        upstream="verl/models/mcore/model_forward.py is written for TransformerEngine; not reported",
-        remove_when="verl passes no mask to causal attention",
-        make=_causal_alone,
-        parameters=("self", "query", "key", "value", "attention_mask"),
-    ),
-    _patch(
-        "expert-splits",
-        "transformer.moe.moe_utils:maybe_move_tensor_to_cpu",
-        also_bound=("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",),
-        kind="wrap",
-        reason="Leaves a tensor that is on the CPU already as it is, also where numbers are asked for, which is what "
-        "all_to_all then needs.",
-        upstream="not reported",
-        remove_when="maybe_move_tensor_to_cpu honours as_numpy for tensors on the CPU",
-        make=_moved_already,
-        parameters=("tensor", "as_numpy", "record_stream"),
-    ),
-    _patch(
-        "router-product",
-        "transformer.moe.moe_utils:router_gating_linear",
-        also_bound=("megatron.core.transformer.moe.router:router_gating_linear",),
-        kind="replace",
-        reason="Asks whether TransformerEngine's product is None, but without TransformerEngine there is no such name: "
-        "every MoE model ends in a NameError. torch's linear, in the same dtype, has the same gradients.",
-        upstream="not reported",
-        remove_when="moe_utils sets te_general_gemm to None where TransformerEngine is missing",
-        make=_gating,
-        fingerprint="12d79f770ec7e053",
-    ),
+@replace(
+    "megatron.core.tensor_parallel.random:_set_cuda_rng_state",
+    release=MEGATRON_CORE,
+    processes={ProcessKind.TRAINER_RANK},
+    reason="Sets the state of CUDA's generator, which without a GPU waits, with a stack trace each, for ever. Here "
+    "the CPU's generator is the one that everything draws from.",
+    upstream="Megatron has no device interface; not reported",
+    remove_when="Megatron's random states have a device",
+    fingerprint="dea947ca0b7dc92b",
 )
+def cpu_megatron_random_state(new_state: Any, device: int = -1, graph_safe: bool = False) -> None:
+    import torch
+
+    torch.set_rng_state(new_state)
+
+
+@wrap(
+    "megatron.core.transformer.dot_product_attention:DotProductAttention.forward",
+    release=MEGATRON_CORE,
+    processes={ProcessKind.TRAINER_RANK},
+    reason="verl passes the mask of padding, one row a sequence. TransformerEngine's causal attention does not "
+    "look at it; this one takes it for a mask of every pair. Padding is on the right, so causal attention keeps it "
+    "from every token that counts.",
+    upstream="verl/models/mcore/model_forward.py is written for TransformerEngine; not reported",
+    remove_when="verl passes no mask to causal attention",
+)
+def cpu_megatron_causal_mask(
+    original: Any, self: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if attention_mask is not None and attention_mask.dim() == 2:
+        attention_mask = None
+    return original(self, query, key, value, attention_mask, *args, **kwargs)
+
+
+@wrap(
+    "megatron.core.transformer.moe.moe_utils:maybe_move_tensor_to_cpu",
+    also_bound=("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",),
+    release=MEGATRON_CORE,
+    processes={ProcessKind.TRAINER_RANK},
+    reason="Leaves a tensor that is on the CPU already as it is, also where numbers are asked for, which is what "
+    "all_to_all then needs.",
+    upstream="not reported",
+    remove_when="maybe_move_tensor_to_cpu honours as_numpy for tensors on the CPU",
+)
+def cpu_megatron_expert_splits(original: Any, tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    import torch
+
+    moved = original(tensor, as_numpy, record_stream)
+    return moved.numpy() if as_numpy and torch.is_tensor(moved) else moved
+
+
+@replace(
+    "megatron.core.transformer.moe.moe_utils:router_gating_linear",
+    also_bound=("megatron.core.transformer.moe.router:router_gating_linear",),
+    release=MEGATRON_CORE,
+    processes={ProcessKind.TRAINER_RANK},
+    reason="Asks whether TransformerEngine's product is None, but without TransformerEngine there is no such name: "
+    "every MoE model ends in a NameError. torch's linear, in the same dtype, has the same gradients.",
+    upstream="not reported",
+    remove_when="moe_utils sets te_general_gemm to None where TransformerEngine is missing",
+    fingerprint="12d79f770ec7e053",
+)
+def cpu_megatron_router_product(inp: Any, weight: Any, bias: Any, router_dtype: Any) -> Any:
+    import torch
+
+    parts = (None if part is None else part.to(router_dtype) for part in (inp, weight, bias))
+    return torch.nn.functional.linear(*parts)

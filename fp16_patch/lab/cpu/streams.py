@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stream and an event where work is done when the call that asks for it returns."""
+"""Provide a stream and an event for a device whose calls are synchronous."""
 
 from __future__ import annotations
 
 
 class CpuStream:
-    """What ``torch.cuda.Stream()`` and ``torch.cuda.Event()`` make: everything on it has happened."""
+    """Stand in for ``torch.cuda.Stream`` and ``torch.cuda.Event``; all work on it is always done."""
 
-    def _nothing(self, *_: object) -> None: ...
+    def _no_op(self, *_: object) -> None: ...
 
-    wait = wait_event = wait_stream = synchronize = record = _nothing
+    wait = wait_event = wait_stream = synchronize = record = _no_op
 
     def record_event(self, event: CpuStream | None = None) -> CpuStream:
+        """Return ``event``, or this stream, as the recorded event."""
         return event or self
 
     def query(self) -> bool:
+        """Return True: all work is done."""
         return True

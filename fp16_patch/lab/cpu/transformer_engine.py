@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let megatron-bridge be imported without TransformerEngine, which has no CPU build.
+"""Make megatron-bridge importable without TransformerEngine, which has no CPU build.
 
-Its two modules about LoRA import it at their tops, and subclass its linear layer, whether a run uses LoRA or not.
-megatron-core, which asks whether it is there, is told that it is not.
+Its two LoRA modules import TransformerEngine at the top and subclass its linear layer, whether or not a run uses LoRA.
+megatron-core, which checks for TransformerEngine, still finds that it is not installed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from fp16_patch.lab.cpu import import_stubs
 IMPORTERS = ("megatron.bridge.peft.lora_layers", "megatron.bridge.peft.lora")
 
 
-class NotHere:
-    """A class of TransformerEngine's: nothing is an instance of it."""
+class Unavailable:
+    """Stand in for a class of TransformerEngine: no object is an instance of it."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise Fp16PatchError(
-            "this layer is TransformerEngine's, which has no CPU build",
+            "this layer needs TransformerEngine, which has no CPU build",
             code="no-cpu-build",
-            next_step="leave out what asked for it, LoRA on a layer of TransformerEngine's",
+            next_step="turn off the option that uses it, such as LoRA on a layer of TransformerEngine",
         )
 
 
-_PYTORCH = {"Linear": NotHere, "LayerNormLinear": NotHere, "ops": SimpleNamespace(Sequential=NotHere)}
+_PYTORCH = {"Linear": Unavailable, "LayerNormLinear": Unavailable, "ops": SimpleNamespace(Sequential=Unavailable)}
 NAMES: dict[str, dict[str, Any]] = {"transformer_engine": {}, "transformer_engine.pytorch": _PYTORCH}
 
 
-def stand_in() -> None:
-    """From now on this process can import megatron-bridge without TransformerEngine. Idempotent."""
+def install_stub() -> None:
+    """Make megatron-bridge importable without TransformerEngine in this process. Idempotent."""
     for importer in IMPORTERS:
-        import_stubs.stand_in(importer, NAMES)
+        import_stubs.install_stub(importer, NAMES)

@@ -23,7 +23,7 @@ SETTINGS = LossScaling(init_scale=2.0**8)
 
 def averaged(rank: int, *, settings: LossScaling | None, stage: int) -> Result:
     """Train, average after every update, and compare with the same average in float64."""
-    flash_attention.stand_in()
+    flash_attention.install_stub()
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
 
     moving_average = DeepspeedStrategy.moving_average

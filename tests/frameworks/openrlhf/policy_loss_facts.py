@@ -10,7 +10,7 @@ import torch
 
 from fp16_patch.lab.cpu import flash_attention
 
-flash_attention.stand_in()
+flash_attention.install_stub()
 from openrlhf.models import PolicyLoss  # noqa: E402  it imports flash-attn
 
 SHAPE = (8, 24)

@@ -86,7 +86,7 @@ def cuda() -> dict[str, Any]:
         return found
 
     before, kind = made(), torch.zeros(1).half().type()
-    cuda_to_cpu.for_this_thread()
+    cuda_to_cpu.enable_in_thread()
     with ThreadPoolExecutor(1) as other:
         elsewhere = other.submit(made).result()
     return {

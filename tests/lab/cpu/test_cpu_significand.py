@@ -93,7 +93,7 @@ def test_what_is_no_number_of_bits_is_refused(monkeypatch: pytest.MonkeyPatch, t
 
 def test_nothing_is_patched_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[object] = []
-    monkeypatch.setattr(rounded_rollout, "apply_when_imported", applied.extend)
+    monkeypatch.setattr(rounded_rollout, "register_import_hooks", lambda plan: applied.extend(sum(plan.values(), ())))
     monkeypatch.setattr(precision, "_extra_rows", {})
     monkeypatch.delenv(rounded_rollout.VARIABLE, raising=False)
     activate()
