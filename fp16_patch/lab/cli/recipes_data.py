@@ -82,7 +82,7 @@ def _sanity(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.data.settings import Sampling
 
     sanity = Sanity(
-        wanted=_wanted(arguments),
+        dataset=_dataset(arguments),
         sampling=Sampling(
             model=arguments.model,
             samples=arguments.samples,
@@ -111,16 +111,16 @@ def _convert(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.data.convert import convert
     from fp16_patch.lab.data.output import Output
 
-    convert(_wanted(arguments), Output(arguments.out, arguments.name), limit=arguments.limit, say=_say)
+    convert(_dataset(arguments), Output(arguments.out, arguments.name), limit=arguments.limit, say=_say)
     return 0
 
 
-def _wanted(arguments: argparse.Namespace) -> Any:
+def _dataset(arguments: argparse.Namespace) -> Any:
     from fp16_patch.lab.data.fields import Columns
-    from fp16_patch.lab.data.reading import Wanted
+    from fp16_patch.lab.data.reading import DatasetSpec
     from fp16_patch.lab.data.source import Source
 
-    return Wanted(
+    return DatasetSpec(
         Source(arguments.dataset, arguments.config, arguments.split),
         arguments.template,
         Columns(arguments.question_key, arguments.answer_key),

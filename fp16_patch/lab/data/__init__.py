@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems for RL: read, sampled, judged, chosen, and written in the layouts that the frameworks read.
+"""Read, sample, score, select and write problems for RL.
 
-``sanity`` builds the paper's sanity test for any model and dataset, ``convert`` only converts. Importing this loads
-none of torch, vLLM or datasets.
+``sanity`` builds the paper's sanity test for any model and dataset; ``convert`` only converts a dataset. Importing this
+package loads none of torch, vLLM or datasets.
 """

@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a dataset in the layouts that the frameworks read, and do nothing else with it."""
+"""Convert a dataset to the files that the frameworks read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from fp16_patch.lab.data.output import Output, dataset_facts
-from fp16_patch.lab.data.reading import Wanted, read
+from fp16_patch.lab.data.reading import DatasetSpec, read
 from fp16_patch.lab.folder_lock import alone
 
 
-def convert(wanted: Wanted, output: Output, *, limit: int | None = None, say: Callable[[str], None] = print) -> None:
-    """Raises ``Fp16PatchError`` where the dataset is missing, or files of somebody else's are in the way."""
-    output.check({"model": None, **wanted.source.facts()})
-    found = read(wanted, limit)
+def convert(
+    dataset: DatasetSpec, output: Output, *, limit: int | None = None, say: Callable[[str], None] = print
+) -> None:
+    """Write the first ``limit`` problems of a dataset as parquet for verl and JSON Lines for OpenRLHF.
+
+    Raises:
+        Fp16PatchError: If the dataset is missing, or other files are in the way.
+    """
+    output.check({"model": None, **dataset.source.facts()})
+    found = read(dataset, limit)
     with alone(output.folder):
-        output.write(found.problems, {"dataset": dataset_facts(wanted, found)})
-    say(f"{found} of {wanted.source.name}: {output.parquet}, {output.jsonl}")
+        output.write(found.problems, {"dataset": dataset_facts(dataset, found)})
+    say(f"{found} of {dataset.source.name}: {output.parquet}, {output.jsonl}")

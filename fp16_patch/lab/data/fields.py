@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find question and answer in a row, whichever dataset it is of.
+"""Find the question and the answer in a row of any dataset.
 
-Known by their columns: MATH and its kin (problem, solution with the answer in a box), GSM8K (answer behind ####), AIME
-(problem, answer), math_12k (problem, answer), DAPO-Math-17k and whatever else is in verl's format.
+Recognized by their columns: MATH and its variants (problem, solution with the answer in a box), GSM8K (answer after
+####), AIME (problem, answer), math_12k (problem, answer), DAPO-Math-17k and any other dataset in verl's format.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from fp16_patch.lab.data.problem import Message
 
 QUESTIONS = ("problem", "question", "prompt", "input", "instruction")
 ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label", "solution")
-"""Columns in which a question, or an answer, is looked for, in this order; upper and lower case are one."""
+"""Columns of the question and of the answer, in order of preference; case does not matter."""
 WORKED = ANSWERS[-1]
-"""The column of MATH's worked solutions: one that marks no answer holds none."""
+"""The column of MATH's worked solutions, which hold an answer only if they mark one."""
 
 _DAPO = re.compile(
     r"Solve the following math problem step by step\. .*?\n\n(?P<question>.*)\n\n"
     r'Remember to put your answer on its own line after "Answer:"\.',
     re.DOTALL,
 )
-"""DAPO's datasets ask for a line "Answer:", which a reward that looks for a box would never find."""
+"""DAPO's datasets request a line "Answer:", which a reward that reads boxes would not find."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read, where they are none of the known ones."""
+    """Name the columns to read, instead of the known ones."""
 
     question: str | None = None
     answer: str | None = None
 
 
 def question_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str | tuple[Message, ...], str]:
-    """The question, or the whole prompt where the row has one, and the answer; "" for one that the row does not hold.
+    """Return the question, or the row's whole prompt, and the answer; "" for a missing one.
 
-    Raises ``Fp16PatchError`` naming the columns there are.
+    Raises:
+        Fp16PatchError: If there is no such column; names the columns of the row.
     """
     _, question = _cell(row, columns.question, QUESTIONS, "--question-key")
     verl = row.get("reward_model") if columns.answer is None else None
@@ -51,13 +52,13 @@ def question_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str |
     return _question(question), _answer(truth, worked=columns.answer is None and name == WORKED)
 
 
-def answer_in(text: str) -> str:
-    """What stands in the last ``\\boxed{}``, or behind the last ``####``; else the text itself."""
+def extract_answer(text: str) -> str:
+    r"""Return the contents of the last ``\boxed{}``, else the text after the last ``####``, else the whole text."""
     return text.strip() if (marked := _marked(text)) is None else marked
 
 
 def last_boxed(text: str) -> str | None:
-    """The contents of the last ``\\boxed{}`` or ``\\fbox{}``, braces balanced; None where there is none."""
+    r"""Return the contents of the last ``\boxed{}`` or ``\fbox{}`` with balanced braces, or None."""
     starts = [match.end() for match in re.finditer(r"\\f?box(?:ed)?\s*\{", text)]
     if not starts:
         return None
@@ -97,7 +98,7 @@ def _is_message(turn: Any) -> bool:
 def _answer(cell: Any, *, worked: bool = False) -> str:
     if not isinstance(cell, (str, int, float)) or cell != cell:  # pandas writes a missing number as NaN
         return ""
-    return (_marked(str(cell)) or "") if worked else answer_in(str(cell))
+    return (_marked(str(cell)) or "") if worked else extract_answer(str(cell))
 
 
 def _cell(row: Mapping[str, Any], wanted: str | None, known: tuple[str, ...], option: str) -> tuple[str, Any]:

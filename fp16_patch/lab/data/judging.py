@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sampled answers to solve rates and the problems within reach."""
+"""Score sampled answers and select the problems by their solve rates."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp16_patch.lab.data import scoring
-from fp16_patch.lab.data.answers import Answers
 from fp16_patch.lab.data.problem import Problem
+from fp16_patch.lab.data.sample_store import SampleStore
 from fp16_patch.lab.data.selection import Selection
 
-_EVERY_S = 15
+_LOG_INTERVAL_S = 15
 
 
 @dataclass
-class Lengths:
-    """Of the answers judged: their number, their tokens, and how many of them were cut off at the limit."""
+class AnswerLengths:
+    """Count the scored answers, their tokens, and the answers cut off at the token limit."""
 
     answers: int = 0
     answer_tokens: int = 0
@@ -26,14 +26,29 @@ class Lengths:
 
 
 def judge(
-    reward: Path, problems: Sequence[Problem], answers: Answers, keep: tuple[float, float], say: Callable[[str], None]
-) -> tuple[Selection[Problem], Lengths]:
-    """Judge the ``answers`` to ``problems``, all of which were sampled; other problems' are left alone."""
+    reward: Path,
+    problems: Sequence[Problem],
+    answers: SampleStore,
+    keep: tuple[float, float],
+    say: Callable[[str], None],
+) -> tuple[Selection[Problem], AnswerLengths]:
+    """Score the answers to ``problems``, all of which were sampled, and select problems.
+
+    Args:
+        reward: The reward's file.
+        problems: The problems to score; answers to other problems are ignored.
+        answers: The sampled answers.
+        keep: Lowest and highest solve rate to keep, both included.
+        say: Called with each progress line.
+
+    Returns:
+        The selection and the lengths of the answers.
+    """
     by_key = {problem.key: problem for problem in problems}
     samples: dict[Problem, int] = {}
-    lengths = Lengths()
+    lengths = AnswerLengths()
 
-    def cases() -> Iterator[scoring.Case]:
+    def cases() -> Iterator[scoring.ScoringCase]:
         for sampled in answers:
             if (problem := by_key.get(sampled.key)) is None or problem in samples:
                 continue
@@ -41,14 +56,14 @@ def judge(
             lengths.answers += len(sampled.answers)
             lengths.answer_tokens += sum(sampled.tokens)
             lengths.answers_cut_off += sampled.cut_off
-            yield scoring.Case(problem.source, problem.answer, sampled.answers)
+            yield scoring.ScoringCase(problem.source, problem.answer, sampled.answers)
 
     say(f"judging the answers by {reward.name}")
     said = time.monotonic()
     solved = []
-    for count in scoring.solved(reward, cases()):
+    for count in scoring.count_solved(reward, cases()):
         solved.append(count)
-        if time.monotonic() - said > _EVERY_S:
+        if time.monotonic() - said > _LOG_INTERVAL_S:
             said = time.monotonic()
             say(f"judged the answers to {len(solved)} of {len(problems)} problems")
     right = dict(zip(samples, solved, strict=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of one set of problems, with a manifest of how they were made. Each is replaced in one piece."""
+"""Write the files of one set of problems, with a manifest. Each file is replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from fp16_patch import files
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.data import writing
 from fp16_patch.lab.data.problem import Problem
-from fp16_patch.lab.data.reading import Read, Wanted
+from fp16_patch.lab.data.reading import DatasetSpec, ReadResult
 
 
 @dataclass(frozen=True)
 class Output:
-    """``NAME.parquet`` for verl, ``NAME.jsonl`` for OpenRLHF and ``NAME.manifest.json`` in ``folder``."""
+    """Name ``NAME.parquet`` for verl, ``NAME.jsonl`` for OpenRLHF and ``NAME.manifest.json`` in ``folder``."""
 
     folder: Path
     name: str = "train"
 
     @property
     def parquet(self) -> Path:
+        """Return the path of verl's file."""
         return self.folder / f"{self.name}.parquet"
 
     @property
     def jsonl(self) -> Path:
+        """Return the path of OpenRLHF's file."""
         return self.folder / f"{self.name}.jsonl"
 
     @property
     def manifest(self) -> Path:
+        """Return the manifest's path."""
         return self.folder / f"{self.name}.manifest.json"
 
     def __post_init__(self) -> None:
@@ -49,9 +52,11 @@ class Output:
             )
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Raises ``Fp16PatchError`` where files of these names are not ours to replace with those of ``facts``.
+        """Check that the files may be replaced by those of ``facts``.
 
-        Those of somebody else, of another dataset, or a sanity test in place of a conversion or the other way round.
+        Raises:
+            Fp16PatchError: If the existing files have no manifest, are of another dataset, or are a sanity test and
+                the new ones a conversion, or the reverse.
         """
         with files.wrap_os_errors(self.folder):
             foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
@@ -60,19 +65,19 @@ class Output:
         if other:
             was, wanted = (found.get(other[0]) or "none" for found in (there, facts))
             raise Fp16PatchError(
-                f"{self.parquet} is there already, with {other[0]} {was}, not {wanted}",
+                f"{self.parquet} already exists, with {other[0]} {was}, not {wanted}",
                 code="output-in-the-way",
                 next_step="choose another --out or --name",
             )
         if foreign:
             raise Fp16PatchError(
-                f"{' and '.join(map(str, foreign))}: in the way, and not written by this (no {self.manifest.name})",
+                f"{' and '.join(map(str, foreign))}: in the way, and not ours (no {self.manifest.name})",
                 code="output-in-the-way",
                 next_step="choose another --out or --name",
             )
 
     def _facts(self) -> dict[str, Any]:
-        """The model that chose and the dataset, of the manifest there; empty where none is, or none can be read."""
+        """Return the model and the dataset of the existing manifest; empty if it cannot be read."""
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
             return {"model": manifest.get("sampling", {}).get("model"), **manifest["dataset"]}
@@ -80,7 +85,7 @@ class Output:
             return {}
 
     def write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float] = ()) -> None:
-        """Write the three; the manifest says ``facts``, the versions here and the digest of either file."""
+        """Write the three files; the manifest holds ``facts``, library versions and the digests of both data files."""
         with files.wrap_os_errors(self.folder):
             self._write(problems, facts, rates)
 
@@ -93,31 +98,32 @@ class Output:
             digests = {path.name: file_digest(scratch / path.name) for path in paths}
             manifest = {**facts, "versions": versions(), "files": digests}
             (scratch / self.manifest.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            for path in (self.manifest, *paths):  # the manifest first: files without one are taken for somebody else's
+            for path in (self.manifest, *paths):  # the manifest first: files without one count as foreign
                 (scratch / path.name).replace(path)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def dataset_facts(wanted: Wanted, found: Read) -> dict[str, Any]:
-    """What the manifest says of the dataset."""
+def dataset_facts(dataset: DatasetSpec, found: ReadResult) -> dict[str, Any]:
+    """Return the dataset's entries of the manifest."""
     return {
-        **wanted.source.facts(),
+        **dataset.source.facts(),
         "revision": found.revision,
-        "template": wanted.template,
+        "template": dataset.template,
         "problems": len(found.problems),
         "repeated_rows": found.repeated,
-        "rows_without_question": found.unasked,
-        "rows_without_answer": found.unanswered,
+        "rows_without_question": found.without_question,
+        "rows_without_answer": found.without_answer,
     }
 
 
 def file_digest(path: Path) -> str:
+    """Return the file's SHA-256 in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Of what decides what is read, sampled and judged."""
+    """Return the versions of the libraries that affect what is read, sampled and scored."""
     from fp16_patch.patching import installed_version
     from fp16_patch.report import precision_report
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One problem as every part of this package knows it: what the policy is asked, and the answer that is right."""
+"""Define a problem: the prompt and the right answer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat; ``role`` is user or system."""
+    """Hold one turn of a chat; ``role`` is user or system."""
 
     role: str
     content: str
 
     def as_dict(self) -> dict[str, str]:
+        """Return the message as chat templates take it."""
         return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """``prompt`` before the tokenizer's chat template; ``source`` is the name of the dataset, for verl's reward."""
+    """Hold the prompt before the chat template, the right answer, and the dataset's name for verl's reward."""
 
     prompt: tuple[Message, ...]
     answer: str
@@ -30,14 +31,15 @@ class Problem:
 
     @property
     def messages(self) -> list[dict[str, str]]:
+        """Return the prompt as chat templates take it."""
         return [message.as_dict() for message in self.prompt]
 
     @property
     def key(self) -> str:
-        """Names the problem in files, wherever in a dataset it stands: a digest of what the policy is asked."""
+        """Return a digest of the prompt, which identifies the problem in files."""
         return hashlib.sha256(json.dumps(self.messages).encode()).hexdigest()[:16]
 
 
-def asked(text: str) -> tuple[Message, ...]:
-    """The prompt of a single user message."""
+def user_message(text: str) -> tuple[Message, ...]:
+    """Return the prompt of a single user message."""
     return (Message("user", text),)

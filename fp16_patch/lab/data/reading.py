@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dataset as problems: each one once, with its answer, in the order of the dataset."""
+"""Read a dataset as problems: each once, with its answer, in the order of the dataset."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fp16_patch.lab.data.source import Source
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which dataset, and how its questions are put. Without ``template`` prompts that the dataset has are kept."""
+class DatasetSpec:
+    """Name a dataset and how its questions become prompts. Without ``template``, prompts in the dataset are kept."""
 
     source: Source
     template: str | None = None
@@ -28,62 +28,70 @@ class Wanted:
 
 
 @dataclass
-class Read:
-    """``repeated`` rows ask what an earlier one asked; of others, question or answer is missing: none is a problem."""
+class ReadResult:
+    """Hold the problems, and count the rows that were left out.
+
+    ``repeated`` rows have the prompt of an earlier row.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     revision: str | None = None
     repeated: int = 0
-    unasked: int = 0
-    unanswered: int = 0
+    without_question: int = 0
+    without_answer: int = 0
 
     @property
     def rows(self) -> int:
-        return len(self.problems) + self.repeated + self.unasked + self.unanswered
+        """Return the number of rows read."""
+        return len(self.problems) + self.repeated + self.without_question + self.without_answer
 
     def __str__(self) -> str:
         left_out = [
             (self.repeated, "repeated"),
-            (self.unasked, "without a question"),
-            (self.unanswered, "without an answer"),
+            (self.without_question, "without a question"),
+            (self.without_answer, "without an answer"),
         ]
-        told = [f"{count} rows {why} left out" for count, why in left_out if count]
-        return ", ".join([f"{len(self.problems)} problems", *told])
+        counts = [f"{count} rows {why} left out" for count, why in left_out if count]
+        return ", ".join([f"{len(self.problems)} problems", *counts])
 
 
-def read(wanted: Wanted, limit: int | None = None) -> Read:
-    """At most ``limit`` problems. Raises ``Fp16PatchError`` where there is none."""
-    rows, revision = wanted.source.open()
-    found = Read(revision=revision)
-    for problem in itertools.islice(_distinct(wanted, rows, found), limit):
+def read(dataset: DatasetSpec, limit: int | None = None) -> ReadResult:
+    """Read at most ``limit`` problems.
+
+    Raises:
+        Fp16PatchError: If the dataset is missing, cannot be read, or holds no problem.
+    """
+    rows, revision = dataset.source.open()
+    found = ReadResult(revision=revision)
+    for problem in itertools.islice(_distinct(dataset, rows, found), limit):
         found.problems.append(problem)
     if not found.problems and not found.rows:
         raise Fp16PatchError(
-            f"--dataset {wanted.source.name} has no row", code="dataset-empty", next_step="fetch or write it again"
+            f"--dataset {dataset.source.name} has no row", code="dataset-empty", next_step="download or write it again"
         )
     if not found.problems:
-        split, columns = wanted.source.part, "the columns with --question-key and --answer-key"
+        split, columns = dataset.source.effective_split, "the columns with --question-key and --answer-key"
         raise Fp16PatchError(
-            f"--dataset {wanted.source.name}{f', split {split},' if split else ''} holds no problem: {found}",
+            f"--dataset {dataset.source.name}{f', split {split},' if split else ''} holds no problem: {found}",
             code="dataset-without-problems",
             next_step=f"name another --split, or {columns}" if split else f"name {columns}",
         )
     return found
 
 
-def _distinct(wanted: Wanted, rows: Iterator[dict[str, object]], found: Read) -> Iterator[Problem]:
+def _distinct(dataset: DatasetSpec, rows: Iterator[dict[str, object]], found: ReadResult) -> Iterator[Problem]:
     seen: set[tuple[Message, ...]] = set()
     for row in rows:
-        question, answer = question_and_answer(row, wanted.columns)
+        question, answer = question_and_answer(row, dataset.columns)
         if not question:
-            found.unasked += 1
+            found.without_question += 1
         elif not answer:
-            found.unanswered += 1
-        elif (prompt := _prompt(question, wanted.template)) in seen:
+            found.without_answer += 1
+        elif (prompt := _prompt(question, dataset.template)) in seen:
             found.repeated += 1
         else:
             seen.add(prompt)
-            yield Problem(prompt, answer, str(row.get("data_source") or wanted.source.name))
+            yield Problem(prompt, answer, str(row.get("data_source") or dataset.source.name))
 
 
 def _prompt(question: str | tuple[Message, ...], template: str | None) -> tuple[Message, ...]:

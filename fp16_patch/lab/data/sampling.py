@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample answers with vLLM. Each problem has a seed of its own: what is sampled for it depends on no other problem."""
+"""Sample answers with vLLM. Each problem has its own seed, so its samples do not depend on other problems."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.data.answers import Answers, Sampled
 from fp16_patch.lab.data.problem import Problem
+from fp16_patch.lab.data.sample_store import Sampled, SampleStore
 from fp16_patch.lab.data.settings import Sampling
 from fp16_patch.lab.duration import duration
 
 
 def seed_of(problem: Problem, seed: int) -> int:
-    """Of the first answer to ``problem``; vLLM counts up from it for the others."""
+    """Return the seed of the first answer to ``problem``; vLLM adds 1 for each further answer."""
     return int.from_bytes(hashlib.sha256(f"{seed} {problem.key}".encode()).digest()[:4], "big") >> 1
 
 
 class Sampler:
-    """vLLM with the model in it. ``options`` are further arguments of ``vllm.LLM``.
+    """Hold vLLM with a loaded model. ``options`` are further arguments of ``vllm.LLM``.
 
-    Raises ``Fp16PatchError`` when the problems do not fit the model, or vLLM cannot load it.
+    Raises:
+        Fp16PatchError: If the problems do not fit the model, or vLLM cannot load it.
     """
 
     def __init__(self, sampling: Sampling, problems: Sequence[Problem], options: Mapping[str, object]) -> None:
@@ -35,8 +36,8 @@ class Sampler:
         from vllm import LLM
 
         self._sampling = sampling
-        place = _place(sampling.model)
-        self._tokenizer = AutoTokenizer.from_pretrained(place)
+        path = _local_path(sampling.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
         if self._tokenizer.chat_template is None:
             raise Fp16PatchError(
                 f"the tokenizer of {sampling.model} has no chat template, which verl and OpenRLHF would apply",
@@ -46,7 +47,7 @@ class Sampler:
         longest = max(len(self._tokens(problem)) for problem in problems)
         try:
             self._llm = LLM(
-                model=place,
+                model=path,
                 dtype=sampling.dtype,
                 seed=sampling.seed,
                 tensor_parallel_size=sampling.tensor_parallel_size,
@@ -58,11 +59,11 @@ class Sampler:
                 f"vLLM cannot start with {sampling.model} in {sampling.dtype}, prompts of up to {longest} tokens and "
                 f"--max-tokens {sampling.max_tokens}: {' '.join(str(error).split())[:600]}",
                 code="vllm-start-failed",
-                next_step="change what it names; further arguments of vllm.LLM go in as --vllm KEY=VALUE",
+                next_step="change the setting that the message names; pass arguments of vllm.LLM as --vllm KEY=VALUE",
             ) from error
 
     def sample(self, problems: Sequence[Problem]) -> list[Sampled]:
-        """The answers to ``problems``, in their order."""
+        """Sample the answers to ``problems``, and return them in the order of ``problems``."""
         from vllm import SamplingParams
 
         parameters = [
@@ -87,43 +88,43 @@ class Sampler:
 def sample_missing(
     sampling: Sampling,
     problems: Sequence[Problem],
-    answers: Answers,
+    answers: SampleStore,
     batch: int,
     options: Mapping[str, object],
     say: Callable[[str], None],
 ) -> None:
-    """Add to ``answers`` those to the ``problems`` that it has none to, ``batch`` problems at a time."""
+    """Sample the problems that ``answers`` does not hold, and append them, ``batch`` problems at a time."""
     done = {sampled.key for sampled in answers}
-    left = wanted = sum(problem.key not in done for problem in problems)
+    left = total = sum(problem.key not in done for problem in problems)
     if left < len(problems):
-        say(f"{len(problems) - left} of {len(problems)} problems were sampled before and are kept")
+        say(f"{len(problems) - left} of {len(problems)} problems are already sampled")
     if not left:
         return
     say(f"loading {sampling.model}")
     sampler = Sampler(sampling, problems, options)
     started, tokens = time.monotonic(), 0
-    # By place in the dataset and not by what is left: after a kill a batch is made of the same problems.
+    # Batches are slices of the dataset, not of what is left: after a kill they hold the same problems.
     for start in range(0, len(problems), batch):
         if not (missing := [problem for problem in problems[start : start + batch] if problem.key not in done]):
             continue
         sampled = sampler.sample(missing)
-        answers.sampled_with(options)
+        answers.record_options(options)
         answers.append(sampled)
         left -= len(missing)
         tokens += sum(sum(one.tokens) for one in sampled)
         seconds = time.monotonic() - started
         say(
             f"sampled {len(problems) - left} of {len(problems)} problems {sampling.samples} times: "
-            f"{tokens / seconds:.0f} tokens a second, about {duration(seconds / (wanted - left) * left)} left"
+            f"{tokens / seconds:.0f} tokens a second, about {duration(seconds / (total - left) * left)} left"
         )
 
 
 def revision_of(model: str) -> str | None:
-    """The revision of a model of the hub, as it lies in the cache; None for a folder."""
+    """Return the cached revision of a model on the hub; None for a folder."""
     from huggingface_hub import try_to_load_from_cache
 
-    place = None if Path(model).expanduser().exists() else try_to_load_from_cache(model, "config.json")
-    return Path(place).parent.name if isinstance(place, str) else None
+    path = None if Path(model).expanduser().exists() else try_to_load_from_cache(model, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def _sampled(problem: Problem, answers: Sequence[Any]) -> Sampled:
@@ -136,7 +137,7 @@ def _sampled(problem: Problem, answers: Sequence[Any]) -> Sampled:
 
 
 def _prepare_environment() -> None:
-    """To be done before vLLM is imported."""
+    """Set the platform and vLLM's environment. Call it before vLLM is imported."""
     from fp16_patch import platforms
 
     platforms.activate()
@@ -145,8 +146,8 @@ def _prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
-def _place(model: str) -> str:
-    """The model's folder, its folder in the hub's cache, or the hub's id where vLLM is to fetch the weights."""
+def _local_path(model: str) -> str:
+    """Return the model's folder, its folder in the hub's cache, or the hub id if vLLM has to download it."""
     if Path(model).expanduser().exists():
         return str(Path(model).expanduser())
     from huggingface_hub import try_to_load_from_cache

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's sanity test, for any model and dataset: the problems that this model solves now and then.
+"""Build the paper's sanity test for any model and dataset: the problems that the model solves some of the time.
 
-Sampling is what takes hours: its answers are kept as they come. Judging and choosing start over each time, so another
-reward or another range costs no sampling.
+Sampling takes hours, so answers are stored as they come. Scoring and selection start over in each run, so another
+reward or range needs no sampling.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.lab.data import scoring
-from fp16_patch.lab.data.answers import Answers
 from fp16_patch.lab.data.judging import judge
 from fp16_patch.lab.data.output import Output, dataset_facts, file_digest, versions
 from fp16_patch.lab.data.problem import Problem
-from fp16_patch.lab.data.reading import Read, Wanted, read
+from fp16_patch.lab.data.reading import DatasetSpec, ReadResult, read
+from fp16_patch.lab.data.sample_store import SampleStore
 from fp16_patch.lab.data.sampling import revision_of, sample_missing
 from fp16_patch.lab.data.selection import KEEP, Selection
 from fp16_patch.lab.data.settings import Sampling, check_options
@@ -30,9 +30,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sanity:
-    """What to build. ``batch`` problems are sampled at a time; ``vllm`` are further arguments of ``vllm.LLM``."""
+    """Configure a sanity test. ``batch`` problems are sampled at a time; ``vllm`` are arguments of ``vllm.LLM``."""
 
-    wanted: Wanted
+    dataset: DatasetSpec
     sampling: Sampling
     reward: str = "math"
     keep: tuple[float, float] = KEEP
@@ -51,22 +51,23 @@ class Sanity:
 
 
 def build(sanity: Sanity, output: Output, say: Say = print) -> Selection[Problem]:
-    """Sample what is not sampled yet, judge, choose, write.
+    """Sample the problems that are not sampled yet, score, select and write.
 
-    Raises ``Fp16PatchError``, before anything is loaded wherever possible; nothing that was sampled is lost by it.
+    Raises:
+        Fp16PatchError: Before anything is loaded wherever possible. Stored samples are never lost.
     """
-    found, reward = _what_is_there(sanity, output)
+    found, reward = _preflight(sanity, output)
     with alone(output.folder):
-        answers = Answers(output.folder / f"{output.name}.sampling")
-        answers.begin(_stamp(sanity))
-        say(f"{found} of {sanity.wanted.source.name}")
+        answers = SampleStore(output.folder / f"{output.name}.sampling")
+        answers.begin(_sampling_settings(sanity))
+        say(f"{found} of {sanity.dataset.source.name}")
         sample_missing(sanity.sampling, found.problems, answers, sanity.batch, sanity.vllm, say)
         selection, lengths = judge(reward, found.problems, answers, sanity.keep, say)
         _check_some_kept(sanity, selection)
         manifest = {
-            "dataset": dataset_facts(sanity.wanted, found),
+            "dataset": dataset_facts(sanity.dataset, found),
             "sampling": {**asdict(sanity.sampling), "model_revision": revision_of(sanity.sampling.model)},
-            "vllm": answers.options(),
+            "vllm": answers.recorded_options(),
             "reward": {"name": sanity.reward, "digest": file_digest(reward)},
             "keep": list(sanity.keep),
             "tried": len(selection.rates),
@@ -80,8 +81,8 @@ def build(sanity: Sanity, output: Output, say: Say = print) -> Selection[Problem
     return selection
 
 
-def _what_is_there(sanity: Sanity, output: Output) -> tuple[Read, Path]:
-    """The problems and the reward; one error about everything that is missing."""
+def _preflight(sanity: Sanity, output: Output) -> tuple[ReadResult, Path]:
+    """Return the problems and the reward's file, or raise one error about everything that is missing."""
     from fp16_patch.lab.launch.preflight import missing_model
 
     problems = list(missing_model("--model", sanity.sampling.model))
@@ -93,20 +94,20 @@ def _what_is_there(sanity: Sanity, output: Output) -> tuple[Read, Path]:
             problems.append(error)
             return None
 
-    found = attempt(lambda: read(sanity.wanted, sanity.limit))
+    found = attempt(lambda: read(sanity.dataset, sanity.limit))
     reward = attempt(lambda: scoring.reward_file(sanity.reward))
-    attempt(lambda: output.check({"model": sanity.sampling.model, **sanity.wanted.source.facts()}))
+    attempt(lambda: output.check({"model": sanity.sampling.model, **sanity.dataset.source.facts()}))
     if problems or found is None or reward is None:
         raise several(problems)
     return found, reward
 
 
-def _stamp(sanity: Sanity) -> dict[str, Any]:
-    """What decides the answers to a problem, and which problems there are. Whoever goes on must agree on it."""
+def _sampling_settings(sanity: Sanity) -> dict[str, Any]:
+    """Return the settings that define the samples; a resumed run must have the same."""
     return {
         **asdict(sanity.sampling),
-        **sanity.wanted.source.facts(),
-        "template": sanity.wanted.template,
+        **sanity.dataset.source.facts(),
+        "template": sanity.dataset.template,
         "vllm": versions().get("vllm"),
     }
 
@@ -118,6 +119,6 @@ def _check_some_kept(sanity: Sanity, selection: Selection[Problem]) -> None:
             f"none of {len(selection.rates)} problems is solved in {low:.0%} to {high:.0%} of the samples; of those "
             f"solved in 0-10%, 10-20% ... 90-100% there are {selection.histogram()}",
             code="nothing-selected",
-            next_step="the answers are kept: look at some, then try another --keep or --reward; or sample with another "
+            next_step="the answers are stored: inspect some and try another --keep or --reward; or sample with another "
             "--template, --max-tokens or model into another --out",
         )

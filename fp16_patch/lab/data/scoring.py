@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge sampled answers with a reward, as the trainer will: a Python file with ``compute_score``, in many processes."""
+"""Score sampled answers with a reward, a Python file with ``compute_score``, in several processes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ REWARDS = {
     "math": Path(__file__).parents[1] / "rewards" / "math_reward.py",
     "exact": Path(__file__).parents[1] / "rewards" / "exact_reward.py",
 }
-"""Name -> file; any other reward is the path of one."""
+"""Name to file. Any other reward is the path of a file."""
 
 
-class Case(NamedTuple):
-    """Source and right answer of a problem, and the sampled answers."""
+class ScoringCase(NamedTuple):
+    """Hold a problem's dataset name, its right answer, and the sampled answers."""
 
     source: str
     truth: str
@@ -35,7 +35,11 @@ _compute_score: Callable[..., Any]
 
 
 def reward_file(reward: str) -> Path:
-    """The file of a reward. Raises ``Fp16PatchError`` when it cannot judge: no file, no function, no math-verify."""
+    """Return the file of a reward.
+
+    Raises:
+        Fp16PatchError: If the file, its function or math-verify is missing.
+    """
     path = REWARDS.get(reward, Path(reward).expanduser())
     if not path.is_file():
         allowed = f"{', '.join(REWARDS)}, or a Python file with compute_score, as verl's custom_reward_function.path"
@@ -46,11 +50,14 @@ def reward_file(reward: str) -> Path:
     return path
 
 
-def solved(reward: Path, cases: Iterable[Case]) -> Iterator[int]:
-    """How many of the answers to each problem are right, in order. A right answer scores 1 or more.
+def count_solved(reward: Path, cases: Iterable[ScoringCase]) -> Iterator[int]:
+    """Yield the number of right answers of each case, in order. A right answer scores 1 or more.
 
-    Where the reward gives a dict, as verl's may, its ``acc`` decides, or its ``score``. Raises ``Fp16PatchError`` when
-    the reward fails on an answer. ``cases`` are asked for a few at a time: all answers together may fill the memory.
+    If the reward returns a dict, as verl allows, its ``acc`` counts, else its ``score``. ``cases`` are consumed a few
+    at a time, because all answers together may not fit in memory.
+
+    Raises:
+        Fp16PatchError: If the reward fails on an answer.
     """
     # Not forked: this process has threads, and on a GPU a context, of vLLM.
     context, workers = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16)
@@ -70,7 +77,7 @@ def solved(reward: Path, cases: Iterable[Case]) -> Iterator[int]:
             raise Fp16PatchError(
                 f"--reward {reward} failed on an answer: {error!r}",
                 code="reward-failed",
-                next_step="the answers are kept: mend the reward, and give the same command again",
+                next_step="the answers are stored: fix the reward and run the same command again",
             ) from error
 
 
@@ -80,7 +87,7 @@ def _start(reward: Path) -> None:
     _compute_score = _load(reward)
 
 
-def _count(case: Case) -> int:
+def _count(case: ScoringCase) -> int:
     return sum(_is_right(_compute_score(case.source, answer, case.truth, {})) for answer in case.answers)
 
 
@@ -91,21 +98,21 @@ def _is_right(score: Any) -> bool:
 def _load(path: Path) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location("custom_module", path)
     if spec is None or spec.loader is None:
-        raise Fp16PatchError(f"--reward {path} is no Python file", code="reward-unusable")
+        raise Fp16PatchError(f"--reward {path} is not a Python file", code="reward-unusable")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a file of somebody else's raises
+    except Exception as error:  # user code
         raise Fp16PatchError(
             f"--reward {path} cannot be loaded: {error!r}",
             code="reward-unusable",
-            next_step="mend it, and give the same command again",
+            next_step="fix it and run the same command again",
         ) from error
     function = getattr(module, "compute_score", None)
     if not callable(function):
         raise Fp16PatchError(
             f"--reward {path} has no function compute_score",
             code="reward-unusable",
-            allowed="the signature that verl calls",
+            allowed="compute_score with verl's signature",
         )
     return function  # type: ignore[no-any-return]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides the answers, and which arguments of vLLM it leaves free. Checked before vLLM takes a minute to load."""
+"""Define and check the sampling settings, before vLLM takes a minute to load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fp16_patch.lab.data.selection import SAMPLES
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled: all of it decides what they are. ``max_tokens`` limits one answer."""
+    """Hold the settings that define the samples. ``max_tokens`` limits one answer."""
 
     model: str
     samples: int = SAMPLES
@@ -42,7 +42,11 @@ class Sampling:
 
 
 def check_options(options: Iterable[str]) -> None:
-    """Raises ``Fp16PatchError`` where a further argument of ``vllm.LLM`` is one that the command gives."""
+    """Check ``--vllm`` options.
+
+    Raises:
+        Fp16PatchError: If the command itself sets one of them.
+    """
     own = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(Sampling)}
     own["max_model_len"] = "--max-tokens, which it is made of, with the longest prompt"
     if taken := [key for key in options if key in own]:

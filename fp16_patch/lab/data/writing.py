@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The problems in the layouts that the frameworks read: verl's RLHFDataset (parquet), OpenRLHF's prompts (JSONL)."""
+"""Write problems as the frameworks read them: parquet for verl's RLHFDataset, JSONL for OpenRLHF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(folder: Path, name: str, problems: Sequence[Problem], rates: Sequence[
 
 
 def write_parquet(path: Path, split: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
-    """One row a problem; ``rates``, where measured (0 to 1), land in ``extra_info`` as ``solve_rate``."""
+    """Write one row per problem; ``rates`` (0 to 1), if given, go to ``extra_info`` as ``solve_rate``."""
     import pyarrow
     from pyarrow import parquet
 
@@ -38,10 +38,10 @@ def write_parquet(path: Path, split: str, problems: Sequence[Problem], rates: Se
 
 
 def write_jsonl(path: Path, problems: Sequence[Problem]) -> None:
-    """One line a problem, for ``--data.input_key input --data.label_key label``.
+    """Write one line per problem, for ``--data.input_key input --data.label_key label``.
 
-    ``input`` is the text of the one user message; where any problem has more messages, a list of messages in every
-    line, for ``--data.apply_chat_template``.
+    ``input`` is the text of the user message. If any problem has several messages, ``input`` is a list of messages in
+    every line, for ``--data.apply_chat_template``.
     """
     chats = any(len(problem.prompt) > 1 for problem in problems)
     lines = [

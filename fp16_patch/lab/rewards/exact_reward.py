@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.data.fields import answer_in
+from fp16_patch.lab.data.fields import extract_answer
 
 
 def compute_score(
@@ -18,4 +18,4 @@ def compute_score(
     extra_info: dict[str, Any] | None = None,
 ) -> float:
     """1.0 or 0.0; blanks around the answer do not count."""
-    return float(answer_in(solution_str) == ground_truth.strip())
+    return float(extract_answer(solution_str) == ground_truth.strip())

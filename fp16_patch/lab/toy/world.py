@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.lab.data import problem, selection, writing
-from fp16_patch.lab.data.problem import asked
+from fp16_patch.lab.data.problem import user_message
 from fp16_patch.lab.rewards import toy_reward
 from fp16_patch.lab.toy.folder import intact, replacing, seal
 from fp16_patch.lab.toy.model import new_model, save, tiny_model
@@ -190,7 +190,7 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
 
 def _write_problems(folder: Path, split: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
     """OpenRLHF's file holds the text that the chat template makes of a prompt: it is given the same tokens."""
-    shared = [problem.Problem(asked(p.prompt), p.answer, DATA_SOURCE, "arithmetic") for p in problems]
+    shared = [problem.Problem(user_message(p.prompt), p.answer, DATA_SOURCE, "arithmetic") for p in problems]
     writing.write(folder, split, shared, rates)
 
 

@@ -12,10 +12,10 @@ from raising import raises_code
 
 from fp16_patch.cli import main
 from fp16_patch.lab.data import sampling, scoring
-from fp16_patch.lab.data.answers import Answers, Sampled
-from fp16_patch.lab.data.judging import Lengths, judge
+from fp16_patch.lab.data.judging import AnswerLengths, judge
 from fp16_patch.lab.data.output import Output
-from fp16_patch.lab.data.problem import Message, Problem, asked
+from fp16_patch.lab.data.problem import Message, Problem, user_message
+from fp16_patch.lab.data.sample_store import Sampled, SampleStore
 from fp16_patch.lab.data.selection import Selection
 from fp16_patch.lab.data.settings import Sampling
 from fp16_patch.lab.rewards.exact_reward import compute_score
@@ -24,7 +24,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def problem(number: int) -> Problem:
-    return Problem(asked(f"{number}?"), str(number), "source")
+    return Problem(user_message(f"{number}?"), str(number), "source")
 
 
 def answered(asked_for: Problem, right: int, of: int) -> Sampled:
@@ -43,14 +43,14 @@ def test_the_range_includes_its_ends() -> None:
 
 
 def test_judged_in_other_processes_and_in_the_order_of_the_problems(tmp_path: Path) -> None:
-    answers = Answers(tmp_path)
+    answers = SampleStore(tmp_path)
     problems = [problem(number) for number in range(6)]
     answers.append([answered(p, right, 5) for right, p in reversed(list(enumerate(problems)))])
     answers.append([answered(problem(99), 5, 5)])
     selection, lengths = judge(scoring.REWARDS["exact"], problems, answers, (0.2, 0.8), lambda _: None)
     assert list(selection.rates.values()) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert selection.kept == problems[1:5]
-    assert lengths == Lengths(answers=30, answer_tokens=60, answers_cut_off=15)
+    assert lengths == AnswerLengths(answers=30, answer_tokens=60, answers_cut_off=15)
 
 
 @pytest.mark.parametrize(
@@ -65,23 +65,23 @@ def test_judged_in_other_processes_and_in_the_order_of_the_problems(tmp_path: Pa
 def test_any_reward_that_verl_takes(tmp_path: Path, body: str, right: int) -> None:
     path = tmp_path / "reward.py"
     path.write_text(f"def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    {body}\n")
-    case = scoring.Case("source", "1", answered(problem(1), 2, 5).answers)
-    assert list(scoring.solved(scoring.reward_file(str(path)), [case])) == [right]
+    case = scoring.ScoringCase("source", "1", answered(problem(1), 2, 5).answers)
+    assert list(scoring.count_solved(scoring.reward_file(str(path)), [case])) == [right]
 
 
 def test_a_reward_that_fails_is_one_error(tmp_path: Path) -> None:
     path = tmp_path / "reward.py"
     path.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return 1 / 0\n")
-    cases = [scoring.Case("source", "1", ("1",))] * 100
+    cases = [scoring.ScoringCase("source", "1", ("1",))] * 100
     with raises_code("reward-failed", "ZeroDivisionError", "next step"):
-        list(scoring.solved(path, cases))
+        list(scoring.count_solved(path, cases))
 
 
 def test_a_worker_that_dies_is_one_error_too(tmp_path: Path) -> None:
     path = tmp_path / "reward.py"
     path.write_text("import os\ndef compute_score(*_):\n    os._exit(1)\n")
     with raises_code("reward-failed", "BrokenProcessPool"):
-        list(scoring.solved(path, [scoring.Case("source", "1", ("1",))]))
+        list(scoring.count_solved(path, [scoring.ScoringCase("source", "1", ("1",))]))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def made(command: str) -> Output:
     program, recipes, *words = shlex.split(command)
     assert (program, recipes) == ("fp16-patch", "recipes")
     arguments = parser.parse_args(words)
-    recipes_data._wanted(arguments)  # refuses a wrong template
+    recipes_data._dataset(arguments)  # refuses a wrong template
     return Output(arguments.out, arguments.name)
 
 

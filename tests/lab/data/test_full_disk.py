@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from raising import raises_code
 
-from fp16_patch.lab.data.answers import Answers, Sampled
 from fp16_patch.lab.data.convert import convert
 from fp16_patch.lab.data.output import Output
-from fp16_patch.lab.data.reading import Wanted
+from fp16_patch.lab.data.reading import DatasetSpec
+from fp16_patch.lab.data.sample_store import Sampled, SampleStore
 from fp16_patch.lab.data.source import Source
 from fp16_patch.lab.folder_lock import alone
 
@@ -33,7 +33,7 @@ def test_the_lock(tmp_path: Path, room_for: RoomFor) -> None:
 def test_the_files(tmp_path: Path, room_for: RoomFor) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"problem": "Q", "answer": "1"}))
-    wanted, output = Wanted(Source(str(rows))), Output(tmp_path / "out")
+    wanted, output = DatasetSpec(Source(str(rows))), Output(tmp_path / "out")
     convert(wanted, output, say=lambda _: None)
     before = {path.name: path.read_bytes() for path in output.folder.iterdir()}
     with raises_code("write-failed", "next step"), room_for(100):
@@ -42,7 +42,7 @@ def test_the_files(tmp_path: Path, room_for: RoomFor) -> None:
 
 
 def test_the_settings_and_the_answers(tmp_path: Path, room_for: RoomFor) -> None:
-    answers = Answers(tmp_path / "sampling")
+    answers = SampleStore(tmp_path / "sampling")
     with raises_code("write-failed", "settings.json: ", "next step"), room_for(10):
         answers.begin({"model": "m"})
     answers.begin({"model": "m"})

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from raising import raises_code
 
-from fp16_patch.lab.data.fields import Columns, answer_in, question_and_answer
+from fp16_patch.lab.data.fields import Columns, extract_answer, question_and_answer
 from fp16_patch.lab.data.output import dataset_facts
-from fp16_patch.lab.data.problem import Message, asked
-from fp16_patch.lab.data.reading import Read, Wanted, read
+from fp16_patch.lab.data.problem import Message, user_message
+from fp16_patch.lab.data.reading import DatasetSpec, ReadResult, read
 from fp16_patch.lab.data.source import Source
 from fp16_patch.lab.data.templates import BOXED
 
@@ -88,11 +88,11 @@ def test_columns_of_other_names() -> None:
     ],
 )
 def test_the_answer_in_a_solution(text: str, answer: str) -> None:
-    assert answer_in(text) == answer
+    assert extract_answer(text) == answer
 
 
-def wanted(path: Path, template: str | None = None) -> Wanted:
-    return Wanted(Source(str(path)), template)
+def wanted(path: Path, template: str | None = None) -> DatasetSpec:
+    return DatasetSpec(Source(str(path)), template)
 
 
 def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
@@ -104,7 +104,7 @@ def test_each_problem_once_and_none_without_an_answer(tmp_path: Path) -> None:
     rows = [{"problem": f"Q{i % 3}", "answer": "" if i % 3 == 1 else str(i)} for i in range(9)]
     found = read(wanted(jsonl(tmp_path / "rows.jsonl", *rows)))
     assert [problem.answer for problem in found.problems] == ["0", "2"]
-    assert (found.repeated, found.unanswered) == (4, 3)
+    assert (found.repeated, found.without_answer) == (4, 3)
     assert "2 problems, 4 rows repeated left out, 3 rows without an answer left out" in str(found)
     assert len(read(wanted(tmp_path / "rows.jsonl"), limit=1).problems) == 1
     assert len({problem.key for problem in found.problems}) == 2
@@ -122,11 +122,11 @@ def test_rows_without_a_question_are_left_out_and_counted(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("template", "prompt"),
     [
-        (None, asked(f"1{{x}}? {BOXED}\n")),
-        ("r1_distill_qwen", asked(f"1{{x}}? {BOXED}\n")),
+        (None, user_message(f"1{{x}}? {BOXED}\n")),
+        ("r1_distill_qwen", user_message(f"1{{x}}? {BOXED}\n")),
         ("qwen_math", (Message("system", BOXED), Message("user", "1{x}?"))),
-        ("no", asked("1{x}?")),
-        ("Say: {question}", asked("Say: 1{x}?")),
+        ("no", user_message("1{x}?")),
+        ("Say: {question}", user_message("Say: 1{x}?")),
     ],
 )
 def test_templates(tmp_path: Path, template: str | None, prompt: tuple[Message, ...]) -> None:
@@ -136,14 +136,14 @@ def test_templates(tmp_path: Path, template: str | None, prompt: tuple[Message, 
 
 def test_a_template_without_a_question_is_refused() -> None:
     with raises_code("placeholder-missing", "r1_distil'"):
-        Wanted(Source("x"), "r1_distil")
+        DatasetSpec(Source("x"), "r1_distil")
 
 
 def test_prompts_that_the_dataset_has_are_kept_unless_a_template_is_named(tmp_path: Path) -> None:
     row = {"prompt": [{"role": "user", "content": "Q"}], "reward_model": {"ground_truth": "1"}, "data_source": "mine"}
     path = jsonl(tmp_path / "rows.jsonl", row)
     (kept,) = read(wanted(path)).problems
-    assert (kept.prompt, kept.source) == (asked("Q"), "mine")
+    assert (kept.prompt, kept.source) == (user_message("Q"), "mine")
     assert read(wanted(path, "qwen_math")).problems[0].prompt[0].role == "system"
 
 
@@ -166,7 +166,7 @@ def test_every_kind_of_file_and_folder_gives_the_same(tmp_path: Path) -> None:
     )
     places += [tmp_path / name for name in ("one_split", "splits", "as_on_the_hub")]
     for place in places:
-        found: Read = read(wanted(place))
+        found: ReadResult = read(wanted(place))
         assert [(p.prompt[0].content[:2], p.answer) for p in found.problems] == [(f"Q{i}", str(i)) for i in range(5)]
 
 
@@ -174,7 +174,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     jsonl(tmp_path / "train.jsonl", *ROWS)
     with raises_code("dataset-unreadable", "split test", "--split"):
-        read(Wanted(Source(str(tmp_path), split="test")))
+        read(DatasetSpec(Source(str(tmp_path), split="test")))
 
 
 @pytest.mark.parametrize(
@@ -201,11 +201,11 @@ def test_a_split_of_what_has_none_is_refused(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(splits)
     for place in (file, table):
         with raises_code("nothing-to-choose-from", "--config main", "--split test", "--dataset"):
-            read(Wanted(Source(str(place), "main", "test")))
-        assert Source(str(place)).part is None
+            read(DatasetSpec(Source(str(place), "main", "test")))
+        assert Source(str(place)).effective_split is None
     with raises_code("nothing-to-choose-from", "--config main"):
-        read(Wanted(Source(str(splits), "main")))
-    assert Source(str(splits)).part == "train"
+        read(DatasetSpec(Source(str(splits), "main")))
+    assert Source(str(splits)).effective_split == "train"
 
 
 def test_the_cause_is_told_of_files_that_do_not_fit_together(tmp_path: Path) -> None:
@@ -220,14 +220,14 @@ def test_the_cause_is_told_of_files_that_do_not_fit_together(tmp_path: Path) -> 
 def test_a_path_is_not_to_be_fetched_from_the_hub(name: str) -> None:
     pytest.importorskip("huggingface_hub")
     with raises_code("dataset-not-found", name) as error:
-        read(Wanted(Source(name)))
+        read(DatasetSpec(Source(name)))
     assert "hf download" not in str(error.value)
 
 
 def test_a_missing_dataset_says_what_to_fetch() -> None:
     pytest.importorskip("huggingface_hub")
     with raises_code("dataset-not-found", "hf download nobody/no-such-dataset --repo-type dataset"):
-        read(Wanted(Source("nobody/no-such-dataset")))
+        read(DatasetSpec(Source("nobody/no-such-dataset")))
 
 
 def test_a_dataset_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,5 +240,5 @@ def test_a_dataset_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: py
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     jsonl(snapshot / "train.jsonl", *ROWS)
-    found = read(Wanted(Source("some/body")))
+    found = read(DatasetSpec(Source("some/body")))
     assert (len(found.problems), found.revision) == (5, "a" * 40)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was sampled, a problem a line, so that a killed run loses no more than the batch it was at.
+"""Store sampled answers, one problem per line, so that a killed run loses only the current batch.
 
-Beside it stands what it was sampled with: a run with other settings is refused, not mixed in.
+The sampling settings are stored with them. A run with other settings is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fp16_patch import files
 from fp16_patch.errors import Fp16PatchError
 
 _OPTIONS = "vllm_options"
-"""Beside the settings, and never compared: how vLLM runs, and not what is asked of it."""
+"""Key of vLLM's options. They are stored with the settings but not compared: they do not define the samples."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """The answers to the problem of that key, their lengths in tokens, and how many were cut off at the limit."""
+    """Hold one problem's answers, their lengths in tokens, and how many were cut off at the token limit."""
 
     key: str
     answers: tuple[str, ...]
@@ -31,21 +31,27 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A folder with ``settings.json`` and ``answers.jsonl``."""
+class SampleStore:
+    """Store samples in a folder with ``settings.json`` and ``answers.jsonl``."""
 
     folder: Path
 
     @property
     def settings_file(self) -> Path:
+        """Return the path of the settings."""
         return self.folder / "settings.json"
 
     @property
     def file(self) -> Path:
+        """Return the path of the answers."""
         return self.folder / "answers.jsonl"
 
     def settings(self) -> dict[str, Any] | None:
-        """What was sampled with; None where nothing was yet. Raises ``Fp16PatchError`` where nobody can tell."""
+        """Return the settings of the stored samples; None if there are no samples.
+
+        Raises:
+            Fp16PatchError: If the settings cannot be read.
+        """
         if next(iter(self), None) is None:
             return None
         try:
@@ -54,43 +60,51 @@ class Answers:
             found = None
         if not isinstance(found, dict):
             raise Fp16PatchError(
-                f"{self.file} holds answers, and {self.settings_file} does not tell what they were sampled with",
+                f"{self.file} holds answers, but {self.settings_file} does not hold their sampling settings",
                 code="answers-of-unknown-settings",
-                next_step=f"bring it back; or choose another --out; or remove {self.folder}, and sample anew",
+                next_step=f"restore it, choose another --out, or remove {self.folder} to sample again",
             )
         return found
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Stamp the folder, or check its stamp. Raises ``Fp16PatchError`` naming the settings that differ."""
-        self._drop_half_a_line()
+        """Record the settings, or compare them with those recorded.
+
+        Raises:
+            Fp16PatchError: If settings differ; names them.
+        """
+        self._drop_partial_line()
         before = self.settings()
         if before is None:
             self._stamp({**settings, _OPTIONS: []})
             return
         keys = [key for key in {**before, **settings} if key != _OPTIONS]
         if different := [key for key in keys if before.get(key) != settings.get(key)]:
-            told = ", ".join(f"{key}: {before.get(key)!r} there, {settings.get(key)!r} now" for key in different)
+            differences = ", ".join(f"{key}: {before.get(key)!r} there, {settings.get(key)!r} now" for key in different)
             raise Fp16PatchError(
-                f"{self.folder} was sampled with other settings: {told}",
+                f"{self.folder} was sampled with other settings: {differences}",
                 code="answers-of-other-settings",
-                allowed="the same settings, to go on; another --reward, --keep, --limit or --vllm is none of them",
+                allowed="the same settings, to resume; --reward, --keep, --limit and --vllm may differ",
                 next_step="choose another --out",
             )
 
-    def options(self) -> list[dict[str, Any]]:
-        """Every set of further arguments of ``vllm.LLM`` that answers here were sampled with."""
+    def recorded_options(self) -> list[dict[str, Any]]:
+        """Return every set of ``--vllm`` options that the answers were sampled with."""
         return list((self.settings() or {}).get(_OPTIONS, []))
 
-    def sampled_with(self, options: Mapping[str, object]) -> None:
-        """The batch to come was sampled with these. Recorded before it, so that no answer is without."""
+    def record_options(self, options: Mapping[str, object]) -> None:
+        """Record the ``--vllm`` options of the next batch, before its answers are appended."""
         stamp = json.loads(self.settings_file.read_text(encoding="utf-8"))
         if options not in (before := stamp.setdefault(_OPTIONS, [])):
             self._stamp({**stamp, _OPTIONS: [*before, options]})
 
     def append(self, batch: Sequence[Sampled]) -> None:
-        """Add a batch; it is on the disk when this returns. Raises ``Fp16PatchError`` where it cannot be."""
+        """Append a batch and flush it to disk.
+
+        Raises:
+            Fp16PatchError: If it cannot be written.
+        """
         with (
-            files.wrap_os_errors(self.file, "make room; the same command goes on from the batch before"),
+            files.wrap_os_errors(self.file, "free disk space; the same command resumes after the previous batch"),
             self.file.open("a", encoding="utf-8") as file,
         ):
             file.write("".join(json.dumps(asdict(sampled)) + "\n" for sampled in batch))
@@ -98,7 +112,11 @@ class Answers:
             os.fsync(file.fileno())
 
     def __iter__(self) -> Iterator[Sampled]:
-        """All there are, in the order of sampling. Raises ``Fp16PatchError`` naming a line that cannot be read."""
+        """Yield the samples in the order of sampling.
+
+        Raises:
+            Fp16PatchError: If a line cannot be read; names it.
+        """
         if not self.file.exists():
             return
         with self.file.open(encoding="utf-8") as lines:
@@ -110,14 +128,13 @@ class Answers:
                     raise Fp16PatchError(
                         f"{self.file}, line {number}, cannot be read: {error}",
                         code="file-damaged",
-                        next_step="remove that line: its problem is then sampled again, and no other",
+                        next_step="remove that line: only its problem is then sampled again",
                     ) from error
 
     def _stamp(self, settings: Mapping[str, Any]) -> None:
         files.write_atomically(self.settings_file, json.dumps(settings, indent=2) + "\n")
 
-    def _drop_half_a_line(self) -> None:
-        """What a process that was killed while it wrote has left at the end."""
+    def _drop_partial_line(self) -> None:
         if not self.file.exists():
             return
         with self.file.open("rb+") as file:
