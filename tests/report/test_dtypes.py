@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from fp16_patch.report.dtypes import agree, describe
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 
 def zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -13,29 +13,29 @@ def zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def test_one_dtype_is_only_named() -> None:
-    assert describe([zeros(3, torch.float16), zeros(5, torch.float16)]) == "float16"
+    assert dtype_shares([zeros(3, torch.float16), zeros(5, torch.float16)]) == "float16"
 
 
 def test_shares_are_by_elements_not_by_tensors_and_the_largest_comes_first() -> None:
     tensors = [zeros(4, torch.float32), zeros(4, torch.float32), zeros(992, torch.float16)]
-    assert describe(tensors) == "float16 (99.2%), float32 (0.8%)"
+    assert dtype_shares(tensors) == "float16 (99.2%), float32 (0.8%)"
 
 
 def test_no_tensors() -> None:
-    assert describe([]) == "none"
-    assert describe(iter([]), none="created at the first update") == "created at the first update"
+    assert dtype_shares([]) == "none"
+    assert dtype_shares(iter([]), none="created at the first update") == "created at the first update"
 
 
 def test_a_shard_without_elements_still_has_a_dtype() -> None:
-    assert describe([zeros(0, torch.bfloat16)]) == "bfloat16"
-    assert describe([zeros(0, torch.bfloat16), zeros(0, torch.float32)]) == "bfloat16 (0.0%), float32 (0.0%)"
+    assert dtype_shares([zeros(0, torch.bfloat16)]) == "bfloat16"
+    assert dtype_shares([zeros(0, torch.bfloat16), zeros(0, torch.float32)]) == "bfloat16 (0.0%), float32 (0.0%)"
 
 
 def test_values_are_not_read() -> None:
-    assert describe([torch.empty(7, dtype=torch.float16, device="meta")]) == "float16"
+    assert dtype_shares([torch.empty(7, dtype=torch.float16, device="meta")]) == "float16"
 
 
 def test_agree_lists_each_dtype_once() -> None:
-    assert agree([torch.float16, torch.float16]) == "float16"
-    assert agree([torch.float32, torch.bfloat16, torch.float32]) == "bfloat16, float32"
-    assert agree([]) == "none"
+    assert format_dtypes([torch.float16, torch.float16]) == "float16"
+    assert format_dtypes([torch.float32, torch.bfloat16, torch.float32]) == "bfloat16, float32"
+    assert format_dtypes([]) == "none"

@@ -8,7 +8,7 @@ from raising import check_error
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Ledger, LedgerEntry, Outcome, Patch
-from fp16_patch.report.process_report import this_process, unproven
+from fp16_patch.report.process_report import missing_patches, this_process
 
 
 def patch(name: str) -> Patch:
@@ -32,7 +32,7 @@ def problems(required: list[str], **outcomes: Outcome) -> list[Fp16PatchError]:
     for name, outcome in outcomes.items():
         entry = LedgerEntry(name, "some.module:Class.method", outcome, "0.9.1", f"because {outcome}", "trainer rank")
         ledger.record(entry)
-    return unproven(this_process("trainer rank 3", ledger, {}), [patch(name) for name in required])
+    return missing_patches(this_process("trainer rank 3", ledger, {}), [patch(name) for name in required])
 
 
 @pytest.mark.parametrize("outcome", ["applied", "native"])

@@ -14,7 +14,7 @@ from raising import check_error
 
 from fp16_patch.patching import Ledger, LedgerEntry
 from fp16_patch.precision import Precision
-from fp16_patch.report.precision_report import as_document, broken_promises, expected, merge_roles, render, save
+from fp16_patch.report.precision_report import as_document, expected, merge_roles, precision_violations, render, save
 from fp16_patch.report.process_report import this_process
 
 FP16, BF16 = Precision("fp16", "fp16"), Precision("bf16", "bf16")
@@ -36,7 +36,7 @@ def report(name: str, **roles: dict[str, str]) -> dict[str, Any]:
 
 
 def findings(roles: dict[str, dict[str, str]], precision: Precision) -> list[str]:
-    return [error.what.removeprefix("precision report: ") for error in broken_promises(roles, precision)]
+    return [error.what.removeprefix("precision report: ") for error in precision_violations(roles, precision)]
 
 
 def test_a_process_report_is_json_and_carries_its_ledger() -> None:
@@ -90,7 +90,7 @@ def test_processes_without_roles_add_nothing() -> None:
     ],
 )
 def test_each_promised_row_is_checked(role: str, row: str, value: str) -> None:
-    (error,) = broken_promises({role: {row: value}}, FP16)
+    (error,) = precision_violations({role: {row: value}}, FP16)
     check_error(error, "precision-violated", f"{role} {row.replace('_', ' ')}", value)
     assert error.allowed == " or ".join(expected(FP16, role)[row])
     assert error.next_step
@@ -129,17 +129,17 @@ def test_fp16_training_needs_a_loss_scale_and_nothing_else_may_have_one() -> Non
 
 
 def test_ranks_must_agree_on_the_loss_scale() -> None:
-    (problem,) = broken_promises({"actor": {"loss_scale": "65536 | 32768"}}, Precision())
+    (problem,) = precision_violations({"actor": {"loss_scale": "65536 | 32768"}}, Precision())
     assert "65536 | 32768" in str(problem)
     assert "the same on every rank" in str(problem)
 
 
 def test_rollout_parts_may_stay_wider_but_never_become_another_half() -> None:
     held = {"weights": "float16 (99.9%), float32 (0.1%)", "kv_cache": "float16 (90.0%), float32 (10.0%)"}
-    assert broken_promises({"rollout": held}, Precision()) == []
+    assert precision_violations({"rollout": held}, Precision()) == []
     for value in ("float16 (99.9%), bfloat16 (0.1%)", "float32", "float8_e4m3fn", "float16 (50.0%), int8 (50.0%)"):
-        assert len(broken_promises({"rollout": {"weights": value}}, Precision())) == 1, value
-    assert len(broken_promises({"actor": {"gradients": "float16, float32"}}, Precision())) == 1
+        assert len(precision_violations({"rollout": {"weights": value}}, Precision())) == 1, value
+    assert len(precision_violations({"actor": {"gradients": "float16, float32"}}, Precision())) == 1
 
 
 def test_every_broken_promise_is_found_at_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.report.dtypes import agree, describe
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 
 def describe_engine(engine: Any) -> dict[str, str]:
@@ -17,7 +17,7 @@ def describe_engine(engine: Any) -> dict[str, str]:
     optimizer = engine.optimizer
     computing = [p.dtype for p in engine.module.parameters() if p.is_floating_point()]
     if not hasattr(optimizer, "optimizer"):
-        return {"compute": agree(computing)}
+        return {"compute": format_dtypes(computing)}
     state = [
         value
         for held in optimizer.optimizer.state.values()
@@ -26,11 +26,11 @@ def describe_engine(engine: Any) -> dict[str, str]:
     ]
     scaler = getattr(optimizer, "loss_scaler", None)
     return {
-        "master_weights": describe(_master_weights(optimizer)),
-        "compute": agree(computing),
-        "gradient_reduction": agree([engine.communication_data_type]),
-        "gradient_accumulation": agree([optimizer.gradient_accumulation_dtype]),
-        "optimizer_state": describe(state, none="created at the first update"),
+        "master_weights": dtype_shares(_master_weights(optimizer)),
+        "compute": format_dtypes(computing),
+        "gradient_reduction": format_dtypes([engine.communication_data_type]),
+        "gradient_accumulation": format_dtypes([optimizer.gradient_accumulation_dtype]),
+        "optimizer_state": dtype_shares(state, none="created at the first update"),
         "loss_scale": f"{scaler.loss_scale:g}" if scaler is not None and scaler.dynamic else "none",
     }
 

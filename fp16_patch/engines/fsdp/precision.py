@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp16_patch.fp32_modules import Island, in_words, islands_of
-from fp16_patch.report.dtypes import agree, describe
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def describe_fsdp(
     islands = [island for island in islands_of(module) if _in_fp32(island, units)]
     inside = {part for island in islands for part in island.module.modules()}
     rows = {
-        "master_weights": describe(module.parameters()),
-        "compute": agree([autocast, *(unit.param for unit in units if unit.module not in inside)]),
+        "master_weights": dtype_shares(module.parameters()),
+        "compute": format_dtypes([autocast, *(unit.param for unit in units if unit.module not in inside)]),
         "fp32_modules": in_words(island.name for island in islands),
-        "gradient_reduction": agree(unit.reduce for unit in units),
+        "gradient_reduction": format_dtypes(unit.reduce for unit in units),
         "gradient_accumulation": _accumulation(module, units, defer_sync),
         "optimizer_state": _optimizer_state(optimizer),
         "loss_scale": _loss_scale(scaler),
@@ -82,9 +82,9 @@ def _units(module: Any) -> list[Unit]:
 
 def _accumulation(module: Any, units: list[Unit], defer_sync: bool) -> str:
     if not defer_sync:  # reduced at every micro-batch, added up in the sharded parameter's own dtype
-        return agree(p.dtype for p in module.parameters() if p.requires_grad)
+        return format_dtypes(p.dtype for p in module.parameters() if p.requires_grad)
     # FSDP2 keeps unsharded gradients in the reduce dtype, FSDP1 in the compute dtype.
-    return agree(unit.param if unit.version == 1 else unit.reduce for unit in units)
+    return format_dtypes(unit.param if unit.version == 1 else unit.reduce for unit in units)
 
 
 def _optimizer_state(optimizer: Any | None) -> str:
@@ -96,7 +96,7 @@ def _optimizer_state(optimizer: Any | None) -> str:
         for name, value in state.items()
         if name != "step" and hasattr(value, "dtype")
     ]
-    return describe(tensors, none="created at the first update")
+    return dtype_shares(tensors, none="created at the first update")
 
 
 def _loss_scale(scaler: Any | None) -> str:

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from fp16_patch.engines.megatron.sub_optimizers import Optimizer, list_sub_optimizers
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import installed_version
+from fp16_patch.report.precision_report import DISTRIBUTIONS
 
-TRANSFORMER_ENGINE = ("transformer-engine", "transformer_engine", "transformer-engine-torch")
 KEY = "use_precision_aware_optimizer"
 
 
@@ -69,4 +69,4 @@ def _transformer_engine() -> str | None:
     """Its version; None where it is not installed, or only a stand-in is."""
     if find_spec("transformer_engine") is None:
         return None
-    return installed_version(TRANSFORMER_ENGINE)
+    return installed_version(DISTRIBUTIONS["transformer-engine"])

@@ -12,7 +12,7 @@ from fp16_patch.engines.megatron.sub_optimizers import (
     list_sub_optimizers,
     main_parameters,
 )
-from fp16_patch.report.dtypes import agree, describe
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 
 def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dict[str, str]:
@@ -22,7 +22,7 @@ def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dic
     ``master_weights`` are what Adam steps on.
     """
     weights = [p for chunk in chunks for p in chunk.parameters() if p.is_floating_point()]
-    rows = {"compute": describe(weights)}
+    rows = {"compute": dtype_shares(weights)}
     if optimizer is None:
         return rows
     reduced = [buffer.grad_dtype for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
@@ -30,11 +30,11 @@ def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dic
     state = [tensor for part in parts for name, tensor in _state(part) if name != "master_param"]
     scales = {f"{float(part.get_loss_scale()):g}" for part in parts if getattr(part, "grad_scaler", None) is not None}
     return {
-        "master_weights": describe(tensor for part in parts for tensor in _master_weights(part)),
+        "master_weights": dtype_shares(tensor for part in parts for tensor in _master_weights(part)),
         **rows,
-        "gradient_reduction": agree(reduced),
-        "gradient_accumulation": agree(reduced),  # into the buffer that is reduced
-        "optimizer_state": describe(state, none="created at the first update"),
+        "gradient_reduction": format_dtypes(reduced),
+        "gradient_accumulation": format_dtypes(reduced),  # into the buffer that is reduced
+        "optimizer_state": dtype_shares(state, none="created at the first update"),
         "loss_scale": ", ".join(sorted(scales)) or "none",
     }
 

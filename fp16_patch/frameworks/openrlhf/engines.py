@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.report.dtypes import agree
-from fp16_patch.report.observed_dtypes import seen
+from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 
 
 def engine_of(model: Any) -> Any:
@@ -26,6 +25,6 @@ def watch(model: Any) -> None:
 def _note(engine: Any, output: Any, name: str = "values") -> None:
     first = output[0] if isinstance(output, tuple) else output
     if hasattr(first, "dtype"):
-        seen(engine)[name] = agree([first.dtype])
-    elif (logits := getattr(first, "logits", None)) is not None:
-        seen(engine).setdefault("logits", agree([logits.dtype]))  # OpenRLHF replaces them by FP32 copies later
+        record_dtype(engine, name, first.dtype)
+    elif (logits := getattr(first, "logits", None)) is not None and "logits" not in recorded_dtypes(engine):
+        record_dtype(engine, "logits", logits.dtype)  # the first: OpenRLHF replaces them by FP32 copies later

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.engines.vllm.precision import REPORT, note_on_the_wire, report_method, watch_logits
+from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
 from fp16_patch.frameworks.openrlhf import releases
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
@@ -39,7 +39,7 @@ def receive_weight(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def update_weight(self: Any, name: str, dtype: Any, *args: Any, **kwargs: Any) -> Any:
-        note_on_the_wire(self, [dtype])
+        record_weight_dtypes(self, [dtype])
         receiver = self
         if dtype != self.model_config.dtype:
             # Upstream asserts that they are equal, and reads nothing else there.
@@ -56,7 +56,7 @@ def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def init_process_group(self: Any, *args: Any, **kwargs: Any) -> Any:
-        watch_logits(self)
+        record_logits_dtype(self)
         return original(self, *args, **kwargs)
 
     return init_process_group

@@ -22,7 +22,7 @@ from fp16_patch.frameworks.openrlhf.engines import engine_of, watch
 from fp16_patch.loss_scaling.update import combined, describe
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision
-from fp16_patch.report.observed_dtypes import seen
+from fp16_patch.report.observed_dtypes import recorded_dtypes
 
 Strategy = Any  # openrlhf.utils.deepspeed.DeepspeedStrategy
 Trainer = Any  # openrlhf.trainer.ray.ppo_actor.ActorPPOTrainer, or ppo_critic's
@@ -136,7 +136,7 @@ def describe_actor(actor: Any) -> dict[str, str]:
     """Rows for the precision report of one model actor (policy, reference, critic or reward)."""
     model = next(getattr(actor, name) for name in ("actor", "critic", "model") if hasattr(actor, name))
     engine = engine_of(model)
-    return describe_engine(engine) | seen(engine)
+    return describe_engine(engine) | recorded_dtypes(engine)
 
 
 def _patch(name: str, target: str, **kwargs: Any) -> Patch:

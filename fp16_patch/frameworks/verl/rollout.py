@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.engines.vllm.precision import REPORT, note_on_the_wire, report_method, watch_logits
+from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
 from fp16_patch.frameworks.verl import releases
 from fp16_patch.patching import Patch
 
@@ -35,7 +35,7 @@ def observe_wire(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def _update_weights(self: Any, weights: Any, peft_config: dict[str, Any], base_sync_done: bool) -> Any:
-        note_on_the_wire(self, (tensor.dtype for _, tensor in weights))
+        record_weight_dtypes(self, (tensor.dtype for _, tensor in weights))
         return original(self, weights, peft_config, base_sync_done)
 
     return _update_weights
@@ -47,7 +47,7 @@ def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def monkey_patch_model(self: Any, vocab_size: int, banned_token_ids: list[int] | None = None) -> Any:
         result = original(self, vocab_size, banned_token_ids)
-        watch_logits(self)
+        record_logits_dtype(self)
         return result
 
     return monkey_patch_model

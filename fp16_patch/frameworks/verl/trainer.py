@@ -13,8 +13,7 @@ from typing import Any
 from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.loss_scaling.update import Update
 from fp16_patch.patching import Patch
-from fp16_patch.report.dtypes import agree
-from fp16_patch.report.observed_dtypes import seen
+from fp16_patch.report.observed_dtypes import record_dtype
 
 _UPDATE = "_fp16_patch_update"  # on an engine: its last Update
 _MOVED = "_fp16_patch_moved"  # on an engine: weights have changed since its LR scheduler last stepped
@@ -81,7 +80,7 @@ def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
             outputs["metrics"] |= mismatch.metrics(self, log_probs)
         # Non-finite ones are gone already where there is no scaler: verl drops them.
         if gradients := [gradient.dtype for gradient in gradients_of(self)]:
-            seen(self)["gradients"] = agree(gradients)
+            record_dtype(self, "gradients", *gradients)
         if scaler is not None:
             update = getattr(self, _UPDATE)
             if self.is_mp_src_rank_with_outputs():

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fp16_patch.precision import Precision
-from fp16_patch.report.precision_report import Rows, broken_promises, merge_roles
+from fp16_patch.report.precision_report import Rows, merge_roles, precision_violations
 
 pytestmark = [
     pytest.mark.distributed,
@@ -46,7 +46,7 @@ def test_rows_before_the_first_update(results: Outcomes, strategy: str) -> None:
         "logits": "float16",
         "log_probs": "float32",
     }
-    assert broken_promises(roles, FP16) == []
+    assert precision_violations(roles, FP16) == []
 
 
 @STRATEGIES
@@ -55,7 +55,7 @@ def test_rows_after_the_first_update(results: Outcomes, strategy: str) -> None:
     roles = merged(ranks, "after")
     expected = {"optimizer_state": "float32", "gradients": "float32"}
     assert roles["actor"] == merged(ranks, "before")["actor"] | expected
-    assert broken_promises(roles, FP16) == []
+    assert precision_violations(roles, FP16) == []
 
 
 @STRATEGIES
@@ -82,12 +82,12 @@ def test_accumulation_row_is_what_fsdp_holds_between_micro_batches(results: Outc
 
 
 def test_no_sync_breaks_the_promise_on_fsdp1(results: Outcomes) -> None:
-    problems = broken_promises(merged(results("no-sync-fsdp"), "before"), FP16)
+    problems = precision_violations(merged(results("no-sync-fsdp"), "before"), FP16)
     assert [problem.what for problem in problems] == ["precision report: actor gradient accumulation is float16"]
 
 
 def test_no_sync_keeps_the_promise_on_fsdp2(results: Outcomes) -> None:
-    assert broken_promises(merged(results("no-sync-fsdp2"), "after"), FP16) == []
+    assert precision_violations(merged(results("no-sync-fsdp2"), "after"), FP16) == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_other_precisions_compute_in_theirs_and_scale_nothing(
 ) -> None:
     ranks = results(case)
     roles = merged(ranks, "after")
-    assert broken_promises(roles, precision) == []
+    assert precision_violations(roles, precision) == []
     assert roles["actor"]["compute"] == roles["actor"]["logits"] == dtype
     assert roles["actor"]["loss_scale"] == "none"
     assert not {"loss_scale", "update_skipped"} & set(ranks[0]["metrics"])
@@ -162,7 +162,7 @@ def test_gradients_that_verl_dropped_break_no_promise(results: Outcomes) -> None
     ranks = results("one-bad-gradient-bf16")
     assert math.isinf(ranks[0]["metrics"]["grad_norm"])
     assert not ranks[0]["changed"]
-    assert broken_promises(merged(ranks, "rows"), Precision("bf16", "bf16")) == []
+    assert precision_violations(merged(ranks, "rows"), Precision("bf16", "bf16")) == []
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_reference_engine_has_no_rows_about_training(results: Outcomes, strate
         "logits": "float16",
         "log_probs": "float32",
     }
-    assert broken_promises(roles, FP16) == []
+    assert precision_violations(roles, FP16) == []
 
 
 @STRATEGIES
@@ -214,7 +214,7 @@ def test_a_critic_shows_the_dtype_of_its_values(results: Outcomes, strategy: str
     assert roles["critic"]["values"] == "float16"
     assert "log_probs" not in roles["critic"]
     assert rank["update_skipped"] == [0.0]
-    assert broken_promises(roles, FP16) == []
+    assert precision_violations(roles, FP16) == []
 
 
 def test_stock_lets_float16_master_weights_break_in_the_first_update(results: Outcomes) -> None:

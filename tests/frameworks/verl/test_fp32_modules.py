@@ -13,7 +13,7 @@ from raising import check_error, raises_code
 
 from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import build_with_fp32_modules, for_critics_only
 from fp16_patch.precision import Precision
-from fp16_patch.report.precision_report import broken_promises, merge_roles
+from fp16_patch.report.precision_report import merge_roles, precision_violations
 
 pytestmark = [
     pytest.mark.distributed,
@@ -75,15 +75,15 @@ def test_the_report_lists_them_and_no_promise_is_broken(results: Outcomes, case:
         rows = merge_roles([{"roles": {role: rank[when]}} for rank in ranks])
         assert rows[role]["fp32_modules"] == ROWS[case]
         assert rows[role]["compute"] == "float16"
-        assert broken_promises(rows, Precision()) == []
+        assert precision_violations(rows, Precision()) == []
 
 
 @STRATEGIES
 def test_float32_that_nobody_asked_for_breaks_the_promise(results: Outcomes, strategy: str) -> None:
     for rank in results(f"fp32-reference-{strategy}"):
         assert rank["rows"]["fp32_modules"] == "lm_head"
-        assert broken_promises({"reference": rank["rows"]}, Precision()) == []
-        (problem,) = broken_promises({"reference": rank["unasked"]}, Precision())
+        assert precision_violations({"reference": rank["rows"]}, Precision()) == []
+        (problem,) = precision_violations({"reference": rank["unasked"]}, Precision())
         check_error(problem, "precision-violated", "reference compute", "float16, float32")
 
 

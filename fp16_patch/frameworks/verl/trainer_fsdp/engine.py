@@ -14,8 +14,7 @@ from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import build_with_fp32
 from fp16_patch.frameworks.verl.trainer_fsdp.loss_scaling import new_scaler
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
-from fp16_patch.report.dtypes import agree
-from fp16_patch.report.observed_dtypes import seen
+from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 
 _MODULE = "verl.workers.engine.fsdp.transformer_impl"
 
@@ -90,7 +89,7 @@ def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
         logits = getattr(output, "logits", None)
         for name, tensor in {"logits": logits, **result}.items():
             if name in ("logits", "log_probs", "values") and tensor is not None:
-                seen(self)[name] = agree([tensor.dtype])
+                record_dtype(self, name, tensor.dtype)
         return result
 
     return prepare_model_outputs
@@ -108,7 +107,7 @@ def describe_engine(engine: Engine) -> dict[str, str]:
     if engine.optimizer is None:
         for name in ("gradient_reduction", "gradient_accumulation", "optimizer_state", "loss_scale"):
             rows.pop(name)
-    return rows | seen(engine)
+    return rows | recorded_dtypes(engine)
 
 
 PATCHES: tuple[Patch, ...] = (

@@ -14,8 +14,7 @@ from fp16_patch.frameworks.verl import trainer
 from fp16_patch.frameworks.verl.releases import in_trainer_rank
 from fp16_patch.patching import Patch
 from fp16_patch.precision import Precision, long_name
-from fp16_patch.report.dtypes import agree
-from fp16_patch.report.observed_dtypes import seen
+from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 
 _MODULE = "verl.workers.engine.megatron.transformer_impl"
 _ENGINE = f"{_MODULE}:MegatronEngine"
@@ -80,7 +79,7 @@ def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
         result = original(self, output, data)
         for name in ("log_probs", "values"):
             if (tensor := result.get(name)) is not None:
-                seen(self)[name] = agree([tensor.dtype])
+                record_dtype(self, name, tensor.dtype)
         return result
 
     return prepare_model_outputs
@@ -94,7 +93,7 @@ def describe_engine(engine: Engine) -> dict[str, str]:
     router = getattr(engine.tf_config, "moe_router_dtype", None)
     if getattr(engine.tf_config, "num_moe_experts", None):
         rows["router"] = {"fp32": "float32", "fp64": "float64"}.get(str(router), str(router))
-    return rows | seen(engine)
+    return rows | recorded_dtypes(engine)
 
 
 PATCHES: tuple[Patch, ...] = (
