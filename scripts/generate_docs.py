@@ -18,7 +18,7 @@ from fp16_patch.cli.patches import as_markdown
 from fp16_patch.engines.deepspeed.releases import RELEASES as DEEPSPEED
 from fp16_patch.frameworks.openrlhf.releases import RELEASES as OPENRLHF
 from fp16_patch.frameworks.verl.releases import RELEASES as VERL
-from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, page, row, sources
+from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, list_row, render_recipe, render_sources
 from fp16_patch.lab.recipes.load import available, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,14 +61,14 @@ def patches() -> str:
 
 
 def recipes() -> str:
-    rows = [row(load(path)) for path in available()]
+    rows = [list_row(load(path)) for path in available()]
     return (
         "\n\n".join(
             [
                 RECIPES_HEAD.strip(),
-                sources(),
+                render_sources(),
                 text_table.markdown(LIST_HEADER, rows),
-                *(page(path).strip() for path in available()),
+                *(render_recipe(path).strip() for path in available()),
             ]
         )
         + "\n"

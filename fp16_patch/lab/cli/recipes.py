@@ -128,7 +128,7 @@ def _run_handler(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, row
+    from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, list_row
     from fp16_patch.lab.recipes.load import available, load, scales
 
     recipes = {path: load(path) for path in available()}
@@ -136,17 +136,17 @@ def _list(arguments: argparse.Namespace) -> int:
         told = [{**dataclasses.asdict(recipe), "scales": scales(path)} for path, recipe in recipes.items()]
         print(json.dumps(told, indent=2))
     else:
-        print(text_table.plain(LIST_HEADER, [row(recipe) for recipe in recipes.values()]))
+        print(text_table.plain(LIST_HEADER, [list_row(recipe) for recipe in recipes.values()]))
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from fp16_patch.lab.comparison.recipe_page import page
+    from fp16_patch.lab.comparison.recipe_page import render_recipe
     from fp16_patch.lab.recipes.load import find, scale_of, text_of
 
     path = find(arguments.recipe)
     scale = scale_of(path, arguments.scale)
-    print(text_of(path, scale) if arguments.yaml else page(path, arguments.scale), end="")
+    print(text_of(path, scale) if arguments.yaml else render_recipe(path, arguments.scale), end="")
     return 0
 
 

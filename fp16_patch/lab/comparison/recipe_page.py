@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe as a page: what it reproduces, the loss, each number with its source. For ``recipes show`` and the docs."""
+"""Render a recipe as Markdown, for ``recipes show`` and the docs: what it reproduces, the loss, the sources."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fp16_patch.lab.trainers import TRAINERS
 LIST_HEADER = ("recipe", "reproduces", "algorithm", "frameworks", "hardware", "BF16", "FP16")
 
 
-def row(recipe: Recipe) -> tuple[str, ...]:
-    """One line of the list. The last two: what the paper shows first of each precision."""
-    of = {arm.precision: name for name, arm in reversed(recipe.arms.items())}
-    shown = [recipe.published.get(of.get(precision, ""), ()) for precision in ("bf16", "fp16")]
+def list_row(recipe: Recipe) -> tuple[str, ...]:
+    """Return the row under :data:`LIST_HEADER`. The last two are the first published numbers of each precision."""
+    first_arm = {arm.precision: name for name, arm in reversed(recipe.arms.items())}
+    shown = [recipe.published.get(first_arm.get(precision, ""), ()) for precision in ("bf16", "fp16")]
     return (
         recipe.name,
         recipe.reproduces.where,
@@ -30,14 +30,14 @@ def row(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def page(path: Path, scale: str | None = None) -> str:
-    """The recipe in Markdown, its shared settings filled in; as one of its scales, or without one with all it has."""
+def render_recipe(path: Path, scale: str | None = None) -> str:
+    """Return the recipe with its shared settings filled in, at one scale or by default with all of them."""
     commands = "\n".join(_commands(load(path), scale))
     return "\n\n".join([*_sections(load(path, scale)), f"```bash\n{commands}\n```"]) + "\n"
 
 
-def sources() -> str:
-    """What the sources are called."""
+def render_sources() -> str:
+    """Return a table of what the names of sources mean."""
     return text_table.markdown(("source", "is"), list(SOURCES.items()))
 
 
@@ -46,8 +46,8 @@ def _sections(recipe: Recipe) -> Iterator[str]:
     yield f"## {recipe.name}"
     yield f"{recipe.title}. {recipe.reproduces.what} ({recipe.reproduces.where}; source: {recipe.reproduces.source})"
     facts = [
-        ("model", _and(recipe.model.path, recipe.model.about)),
-        ("data", _and(f"{data.train}, evaluated on {data.val}", data.about)),
+        ("model", _join(recipe.model.path, recipe.model.about)),
+        ("data", _join(f"{data.train}, evaluated on {data.val}", data.about)),
         ("where it is missing", data.fetch),
         ("hardware", recipe.hardware.about),
         ("toy scale", recipe.toy.about if recipe.toy else ""),
@@ -91,26 +91,26 @@ def _arms(recipe: Recipe) -> Iterator[tuple[str, ...]]:
 
 
 def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    """Those that some arm's algorithm reads; an arm's own value stands under its name."""
+    """Yield the hyperparameters that some arm's algorithm reads. An arm's own value is marked with its name."""
     needed = {name for algorithm in _algorithms(recipe) for name in algorithms()[algorithm].needs}
-    of_algorithms = {name for definition in algorithms().values() for name in definition.needs}
-    unused, at_toy = _unused(recipe, recipe), {}
+    all_needed = {name for definition in algorithms().values() for name in definition.needs}
+    unused, toy_values = _unused(recipe, recipe), {}
     if recipe.toy:
-        at_toy = {name: str(setting.value) for name, setting in recipe.toy.hyperparameters.items()}
-        at_toy |= dict.fromkeys(_unused(recipe.toy, recipe), "none")
+        toy_values = {name: str(setting.value) for name, setting in recipe.toy.hyperparameters.items()}
+        toy_values |= dict.fromkeys(_unused(recipe.toy, recipe), "none")
     groups: list[tuple[str, dict[str, Setting]]] = [("", recipe.hyperparameters)]
     groups += [(f" ({arm})", recipe.arms[arm].hyperparameters) for arm in recipe.arms]
     for suffix, settings in groups:
         for name, setting in settings.items():
-            if name in needed or name not in of_algorithms:
+            if name in needed or name not in all_needed:
                 lacking = [TRAINERS[framework].LACKS.get(name, "") for framework in recipe.frameworks]
                 note = "; ".join(filter(None, [setting.note, *lacking]))
                 row = (name + suffix, "none" if name in unused else str(setting.value), setting.source, note)
-                yield (*row, at_toy.get(name, "the same")) if recipe.toy else row
+                yield (*row, toy_values.get(name, "the same")) if recipe.toy else row
 
 
 def _unused(sections: Recipe | Toy, recipe: Recipe) -> list[str]:
-    """Hyperparameters that mean nothing at this scale: those of an evaluation that its options turn off."""
+    """Return the evaluation hyperparameters if the options of this scale turn evaluation off."""
     options = [
         getattr(section, trainer.OPTIONS).get(trainer.EVALUATES_EVERY)
         for framework, trainer in TRAINERS.items()
@@ -139,12 +139,12 @@ def _algorithm_name(recipe: Recipe, arm: Arm) -> str:
 
 
 def _published(number: Published) -> str:
-    return _and(f"{number.what} {_number(number)} ({number.source})", number.note, ", ")
+    return _join(f"{number.what} {_number(number)} ({number.source})", number.note, ", ")
 
 
 def _number(number: Published) -> str:
     return f"{number.value:g} ±{number.tolerance:g}" + (f" @{number.step}" if number.step is not None else "")
 
 
-def _and(text: str, more: str, by: str = ": ") -> str:
+def _join(text: str, more: str, by: str = ": ") -> str:
     return f"{text}{by}{more}" if more else text

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,26 +22,20 @@ def read_logs(arm: str, paths: Sequence[Path]) -> StepMetrics:
     Raises:
         Fp16PatchError: Two files contradict each other. Names the metric, the step and both files.
     """
-    logs = [(path, read_log(path)) for path in paths]
-    for (path, log), (other_path, other) in itertools.combinations(logs, 2):
-        _refuse_contradictions(arm, path, log, other_path, other)
-    merged = StepMetrics()
-    for _, log in logs:
-        merged.merge(log)
-    return merged
-
-
-def _refuse_contradictions(arm: str, path: Path, log: StepMetrics, other_path: Path, other: StepMetrics) -> None:
-    for step in sorted(log.by_step.keys() & other.by_step.keys()):
-        for name, value in log.by_step[step].items():
-            other_value = other.by_step[step].get(name, value)
-            if not name.startswith(_WANDB_PREFIX) and not _same(value, other_value):
+    merged, first_seen = StepMetrics(), dict[tuple[int, str], tuple[Any, Path]]()
+    for path in paths:
+        log = read_log(path)
+        for step, name, value in ((step, *item) for step, data in log.by_step.items() for item in data.items()):
+            first, first_path = first_seen.setdefault((step, name), (value, path))
+            if not name.startswith(_WANDB_PREFIX) and not _same(first, value):
                 raise Fp16PatchError(
-                    f"{arm}: {name} at step {step} is {value} in {path} and {other_value} in {other_path}",
+                    f"{arm}: {name} at step {step} is {first} in {first_path} and {value} in {path}",
                     code="logs-contradict",
                     allowed="several files of one run",
-                    next_step="give the files of one run; if it was resumed, leave out the steps it ran twice",
+                    next_step="pass the files of one run; if it was resumed, leave out the steps it ran twice",
                 )
+        merged.merge(log)
+    return merged
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -98,7 +98,9 @@ class ArmRun:
             "counts the skipped updates of these steps only": self.status not in ("completed", "not run")
             and bool(self.series.known("updates_skipped_total"))
             and not self._skipped_at_stop(),
-            "ran beside other arms: its seconds are not those of an arm alone": bool(self.result.get("beside")),
+            "ran concurrently with other arms: its seconds are not those of an arm alone": bool(
+                self.result.get("beside")
+            ),
             "has no readable settings.json: its settings are not compared": self.settings is None,
             "left no readable precision report": self.precision_report is None and not running,
         }

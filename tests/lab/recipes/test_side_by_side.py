@@ -144,7 +144,7 @@ def test_two_at_a_time_on_their_own_gpus_and_one_that_crashes_stops_no_other(
     assert sorted(visible.values()) == ["0", "1"]
     assert any(line.startswith("bf16: ") and line.endswith("everything is up") for line in said), said
     _, arms = read_run(tmp_path / "run")
-    assert "fp16 ran beside other arms: its seconds are not those of an arm alone" in arms[1].notes()
+    assert "fp16 ran concurrently with other arms: its seconds are not those of an arm alone" in arms[1].notes()
     assert "CUDA_VISIBLE_DEVICES" not in (tmp_path / "run" / "fp16" / "command.sh").read_text()
 
 
