@@ -37,8 +37,10 @@ class Binding:
 
     @classmethod
     def loaded(cls, target: str) -> Binding | None:
-        """The same without importing. None when the module, or its import so far, does not have the name yet:
-        it will bind whatever is at the source by then."""
+        """Return the binding of ``target`` without importing its module, or None if the name is not there yet.
+
+        A module that is still being imported will bind whatever is at the source by then.
+        """
         module = sys.modules.get(target.partition(":")[0])
         if module is None:
             return None
@@ -69,6 +71,7 @@ class Binding:
             return getattr(self.owner, self.name, ABSENT)  # a module may make it in its __getattr__
 
     def set(self, raw: Any) -> None:
+        """Bind ``raw`` at the owner; ABSENT removes the name there."""
         if raw is ABSENT:
             delattr(self.owner, self.name)
         else:

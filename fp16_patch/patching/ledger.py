@@ -41,13 +41,16 @@ class Ledger:
         return tuple(self._entries.values())
 
     def get(self, name: str) -> LedgerEntry | None:
+        """Return the entry of the patch ``name``, or None."""
         return self._entries.get(name)
 
     def record(self, entry: LedgerEntry) -> LedgerEntry:
+        """Add or replace the entry of a patch and return it."""
         self._entries[entry.name] = entry
         return entry
 
     def remove(self, name: str) -> None:
+        """Remove the entry of the patch ``name``, if there is one."""
         self._entries.pop(name, None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,6 +60,7 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ledger:
+        """Return the ledger that :meth:`as_dict` described."""
         entries = [LedgerEntry(**entry) for entry in data["entries"]]
         return cls(data["role"], data["host"], data["pid"], {entry.name: entry for entry in entries})
 

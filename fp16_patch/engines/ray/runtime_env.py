@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reach every process of a Ray job by Ray's own hook: ``RAY_RUNTIME_ENV_HOOK`` sees the job's runtime environment
-in ``ray.init``, on a cluster and under ``ray job submit`` too, and may add to it.
+"""Reach every process of a Ray job by Ray's own hook.
 
-Whether the hook was called at all is for the ledgers to say: ``uv run`` for one switches it off.
+``ray.init`` calls ``RAY_RUNTIME_ENV_HOOK`` with the job's runtime environment, also on a cluster and under ``ray job
+submit``, and the hook may add to it. ``uv run`` switches the hook off; the ledgers show whether it was called.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flag for verl. Follow the data:
+"""verl under the flag ``+precision@_global_=fp16``.
 
-``conf/`` and ``callback.py`` (the flag, in Hydra) -> ``config_rules.py`` and ``refusals.py`` (what it
-sets, what it refuses) -> ``worker.py`` (imported by verl in every process) -> ``plan.py`` (which patches
-where) -> ``fsdp/`` or ``megatron/`` with ``updates.py``, ``rollout.py``, ``weight_transfer.py`` (the patches)
--> ``collect.py`` and ``driver.py`` (collect every process's ledger, stop the run, print the precision report).
+In the order of a run: ``conf`` and ``entry`` (the flag, in Hydra), ``config`` and ``refusals`` (what it sets and what it
+refuses), ``worker`` (imported by verl in every process), ``plan`` (which patches go where), ``trainer``,
+``trainer_fsdp``, ``trainer_megatron``, ``rollout`` and ``receiver_failures`` (the patches), ``reports`` and
+``controller`` (collect every process's ledger, stop the run, print the precision report).
 """

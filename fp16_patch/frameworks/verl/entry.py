@@ -27,6 +27,7 @@ class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Apply the flag to ``config`` in place; exit with 2 if that fails."""
         try:
             apply_flag(config)
         except Fp16PatchError as error:
@@ -42,6 +43,7 @@ class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
             )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a multirun."""
         # Jobs of a multirun are composed later and never pass through on_run_start.
         _stop(
             Fp16PatchError(

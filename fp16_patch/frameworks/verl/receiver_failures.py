@@ -38,14 +38,17 @@ class WatchedSocket:
         self._socket, self._receivers = socket, receivers
 
     def send_pyobj(self, message: object) -> None:
+        """Send ``message`` once a receiver takes it."""
         self._wait_for("POLLOUT")
         self._socket.send_pyobj(message)
 
     def recv(self) -> bytes:
+        """Return the next message of the receivers."""
         self._wait_for("POLLIN")
         return self._socket.recv()
 
     def close(self) -> None:
+        """Close the socket without waiting for an unsent message."""
         self._socket.close(linger=0)  # an unsent message must not hold up the end of the process
 
     def _wait_for(self, event_name: str) -> None:

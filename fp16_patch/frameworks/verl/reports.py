@@ -17,8 +17,7 @@ Report = dict[str, Any]
 
 
 def trainer_report(worker: Any) -> Report:
-    """Runs inside a trainer rank (Ray hands over the actor instance)."""
-
+    """Return a trainer rank's report. Runs inside that rank: Ray hands over the actor instance."""
     engines: dict[str, Any] = {}
     for key, inner in getattr(worker, "worker_dict", {"worker": worker}).items():
         for role, training_worker in (

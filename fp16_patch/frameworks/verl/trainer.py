@@ -63,8 +63,10 @@ def hold_lr_on_skips(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def publish_updates(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Metrics of the scaler, and in bypass mode of the mismatch, into verl's own stream; the traced update; the stop
-    after too many skips."""
+    """Log the scaler's metrics, trace the update that was asked for, and abort after too many skips.
+
+    In bypass mode the mismatch is logged too. Metrics go into verl's own stream.
+    """
 
     @functools.wraps(original)
     def train_batch(self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:

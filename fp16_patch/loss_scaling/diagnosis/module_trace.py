@@ -87,6 +87,7 @@ class Extremes:
 
     @property
     def bad(self) -> int:
+        """Return how many elements are inf or NaN."""
         return int(self._found[1]) if self._found else 0
 
     @property
@@ -145,6 +146,7 @@ class ModuleTrace:
         self._gradients.setdefault(part, Extremes()).add(gradient, order)
 
     def remove_hooks(self) -> None:
+        """Remove all hooks of the trace."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -38,6 +38,7 @@ class Change:
     after: Any
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the change as plain data."""
         return asdict(self)
 
 
