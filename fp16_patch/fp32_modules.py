@@ -30,7 +30,7 @@ class Island:
 
 
 def find_islands(model: Any, patterns: Sequence[str], elsewhere: Iterable[str] = ()) -> list[Island]:
-    """The outermost modules whose names match, in the order of ``model.named_modules()``.
+    """Return the outermost modules whose names match, in the order of ``model.named_modules()``.
 
     ``model`` is not sharded yet. Patterns are shell-style (``fnmatch``, case counts) and meet the names of the
     plain model, without PEFT's ``base_model.model.`` and ``.base_layer``. A list of modules stands for the modules
@@ -82,7 +82,7 @@ def compute_in_fp32(island: Island, device_type: str) -> None:
 
 
 def islands_of(model: Any) -> list[Island]:
-    """The modules of ``model`` (sharded or not) that :func:`compute_in_fp32` was called on."""
+    """Return the modules of ``model`` (sharded or not) that :func:`compute_in_fp32` was called on."""
     return [Island(vars(part)[_ATTRIBUTE], part) for part in model.modules() if _ATTRIBUTE in vars(part)]
 
 

@@ -18,7 +18,7 @@ class _StdoutHandler(logging.Handler):
 
 
 def _on_rank_zero(_record: logging.LogRecord) -> bool:
-    """Processes without an initialized process group, such as the driver and the controller, count as rank 0."""
+    """Return whether this is rank 0, as is a process without an initialized process group, such as the driver."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return True

@@ -20,7 +20,7 @@ FLAG = "+precision@_global_"
 
 
 def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The command to execute in place of ``command``; ``settings`` are ``fp16_patch.<name>=<value>``.
+    """Return the command to execute in place of ``command``; ``settings`` are ``fp16_patch.<name>=<value>``.
 
     Raises :class:`Fp16PatchError` on a command that is not ``python [options] -m MODULE [arguments]`` of a framework
     this package knows, and on a word before the ``--`` that is no setting of it.

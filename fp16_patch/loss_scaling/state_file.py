@@ -39,7 +39,7 @@ def save(state: State, folder: str | Path) -> Path:
 
 
 def load(path: str | Path) -> State | None:
-    """What :func:`save` wrote to the file ``path``; None where there is none.
+    """Return what :func:`save` wrote to the file ``path``, or None if there is no file.
 
     Raises :class:`Fp16PatchError` on a file that is damaged or somebody else's.
     """
@@ -58,7 +58,7 @@ def to_text(state: State) -> str:
 
 
 def from_text(text: str, path: str | Path | None = None) -> State:
-    """The inverse of :func:`to_text`, checked; raises :class:`Fp16PatchError`."""
+    """Return the checked inverse of :func:`to_text`; raises :class:`Fp16PatchError`."""
     try:
         state = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:  # also numbers and nestings that Python refuses to read
@@ -111,7 +111,10 @@ def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
 
 
 def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str]:
-    """What no series of updates leads to. A scale in bounds that is no power of two can have been set by a program."""
+    """Yield what no series of updates leads to.
+
+    A scale in bounds that is not a power of two can have been set by a program.
+    """
     counts, history = state["counts"], state["history"]
     if not settings.min_scale <= state["scale"] <= settings.max_scale:
         yield f"scale={state['scale']:g} is not within its min_scale and max_scale"

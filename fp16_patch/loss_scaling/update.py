@@ -34,7 +34,7 @@ class Update:
 
 
 def describe(update: Update, counts: Counts) -> dict[str, float]:
-    """The metrics of one update. Means over several updates are wanted, except of names with max or min in them."""
+    """Return the metrics of one update. Average them over updates, except names with max or min in them."""
     metrics = {
         "loss_scale": update.loss_scale,
         "update_skipped": float(update.skipped),
@@ -52,7 +52,7 @@ def describe(update: Update, counts: Counts) -> dict[str, float]:
 
 
 def combined(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of several updates as one: means of what there is, extremes of names with max or min in them."""
+    """Return the metrics of several updates as one: means, but extremes of names with max or min in them."""
     values: dict[str, list[float]] = {}
     for one in metrics:
         for name, value in one.items():

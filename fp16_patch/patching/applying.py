@@ -64,7 +64,7 @@ def undo(patches: Iterable[Patch] | None = None) -> list[LedgerEntry]:
 
 
 def status() -> Ledger:
-    """This process's ledger."""
+    """Return this process's ledger."""
     return ledger.current
 
 

@@ -25,7 +25,7 @@ class Binding:
 
     @classmethod
     def at(cls, target: str) -> Binding:
-        """The place ``package.module:Qual.name`` means. Imports the module; raises what that raises."""
+        """Return the place that ``package.module:Qual.name`` means. Imports the module; raises what that raises."""
         module, _, qualname = target.partition(":")
         *path, name = qualname.split(".")
         owner: Any = importlib.import_module(module)
@@ -79,26 +79,26 @@ class Binding:
 
 
 def _class_behind(found: Any) -> Any:
-    """The class that ``@ray.remote`` made an actor class of, and ships; anything else as it is."""
+    """Return the class that ``@ray.remote`` made an actor class of, and ships; anything else as it is."""
     return getattr(getattr(found, "__ray_metadata__", None), "modified_class", found)
 
 
 def function_of(raw: Any) -> Any:
-    """The function inside a staticmethod, classmethod or property; anything else as it is."""
+    """Return the function inside a staticmethod, classmethod or property; anything else as it is."""
     if isinstance(raw, (staticmethod, classmethod)):
         return raw.__func__
     return raw.fget if isinstance(raw, property) else raw
 
 
 def rewrap(raw: Any, function: Any) -> Any:
-    """``function`` in the kind of descriptor that ``raw`` is."""
+    """Return ``function`` in the kind of descriptor that ``raw`` is."""
     if isinstance(raw, (staticmethod, classmethod)):
         return type(raw)(function)
     return raw.getter(function) if isinstance(raw, property) else function
 
 
 def layers(function: Any) -> list[Any]:
-    """The function, what it wraps, what that wraps, and so on to the innermost."""
+    """Yield the function, what it wraps, what that wraps, and so on to the innermost."""
     inner = getattr(function, "__wrapped__", None)
     return [function] if inner is None else [function, *layers(inner)]
 

@@ -39,7 +39,7 @@ def check_live(patch: Patch) -> Finding:
 
 
 def refusal(finding: Finding) -> Fp16PatchError:
-    """The error for a refused patch: the target, the version found, the versions known, the next step."""
+    """Return the error for a refused patch: target, version found, versions known, next step."""
     patch, names = finding.patch, " or ".join(finding.patch.distributions)
     return Fp16PatchError(
         f"patch {patch.name} cannot change {patch.target} of {names} {finding.version}: {finding.message}",
@@ -51,7 +51,7 @@ def refusal(finding: Finding) -> Fp16PatchError:
 
 
 def installed_version(distributions: Iterable[str]) -> str | None:
-    """The version of the first of these distributions that is installed."""
+    """Return the version of the first of these distributions that is installed."""
     from importlib import metadata  # slow to import, and declaring a patch does not need it
 
     for name in distributions:
@@ -123,7 +123,7 @@ def _fits_live(patch: Patch) -> str:
 
 
 def _provenance(patch: Patch, function: object) -> tuple[Definition, str]:
-    """The definition that a live function came from, and the modules that have wrapped it since."""
+    """Return the definition that a live function came from, and the modules that have wrapped it since."""
     stack = layers(function)
     innermost = stack[-1]
     if not isinstance(innermost, FunctionType):

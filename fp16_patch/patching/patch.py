@@ -153,7 +153,7 @@ class Patch:
 
 
 def validate_plan(patches: Iterable[Patch]) -> tuple[Patch, ...]:
-    """The patches as a tuple; raises ValueError when two of them cannot live together."""
+    """Return the patches as a tuple; raises ValueError when two of them cannot be applied together."""
     names: set[str] = set()
     targets: dict[str, str] = {}
     for patch in (plan := tuple(patches)):

@@ -64,7 +64,7 @@ def exists(target: str) -> bool:
 
 
 def text_of(function: FunctionType) -> str | None:
-    """The text of a live function as ``Definition.text`` has it. None if its file cannot be read."""
+    """Return the text of a live function as ``Definition.text`` has it, or None if its file cannot be read."""
     code = function.__code__
     source = "".join(linecache.getlines(code.co_filename, function.__globals__))
     for node in ast.walk(_parse(source)):
@@ -93,7 +93,7 @@ def _descend(place: _Place, names: Iterable[str], trail: _Trail) -> list[_Place]
 
 
 def _members(place: _Place, name: str, trail: _Trail) -> list[_Place]:
-    """What ``name`` may stand for inside a module or a class."""
+    """Return what ``name`` may stand for inside a module or a class."""
     node, found = place.node, []
     if isinstance(node, (ast.Module, ast.ClassDef)):
         found = [p for stmt in _binding(node.body, name) for p in _follow(place, stmt, name, trail)]
@@ -124,7 +124,7 @@ def _follow(place: _Place, statement: ast.stmt, name: str, trail: _Trail) -> lis
 
 
 def _binding(block: Iterable[ast.AST], name: str) -> list[ast.stmt]:
-    """The statements that may bind ``name``: the last of a block counts, each branch may be the one taken."""
+    """Yield the statements that may bind ``name``: the last of a block, and of each branch."""
     found: list[ast.stmt] = []
     for statement in block:
         if isinstance(statement, ast.stmt) and _binds(statement, name):
@@ -186,7 +186,7 @@ def _parse(source: str) -> ast.Module:
 
 
 def _read(module: str) -> _Place | None:
-    """The module on disk. Like importlib.util.find_spec, which would import the parents to get there."""
+    """Return the module on disk, like importlib.util.find_spec, but without importing its parents."""
     import pkgutil  # slow to import, and declaring a patch does not need it
 
     top, *rest = module.split(".")

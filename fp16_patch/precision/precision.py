@@ -168,7 +168,7 @@ class Precision:
 
 @functools.lru_cache
 def _parse(text: str) -> Precision:
-    """Cached on the variable's text: a child process with another text never gets its parent's Precision."""
+    """Parse the variable's text. Cached on it, so that a child process with another text never gets its parent's."""
     try:
         node = json.loads(text)
     except json.JSONDecodeError:

@@ -89,7 +89,7 @@ def precision_violations(
 
 
 def _only_wider(row: str, value: str, promised: str) -> bool:
-    """Some rollout weights and caches stay FP32 by the model's design: router biases, state-space states."""
+    """Return whether only FP32 is added: a model's design keeps router biases and state-space states so."""
     dtypes = set(re.findall(r"[a-z]+\d\w*", value))
     return row in ("weights", "kv_cache") and promised in dtypes and dtypes <= {promised, "float32"}
 

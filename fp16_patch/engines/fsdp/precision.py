@@ -54,7 +54,7 @@ def modules_in_fp32(module: Any) -> list[str]:
 
 
 def _in_fp32(island: Island, units: list[Unit]) -> bool:
-    """An FSDP unit by itself, and FP32 like every unit inside."""
+    """Return whether a module is an FSDP unit and FP32, like every unit inside it."""
     import torch
 
     inside = set(island.module.modules())

@@ -31,7 +31,11 @@ def carry(setup: str, variables: Iterable[str]) -> None:
 
 
 def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
-    """Called by ``ray.init``. Raises :class:`Fp16PatchError` where another setup hook stands already."""
+    """Add the flag to a job's runtime environment (``ray.init`` calls this).
+
+    Raises:
+        Fp16PatchError: If another setup hook is set.
+    """
     if following := os.environ.get(envs.NEXT_RUNTIME_ENV_HOOK):
         from ray._common.utils import load_class
 

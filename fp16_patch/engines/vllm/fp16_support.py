@@ -31,7 +31,7 @@ def float16_refusing_model_types() -> dict[str, str]:
 
 
 def model_type_of(model: str) -> tuple[str, ...]:
-    """The ``model_type`` of a local model folder or a hub id, outer and text model's.
+    """Return the ``model_type`` of a local model folder or a hub id, outer and text model's.
 
     Empty when its ``config.json`` cannot be read here: vLLM itself then refuses, later and as loudly.
     """
@@ -41,7 +41,7 @@ def model_type_of(model: str) -> tuple[str, ...]:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """The ``config.json`` of a local model folder or a hub id; empty when it cannot be read here."""
+    """Return the ``config.json`` of a local model folder or a hub id; empty when it cannot be read here."""
     local: Path | None = Path(model).expanduser() / "config.json"
     if local is not None and not local.is_file():
         local = _from_the_hub(model)

@@ -38,7 +38,7 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def precision(args: Any, given: dict[str, Any]) -> Precision:
-    """What ``--ds.param_dtype`` and our settings ask for; the rollout follows the trainer unless told otherwise."""
+    """Return what ``--ds.param_dtype`` and our settings ask for; the rollout follows the trainer by default."""
     train = short_name("--ds.param_dtype", args.ds.param_dtype)
     wanted = given.get("train_dtype")
     if wanted is not None and short_name("fp16_patch.train_dtype", wanted) != train:

@@ -36,7 +36,7 @@ def check_processes(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def report_before_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The precision report, after the first log-probs were computed; and whether the updates have changed weights."""
+    """Print the precision report after the first log-probs, and note whether the updates have changed weights."""
 
     @functools.wraps(original)
     def ppo_train(self: Controller, global_steps: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def report_before_first_update(original: Callable[..., Any]) -> Callable[..., An
 
 
 def sync_after_updates_only(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The rollout has these weights already when every update of a step was skipped."""
+    """Skip the weight sync when every update of a step was skipped: the rollout has these weights already."""
 
     @functools.wraps(original)
     def broadcast_to_vllm(self: Controller) -> Any:

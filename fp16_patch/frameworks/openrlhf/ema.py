@@ -13,7 +13,7 @@ _AVERAGES = "_fp16_patch_averages"  # on the averaged model: one FP32 tensor for
 
 
 def average_in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The same average, in FP32 and once for each update that was made; the model gets it rounded.
+    """Average the weights in FP32, once for each update that was made; the model gets the average rounded.
 
     In FP16 ``beta * average`` is off by up to 5e-4 of a weight at every step, more than most updates move it. ZeRO-3
     keeps parts of a parameter on every rank, alike for both models, and the average is taken part by part; upstream
@@ -47,7 +47,7 @@ def average_in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parts(model: Any, model_ema: Any) -> Iterator[tuple[Any, Any]]:
-    """This rank's part of each trainable parameter, and of its average."""
+    """Yield this rank's part of each trainable parameter, and of its average."""
     for weight, average in zip(model.parameters(), model_ema.parameters(), strict=True):
         if weight.requires_grad:
             yield (getattr(weight, "ds_tensor", weight).data, getattr(average, "ds_tensor", average).data)

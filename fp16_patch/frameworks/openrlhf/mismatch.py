@@ -50,7 +50,7 @@ def measure_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def add_mismatch(original: Callable[..., Any]) -> Callable[..., Any]:
-    """What was measured, in OpenRLHF's own stream: console, TensorBoard, wandb."""
+    """Log what was measured in OpenRLHF's own stream: console, TensorBoard, wandb."""
 
     @functools.wraps(original)
     def train_step(self: Controller, rollout_samples: Any, global_step: int) -> Any:

@@ -43,7 +43,7 @@ def gather(controller: Controller) -> list[dict[str, Any]]:
 
 
 def gather_with(controller: Controller, beside: dict[str, list[dict[str, Any]]]) -> None:
-    """The same for the async controller, from now on with the reports of the processes beside it."""
+    """Gather for the async controller, from now on with the reports of the other processes too."""
     setattr(controller, _BESIDE, beside)
     gather(controller)
 

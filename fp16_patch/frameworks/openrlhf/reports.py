@@ -33,14 +33,14 @@ def from_trainers(groups: dict[str, Any]) -> dict[str, list[Report]]:
 
 
 def trainer_report(actor: Any, role: str) -> Report:
-    """Runs inside a model actor (Ray hands over the instance)."""
+    """Return a model actor's report. Runs inside that actor: Ray hands over the instance."""
     from fp16_patch.frameworks.openrlhf.trainer import describe_actor
 
     return this_process(f"{role} rank {actor._rank}", status(), {role: describe_actor(actor)})
 
 
 def from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Report]]:
-    """Reports of every vLLM actor, and of every worker process behind them."""
+    """Return the reports of every vLLM actor, and of every worker process behind them."""
     asked = {f"vLLM server {i}": engine.__ray_call__.remote(server_report, i) for i, engine in enumerate(engines)}
     servers = list(answers(asked).values())
     workers: list[Report] = []
@@ -60,12 +60,12 @@ def from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Report
 
 
 def server_report(actor: Any, number: int) -> Report:
-    """Runs inside a vLLM actor, whose class came from the driver with its patches."""
+    """Return a vLLM actor's report. Runs inside that actor, whose class came from the driver with its patches."""
     return this_process(f"vLLM server {number}", with_shipped(status(), type(actor), SERVER_PATCHES), {})
 
 
 def sampler_report(_actor: Any) -> Report:
-    """Runs inside the async trainer's sampler."""
+    """Return the sampler's report. Runs inside the async trainer's sampler."""
     return this_process("sampler", status(), {})
 
 
@@ -88,7 +88,7 @@ def with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
 
 
 def worker_reports(actor: Any) -> list[str]:
-    """Runs inside a vLLM actor, in a thread beside its event loop: what its workers say."""
+    """Return the reports of a vLLM actor's workers. Runs inside that actor, in a thread beside its event loop."""
     question = asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(REPORT), getattr(actor, LOOP))
     told: list[str] = question.result(SECONDS)
     return told

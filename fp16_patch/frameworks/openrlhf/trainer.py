@@ -61,7 +61,7 @@ def watch_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def no_step_while_repeating(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A batch that is run again, to see where it overflows, ends before the optimizer's step."""
+    """End a batch that is run again, to see where it overflows, before the optimizer's step."""
 
     @functools.wraps(original)
     def optimizer_step(self: Strategy, *args: Any, **kwargs: Any) -> Any:

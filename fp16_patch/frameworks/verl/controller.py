@@ -37,7 +37,7 @@ def check_processes(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def report_before_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The precision report: after the first log-probs were computed, before anything is updated."""
+    """Print the precision report after the first log-probs were computed, before anything is updated."""
 
     @functools.wraps(original)
     def _compute_advantage(self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -112,13 +112,13 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def _strategies(trainer: Trainer) -> set[str]:
-    """The engines that this run's trainer ranks use; a reference has its actor's."""
+    """Return the engines that this run's trainer ranks use; a reference has its actor's."""
     critic = [trainer.config.critic.strategy] if getattr(trainer, "critic_wg", None) is not None else []
     return {trainer.config.actor_rollout_ref.actor.strategy, *critic}
 
 
 def _driver_report(flag: Any) -> dict[str, Any]:
-    """The process that ran ``main_ppo``: its part was the configuration, told in the configuration itself."""
+    """Return the report of the process that ran ``main_ppo``, read from the configuration it has changed."""
     entries = [
         {"name": change["key"], "outcome": "applied", "message": f"{change['before']} -> {change['after']}"}
         for change in changes_of(flag)
@@ -133,7 +133,7 @@ def publish(trainer: Trainer, when: str) -> None:
 
 
 def changes_of(flag: Any) -> list[dict[str, Any]]:
-    """What the flag changed in the configuration, as plain data; a value may be a whole section."""
+    """Return what the flag changed in the configuration, as plain data; a value may be a whole section."""
     from omegaconf import OmegaConf
 
     found: list[dict[str, Any]] = OmegaConf.to_container(flag.changes)

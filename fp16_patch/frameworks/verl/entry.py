@@ -86,7 +86,7 @@ def apply_flag(config: DictConfig) -> list[rules.Change]:
 
 
 def examine(config: DictConfig) -> tuple[Precision, list[rules.Change], str | None]:
-    """The precision asked for, what it changes in verl's configuration, and the report's path. Changes nothing.
+    """Return the precision, what it changes in verl's configuration, and the report's path. Changes nothing.
 
     Raises :class:`Fp16PatchError` with every problem of the configuration.
     """

@@ -53,7 +53,7 @@ def default_report_path(config: DictConfig) -> str:
 
 
 def _current(config: DictConfig, name: str) -> str:
-    """A variable's value for the workers so far: the user's runtime environment, else ours."""
+    """Return a variable's value for the workers: the user's runtime environment first, then this process's."""
     key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
     return str(OmegaConf.select(config, key) or os.environ.get(name, ""))
 

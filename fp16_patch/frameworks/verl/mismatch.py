@@ -24,7 +24,7 @@ LogProbs = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 
 def watch(engine: Engine, data: Any, loss_function: Loss) -> tuple[Loss, list[LogProbs]]:
-    """The loss to train this mini-batch with, and where it leaves the log-probs it sees, if they are to be compared."""
+    """Return the loss to train this mini-batch with, and where it leaves log-probs that are to be compared."""
     from verl.utils import tensordict_utils as tu
 
     seen: list[LogProbs] = []

@@ -12,7 +12,7 @@ RELEASES = "==0.9.1"
 
 
 def in_trainer_rank(name: str, target: str, **declared: Any) -> Patch:
-    """A patch of a function that verl's actor, critic and reference ranks run."""
+    """Return a patch of a function that verl's actor, critic and reference ranks run."""
     return Patch(
         name=name, target=target, distribution=DISTRIBUTION, versions=RELEASES, process="trainer rank", **declared
     )

@@ -18,7 +18,7 @@ IN_BF16 = "train in BF16: +precision@_global_=bf16"
 
 
 def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) -> None:
-    """The report of update ``fp16_patch.trace_update``, made before it; the update is what it would have been."""
+    """Write the report of update ``fp16_patch.trace_update`` before it is made; the update is not changed."""
     update = Precision.current().trace_update
     if update is None or update != scaler.counts.updates + 1:
         return
@@ -77,7 +77,7 @@ def _another_pass(engine: Engine) -> Iterator[None]:
 def _examine(
     engine: Engine, scaler: Any, batch: tuple[Any, Loss], scale: float, reason: str, stem: str
 ) -> tuple[Any, Path]:
-    """A pass of this batch on an FSDP engine at ``scale``, traced; collective."""
+    """Run this batch on an FSDP engine at ``scale`` and trace it; collective."""
     from fp16_patch.loss_scaling.diagnosis.abort import publish
     from fp16_patch.loss_scaling.diagnosis.cause import Remedies
     from fp16_patch.loss_scaling.diagnosis.observations import diagnose

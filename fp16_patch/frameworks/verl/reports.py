@@ -40,7 +40,7 @@ def _describe(engine: Any) -> dict[str, str]:
 
 
 def server_report(server: Any) -> Report:
-    """Runs inside a vLLM server actor."""
+    """Return a vLLM server actor's report. Runs inside that actor."""
     name = f"vLLM server {server.replica_rank} node {server.node_rank}"
     return this_process(name, status(), {})
 
@@ -53,7 +53,7 @@ def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
 
 
 def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[Report], list[Report]]:
-    """Reports of every vLLM server actor, and of every vLLM worker process behind them.
+    """Return the reports of every vLLM server actor, and of every vLLM worker process behind them.
 
     ``roles`` gives, by ``id(replica)``, the report's column for replicas that are not the policy's.
     """

@@ -22,7 +22,7 @@ Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
 
 
 def scaler_of(engine: Engine) -> Any:
-    """The engine's :class:`~fp16_patch.loss_scaling.diagnosis.observations.Scaler`, or None."""
+    """Return the engine's :class:`~fp16_patch.loss_scaling.diagnosis.observations.Scaler`, or None."""
     scaler = getattr(engine, "scaler", None)
     return scaler if hasattr(scaler, "counts") else None  # torch's own has none
 
@@ -35,12 +35,12 @@ def note(engine: Engine, update: Update) -> float | None:
 
 
 def chunks_of(engine: Engine) -> list[Any]:
-    """The engine's modules: one on FSDP, one for each virtual pipeline stage of this rank on Megatron."""
+    """Return the engine's modules: one on FSDP, one a virtual pipeline stage of this rank on Megatron."""
     return list(engine.module) if isinstance(engine.module, list) else [engine.module]
 
 
 def gradients_of(engine: Engine) -> Iterator[Any]:
-    """The gradients held; Megatron adds them up beside the parameters, in ``main_grad``."""
+    """Return the gradients held; Megatron adds them up beside the parameters, in ``main_grad``."""
     for chunk in chunks_of(engine):
         for parameter in chunk.parameters():
             gradient = getattr(parameter, "main_grad", None)

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def overrides(config: DictConfig) -> list[str]:
-    """The command line's overrides, word for word.
+    """Return the command line's overrides, word for word.
 
     Hydra keeps them in a node of the configuration itself, where reading one that holds an interpolation
     (``a.b=${c.d}``) would give the text with the value in its place.

@@ -27,10 +27,10 @@ class Rule:
 
 
 def value_of(config: DictConfig, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """Return the value of a dotted key, or None."""
     return OmegaConf.select(config, key, default=None, throw_on_missing=False)
 
 
 def refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:
-    """A setting that cannot stand, why, and what can."""
+    """Return the error for a setting that is not allowed: why, and what is."""
     return Fp16PatchError(f"{key}={value}: {why}", code="setting-refused", allowed=allowed, next_step=next_step)

@@ -31,7 +31,7 @@ _BOUNDS_UNQUOTED = re.compile(r"(rollout_[ir]s_threshold)\s*[=:]\s*([-+]?[\d.]+(
 
 
 def rules(config: DictConfig) -> Iterator[Rule]:
-    """What a correction needs elsewhere in the configuration."""
+    """Yield what a correction needs elsewhere in the configuration."""
     correction = _correction(config)
     wanted = next((name for name in (BYPASS, "rollout_is", "rollout_rs") if correction.get(name)), None)
     if wanted:
@@ -44,14 +44,14 @@ def rules(config: DictConfig) -> Iterator[Rule]:
 
 
 def unsupported(config: DictConfig) -> Iterator[Fp16PatchError]:
-    """Settings of the correction that verl would ignore, or read as something else, without a word."""
+    """Yield settings of the correction that verl would silently ignore or read as something else."""
     correction = _correction(config)
     yield from _unread(config, correction)
     yield from _bounds_read_as_a_number(config, correction)
 
 
 def _unread(config: DictConfig, correction: dict[str, Any]) -> Iterator[Fp16PatchError]:
-    """The worker's half of bypass mode without the trainer's."""
+    """Refuse the worker's half of bypass mode without the trainer's."""
     if correction.get(BYPASS):
         return
     if OmegaConf.select(config, LOSS_MODE) == BYPASS:
@@ -90,7 +90,7 @@ def _bounds_read_as_a_number(config: DictConfig, correction: dict[str, Any]) -> 
 
 
 def _correction(config: DictConfig) -> dict[str, Any]:
-    """The user's section with interpolations resolved; empty where there is none."""
+    """Return the user's section with interpolations resolved; empty where there is none."""
     section = OmegaConf.select(config, CORRECTION)
     if not isinstance(section, DictConfig):
         return {}

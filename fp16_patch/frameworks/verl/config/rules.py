@@ -65,7 +65,7 @@ def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
 
 
 def _generators(config: DictConfig, dtype: str) -> Iterator[Rule]:
-    """The other vLLM engines of a run: the reward model and the teachers of a distillation."""
+    """Yield the other vLLM engines of a run: the reward model and the teachers of a distillation."""
     if OmegaConf.select(config, "reward.reward_model.enable"):
         yield Rule("reward.reward_model.rollout.dtype", dtype, ("bfloat16",))
     if OmegaConf.select(config, "distillation.enabled"):
@@ -78,7 +78,7 @@ def _generators(config: DictConfig, dtype: str) -> Iterator[Rule]:
 def plan(
     config: DictConfig, precision: Precision, explicit: frozenset[str]
 ) -> tuple[list[Change], list[Fp16PatchError]]:
-    """What to change, and what contradicts the flag. Changes nothing.
+    """Return what to change, and what contradicts the flag. Changes nothing.
 
     A value is the user's own when its key is among the command line's overrides (``explicit``), or when
     it is neither what the flag needs nor what verl ships.
@@ -112,7 +112,7 @@ def rewrite(config: DictConfig, changes: list[Change]) -> None:
 
 
 def explicit_overrides(config: DictConfig) -> frozenset[str]:
-    """The keys set on the command line; ``a={b:1}`` sets ``a.b``."""
+    """Return the keys set on the command line; ``a={b:1}`` sets ``a.b``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(command_line.overrides(config))

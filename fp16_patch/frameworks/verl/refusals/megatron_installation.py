@@ -14,7 +14,7 @@ BRIDGE_RELEASES = "==0.3.1"
 
 
 def unfit_installation() -> list[Fp16PatchError]:
-    """Packages of the Megatron engine that are missing, or of releases not known here."""
+    """Yield packages of the Megatron engine that are missing or of an unsupported release."""
     problems = refused_release()
     found = installed_version([BRIDGE])
     if found is None or not SpecifierSet(BRIDGE_RELEASES).contains(found, prereleases=True):

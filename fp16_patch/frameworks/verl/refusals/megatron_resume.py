@@ -19,7 +19,7 @@ LATEST = "latest_checkpointed_iteration.txt"
 
 
 def from_other_trainers(config: DictConfig) -> Iterator[Fp16PatchError]:
-    """A checkpoint of FSDP or DeepSpeed. Nothing is said of one that is not on this machine."""
+    """Refuse a checkpoint of FSDP or DeepSpeed. A checkpoint that is not on this machine is not checked."""
     from fp16_patch.engines.megatron.checkpoint import refuse_other_trainers  # loads torch
 
     folder = _folder(config)

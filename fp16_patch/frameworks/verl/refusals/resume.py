@@ -35,7 +35,7 @@ def unreadable(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchEr
 
 
 def _checkpoint(config: DictConfig) -> Path | None:
-    """The folder verl will load (trainer_base.py, ``_load_checkpoint``); None where there is none."""
+    """Return the folder that verl will load (trainer_base.py, ``_load_checkpoint``), or None."""
     mode, of_this_run, given = (
         OmegaConf.select(config, f"trainer.{key}") for key in ("resume_mode", "default_local_dir", "resume_from_path")
     )

@@ -81,7 +81,7 @@ def _trainer(config: DictConfig) -> Iterator[Fp16PatchError]:
 
 
 def _other_engine(config: DictConfig, section: str, engine: str) -> str | None:
-    """The section of another engine that is there in place of ``engine``."""
+    """Return the section of another engine that is there in place of ``engine``."""
     names = [f"{section}.{name}" for name in ("megatron", "fsdp_config", "fsdp")]
     return next((name for name in names if name != engine and value_of(config, name)), None)
 
@@ -161,7 +161,7 @@ def _fp32_modules(config: DictConfig, precision: Precision) -> Iterator[Fp16Patc
 
 
 def _kept_log_probs(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
-    """What keeps verl from having both engines' log-probs."""
+    """Yield what keeps verl from having both engines' log-probs."""
     if not precision.keep_log_probs:
         return
     key = f"{rollout_correction.CORRECTION}.{rollout_correction.BYPASS}"

@@ -22,7 +22,7 @@ Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never impo
 
 
 def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The loss scaler from our settings, modules kept in FP32, and a check that verl really took the train dtype."""
+    """Set the loss scaler and the FP32 modules, and check that verl really took the train dtype."""
 
     @functools.wraps(original)
     def _build_fsdp_module(self: Engine, module: Any) -> Any:
