@@ -31,7 +31,7 @@ from fp16_patch.lab.cpu.rounded_rollout import rounded
 from fp16_patch.lab.recipes.hyperparameters import values
 from fp16_patch.lab.recipes.load import available, find, load
 from fp16_patch.lab.rewards.toy_reward import compute_score
-from fp16_patch.lab.toy import WORLDS, build
+from fp16_patch.lab.toy import TOY_TASKS, build
 from fp16_patch.lab.toy.sampling import sample, solved_counts
 from fp16_patch.lab.toy.task import Problem
 from fp16_patch.mismatch.metrics import mismatch_metrics
@@ -74,8 +74,8 @@ def made_world(out: Path, recipe: str, layers: int | None) -> Path:
     """The recipe's world, its policy of ``layers`` layers."""
     name = str(load(find(recipe)).world)
     if layers is None:
-        return build(out / name, settings=WORLDS[name]).path
-    return build(out / f"{name}-{layers}-layers", settings=replace(WORLDS[name], layers=layers)).path
+        return build(out / name, settings=TOY_TASKS[name]).path
+    return build(out / f"{name}-{layers}-layers", settings=replace(TOY_TASKS[name], layers=layers)).path
 
 
 def train(world: Path, run: dict[str, Any]) -> tuple[list[dict[str, float]], float]:

@@ -14,7 +14,7 @@ import pytest
 from shared_cache import make_once
 
 from fp16_patch.lab.launch.run import ArmResult, run_recipe
-from fp16_patch.lab.toy import World, untrained_world
+from fp16_patch.lab.toy import ToyTask, untrained_toy_task
 
 HERE = Path(__file__).parent
 
@@ -34,21 +34,21 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> ToyTask:
     """Return the toy world with an untrained model, made once for all workers of the session."""
-    folder = make_once(tmp_path_factory, "untrained", lambda folder: untrained_world(folder / "world"))
-    return World(folder / "world", json.loads((folder / "world" / "world.json").read_text()))
+    folder = make_once(tmp_path_factory, "untrained", lambda folder: untrained_toy_task(folder / "world"))
+    return ToyTask(folder / "world", json.loads((folder / "world" / "world.json").read_text()))
 
 
 @pytest.fixture
-def run_verl(world: World, tmp_path: Path) -> Callable[..., Run]:
+def run_verl(world: ToyTask, tmp_path: Path) -> Callable[..., Run]:
     """Run the real verl with these overrides on ``ranks`` ranks."""
     places = {"MODEL": world.model, "TRAIN": world.train, "VAL": world.val, "REWARD": world.reward}
     return functools.partial(_run, "verl", places, tmp_path)
 
 
 @pytest.fixture
-def run_openrlhf(world: World, tmp_path: Path) -> Callable[..., Run]:
+def run_openrlhf(world: ToyTask, tmp_path: Path) -> Callable[..., Run]:
     """Run the real OpenRLHF likewise, with a reward that differs between the answers of an untrained policy."""
     reward = HERE / "openrlhf" / "saboteur" / "dense_reward.py"
     places = {"MODEL": world.model, "TRAIN": world.train_prompts, "REWARD": reward}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     upstream="CPU autocast's op lists differ from CUDA's by design",
     remove_when="CPU autocast runs log_softmax in FP32",
 )
-def cpu_logprobs_fp32(original: Any, logits: torch.Tensor, labels: torch.Tensor) -> Any:
+def _cpu_logprobs_fp32(original: Any, logits: torch.Tensor, labels: torch.Tensor) -> Any:
     return original(logits.float(), labels)
 
 
@@ -38,5 +38,5 @@ def cpu_logprobs_fp32(original: Any, logits: torch.Tensor, labels: torch.Tensor)
     upstream="CPU autocast's op lists differ from CUDA's by design",
     remove_when="CPU autocast runs softmax in FP32",
 )
-def cpu_entropy_fp32(original: Any, logits: torch.Tensor) -> Any:
+def _cpu_entropy_fp32(original: Any, logits: torch.Tensor) -> Any:
     return original(logits.float())

@@ -19,7 +19,7 @@ from fp16_patch.patching import ProcessKind, replace, wrap
     remove_when="DeepSpeed allows FP16 on any CPU",
     fingerprint="3ca8114c0b66cedb",
 )
-def cpu_deepspeed_fp16(self: Any) -> bool:
+def _cpu_deepspeed_fp16(self: Any) -> bool:
     return True
 
 
@@ -33,7 +33,7 @@ def cpu_deepspeed_fp16(self: Any) -> bool:
     remove_when="DeepSpeed has a setting for it",
     fingerprint="5ee7daeb8dd5b011",
 )
-def cpu_deepspeed_no_shared_memory_op() -> None:
+def _cpu_deepspeed_no_shared_memory_op() -> None:
     """Return None, as if the operator could not be built: DeepSpeed then uses gloo."""
 
 
@@ -47,7 +47,7 @@ def cpu_deepspeed_no_shared_memory_op() -> None:
     upstream="OpenRLHF passes no setting of its optimizer through; not reported",
     remove_when="OpenRLHF can set torch_adam",
 )
-def cpu_deepspeed_torch_adam(original: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def _cpu_deepspeed_torch_adam(original: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     config: dict[str, Any] = original(*args, **kwargs)
     optimizer = config.get("optimizer", {})
     if optimizer.get("type") in ("Adam", "AdamW"):

@@ -75,7 +75,7 @@ class GlooBroadcast:
     remove_when="--vllm.sync_backend gloo updates weights over gloo",
     fingerprint="0f4de7e6719a9922",
 )
-def cpu_weights_over_gloo(
+def _cpu_weights_over_gloo(
     master_address: str, master_port: int, rank: int, world_size: int, device: object
 ) -> GlooBroadcast:
     return GlooBroadcast(master_address, master_port, rank, world_size)

@@ -24,7 +24,7 @@ OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
     upstream="not reported",
     remove_when="DistributedOptimizer.state_dict works on an optimizer that has not stepped",
 )
-def cpu_megatron_adam_before_steps(original: Any, self: Any) -> Any:
+def _cpu_megatron_adam_before_steps(original: Any, self: Any) -> Any:
     import torch
 
     adam = self.optimizer
@@ -45,7 +45,7 @@ def cpu_megatron_adam_before_steps(original: Any, self: Any) -> Any:
     upstream="not reported",
     remove_when="DistributedOptimizer.load_state_dict gives every parameter a step of its own, the one saved",
 )
-def cpu_megatron_adam_steps(original: Any, self: Any, state_dict: Any) -> None:
+def _cpu_megatron_adam_steps(original: Any, self: Any, state_dict: Any) -> None:
     import torch
 
     original(self, state_dict)
@@ -64,7 +64,7 @@ def cpu_megatron_adam_steps(original: Any, self: Any, state_dict: Any) -> None:
     upstream="not reported",
     remove_when="DistributedOptimizer loads fully_reshardable checkpoints into torch's Adam",
 )
-def cpu_megatron_adam_resharded(original: Any, self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+def _cpu_megatron_adam_resharded(original: Any, self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
     group, order = self.model_param_group_index_map[model_param]
     state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
     original(self, model_param, {key: state[key] for key in ("step",) if key in state} | tensors)

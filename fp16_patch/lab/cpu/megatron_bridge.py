@@ -23,7 +23,7 @@ _LOCAL_EXPERT = re.compile(r"\.local_experts\.(\d+)\.(.+)$")
     remove_when="transformer_impl=local is enough",
     fingerprint="7c731a4f475ae329",
 )
-def cpu_megatron_bridge_local_layers(config: Any) -> Any:
+def _cpu_megatron_bridge_local_layers(config: Any) -> Any:
     from megatron.bridge.models.gpt_provider import local_layer_spec
 
     return local_layer_spec(config)
@@ -38,7 +38,7 @@ def cpu_megatron_bridge_local_layers(config: Any) -> Any:
     upstream="torch.distributed.scatter over gloo does not check; not reported",
     remove_when="gloo refuses, or copies, parts that are not contiguous",
 )
-def cpu_megatron_bridge_contiguous_splits(original: Any, self: Any, splits: Any, *args: Any, **kwargs: Any) -> Any:
+def _cpu_megatron_bridge_contiguous_splits(original: Any, self: Any, splits: Any, *args: Any, **kwargs: Any) -> Any:
     return original(self, splits and [split.contiguous() for split in splits], *args, **kwargs)
 
 
@@ -51,7 +51,7 @@ def cpu_megatron_bridge_contiguous_splits(original: Any, self: Any, splits: Any,
     upstream="not reported",
     remove_when="_megatron_local_name_to_global knows local_experts",
 )
-def cpu_megatron_bridge_expert_numbers(
+def _cpu_megatron_bridge_expert_numbers(
     original: Any, models: Any, config: Any, param_name: str, vp_stage: Any = None
 ) -> str:
     from megatron.core import parallel_state
@@ -74,7 +74,7 @@ def cpu_megatron_bridge_expert_numbers(
     upstream="not reported",
     remove_when="gather_from_ep_ranks knows local_experts",
 )
-def cpu_megatron_bridge_expert_names(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+def _cpu_megatron_bridge_expert_names(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     local_name = self.megatron_param
     self.megatron_param = _LOCAL_EXPERT.sub(r".\2\1", local_name)  # the grouped experts' form: linear_fc1.weight3
     try:

@@ -19,7 +19,7 @@ from fp16_patch.patching import ProcessKind, replace, wrap
     remove_when="Megatron's random states have a device",
     fingerprint="dea947ca0b7dc92b",
 )
-def cpu_megatron_random_state(new_state: Any, device: int = -1, graph_safe: bool = False) -> None:
+def _cpu_megatron_random_state(new_state: Any, device: int = -1, graph_safe: bool = False) -> None:
     import torch
 
     torch.set_rng_state(new_state)
@@ -35,7 +35,7 @@ def cpu_megatron_random_state(new_state: Any, device: int = -1, graph_safe: bool
     upstream="verl/models/mcore/model_forward.py is written for TransformerEngine; not reported",
     remove_when="verl passes no mask to causal attention",
 )
-def cpu_megatron_causal_mask(
+def _cpu_megatron_causal_mask(
     original: Any, self: Any, query: Any, key: Any, value: Any, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> Any:
     if attention_mask is not None and attention_mask.dim() == 2:
@@ -53,7 +53,7 @@ def cpu_megatron_causal_mask(
     upstream="not reported",
     remove_when="maybe_move_tensor_to_cpu honours as_numpy for tensors on the CPU",
 )
-def cpu_megatron_expert_splits(original: Any, tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+def _cpu_megatron_expert_splits(original: Any, tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     import torch
 
     moved = original(tensor, as_numpy, record_stream)
@@ -71,7 +71,7 @@ def cpu_megatron_expert_splits(original: Any, tensor: Any, as_numpy: bool = Fals
     remove_when="moe_utils sets te_general_gemm to None where TransformerEngine is missing",
     fingerprint="12d79f770ec7e053",
 )
-def cpu_megatron_router_product(inp: Any, weight: Any, bias: Any, router_dtype: Any) -> Any:
+def _cpu_megatron_router_product(inp: Any, weight: Any, bias: Any, router_dtype: Any) -> Any:
     import torch
 
     parts = (None if part is None else part.to(router_dtype) for part in (inp, weight, bias))

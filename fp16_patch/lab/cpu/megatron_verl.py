@@ -20,7 +20,7 @@ from fp16_patch.patching import ProcessKind, wrap
     upstream="Megatron has no device interface; not reported",
     remove_when="Megatron asks for its device",
 )
-def map_cuda_to_cpu(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+def _map_cuda_to_cpu(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     from fp16_patch.lab.cpu import cuda_to_cpu
 
     cuda_to_cpu.enable_in_thread()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's platform interface for a machine without an accelerator."""
+"""Implement verl's platform interface for a machine without an accelerator."""
 
 from __future__ import annotations
 
@@ -16,105 +16,131 @@ from fp16_patch.lab.cpu.device import CpuDeviceId
 
 
 class CpuDeviceModule(types.ModuleType):
-    """``torch.cpu``, with the functions of ``torch.cuda`` that verl calls and ``torch.cpu`` lacks."""
+    """Extend ``torch.cpu`` with the functions of ``torch.cuda`` that verl calls and ``torch.cpu`` lacks."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
 
     def get_device_name(self, device: object = None) -> str:
+        """Return "cpu"."""
         return "cpu"
 
     def get_rng_state(self, device: object = None) -> torch.Tensor:
+        """Return the state of the CPU's generator."""
         return torch.get_rng_state()
 
     def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
+        """Set the state of the CPU's generator."""
         torch.set_rng_state(state)
 
     def mem_get_info(self, device: object = None) -> tuple[int, int]:
-        """(available, total) bytes of the machine."""
+        """Return the machine's available and total memory, in bytes."""
         memory = psutil.virtual_memory()
         return int(memory.available), int(memory.total)
 
     def _resident(self, device: object = None) -> int:
-        """Bytes this process holds; the operating system keeps no peak that could be reset."""
+        """Return the bytes that this process holds; the operating system keeps no peak that can be reset."""
         return int(psutil.Process().memory_info().rss)
 
     memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = _resident
 
-    def _nothing(self, *_: object, **__: object) -> None:
-        """There is no device allocator to reset, trim or limit."""
+    def _no_op(self, *_: object, **__: object) -> None:
+        """Do nothing: there is no device allocator to reset, trim or limit."""
 
-    empty_cache = ipc_collect = reset_peak_memory_stats = set_per_process_memory_fraction = _nothing
+    empty_cache = ipc_collect = reset_peak_memory_stats = set_per_process_memory_fraction = _no_op
 
 
 class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no types
-    """One CPU "device" a process; ranks talk over gloo and weights travel through shared memory."""
+    """Present one CPU "device" per process. Ranks use gloo; weights are sent through shared memory."""
 
     _module = CpuDeviceModule("fp16_patch.lab.cpu.device")
 
     @property
     def device_name(self) -> str:
+        """Return "cpu"."""
         return "cpu"
 
     @property
     def vendor_name(self) -> str:
+        """Return "cpu"."""
         return "cpu"
 
     @property
     def device_module(self) -> types.ModuleType:
+        """Return the module that verl uses in place of ``torch.cuda``."""
         return self._module
 
     def is_available(self) -> bool:
+        """Return True."""
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return False  # never detected, only asked for: a GPU machine must not end up here
+        """Return False: the platform is only chosen explicitly, never detected."""
+        return False
 
     def current_device(self) -> CpuDeviceId:
+        """Return the CPU's device id."""
         return CpuDeviceId("cpu")
 
     def device_count(self) -> int:
+        """Return 1."""
         return 1
 
-    def set_device(self, device_index: int) -> None: ...
+    def set_device(self, device_index: int) -> None:
+        """Do nothing: there is one device."""
 
-    def synchronize(self, device_index: int | None = None) -> None: ...
+    def synchronize(self, device_index: int | None = None) -> None:
+        """Do nothing: CPU calls are synchronous."""
 
     def manual_seed(self, seed: int) -> None:
+        """Seed the CPU's generator."""
         torch.manual_seed(seed)
 
     def manual_seed_all(self, seed: int) -> None:
+        """Seed the CPU's generator."""
         torch.manual_seed(seed)
 
-    def set_allocator_settings(self, settings: str) -> None: ...
+    def set_allocator_settings(self, settings: str) -> None:
+        """Do nothing: there is no device allocator."""
 
-    def empty_cache(self) -> None: ...
+    def empty_cache(self) -> None:
+        """Do nothing: there is no device allocator."""
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
+        """Return no compute capability."""
         return None, None
 
     def communication_backend_name(self) -> str:
+        """Return "gloo"."""
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"  # the one Ray sets for its logical "GPU" resource
+        """Return the variable that Ray sets for its logical "GPU" resource."""
+        return "CUDA_VISIBLE_DEVICES"
 
     @contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
+        """Do nothing: there is no NVTX."""
         yield
 
-    def profiler_start(self) -> None: ...
+    def profiler_start(self) -> None:
+        """Do nothing: there is no device profiler."""
 
-    def profiler_stop(self) -> None: ...
+    def profiler_stop(self) -> None:
+        """Do nothing: there is no device profiler."""
 
     def ray_resource_name(self) -> str:
-        return "GPU"  # a logical resource: ray_init.num_gpus=N is the number of ranks
+        """Return "GPU", a logical resource: ``ray_init.num_gpus=N`` is the number of ranks."""
+        return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
+        """Return no variables."""
         return []
 
     def is_ipc_supported(self) -> bool:
-        return False  # no device memory to share; verl then sends weights through shared memory
+        """Return False: there is no device memory to share, so verl sends weights through shared memory."""
+        return False
 
     def cudart(self) -> None:
-        return None
+        """Return None: there is no CUDA runtime."""
+        return

@@ -20,6 +20,6 @@ POLL_INTERVAL_S = 0.1
     upstream="not reported",
     remove_when="verl has a setting for it, or waits without polling",
 )
-def cpu_replay_buffer_polling(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+def _cpu_replay_buffer_polling(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     kwargs.setdefault("poll_interval", POLL_INTERVAL_S)
     original(self, *args, **kwargs)

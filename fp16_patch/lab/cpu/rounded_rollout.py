@@ -98,6 +98,7 @@ class RoundedLinear:
         self.kernel, self.bits = kernel, bits
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return the kernel's output, rounded."""
         return rounded(self.kernel(x, weight, bias), self.bits)
 
 
@@ -110,7 +111,7 @@ class RoundedLinear:
     upstream="not a defect",
     remove_when="the experiment has no more questions",
 )
-def vllm_cpu_rounded_linears(original: Any, layer: Any, remove_weight: bool) -> None:
+def _vllm_cpu_rounded_linears(original: Any, layer: Any, remove_weight: bool) -> None:
     bits = requested_bits()
     assert bits is not None  # it is not applied otherwise
     original(layer, remove_weight)  # runs at every weight update; changes neither convolutions nor experts
@@ -118,4 +119,4 @@ def vllm_cpu_rounded_linears(original: Any, layer: Any, remove_weight: bool) -> 
         layer.cpu_linear = RoundedLinear(layer.cpu_linear, bits)
 
 
-PATCHES = (vllm_cpu_rounded_linears,)
+PATCHES = (_vllm_cpu_rounded_linears,)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run on this platform needs set, as data: the environment, and verl's overrides or OpenRLHF's arguments.
+"""Settings of a run on this platform: the environment, and verl's overrides or OpenRLHF's arguments.
 
-Nothing here depends on the precision, the model or the algorithm. What comes after these wins.
+None of them depends on the precision, the model or the algorithm. Later settings override them.
 """
 
 from __future__ import annotations
@@ -14,54 +14,54 @@ from pathlib import Path
 from fp16_patch import envs
 
 KV_CACHE_BYTES = 256 * 2**20
-"""Per vLLM server: more than 100,000 tokens of a model of 4 layers with 4 key-value heads of 32."""
+"""Per vLLM server: more than 100,000 tokens of a model with 4 layers and 4 key-value heads of 32."""
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Ray would take 30% of the machine's memory."""
+"""Ray's default is 30% of the machine's memory."""
 
 WEIGHT_BUCKET_MB = 64
-"""verl's 2048 is a buffer in shared memory here. The largest tensor must fit, in FP32."""
+"""A buffer in shared memory; verl's default is 2048. The largest tensor must fit, in FP32."""
 
 
 def environment(work_dir: Path, *, megatron: bool = False) -> dict[str, str]:
-    """What to add to the environment of ``python -m verl.trainer.main_ppo``; Ray hands it to every process.
+    """Return the variables to add to the environment of ``python -m verl.trainer.main_ppo``.
 
-    ``megatron`` for ``model_engine=megatron``. Runs with different ``work_dir`` share nothing and may go on at the
+    Set ``megatron`` for ``model_engine=megatron``. Runs with different ``work_dir`` share nothing and may run at the
     same time.
     """
     modules = ["fp16_patch.lab.cpu.verl", *(["fp16_patch.lab.cpu.megatron"] if megatron else [])]
     return {
-        **_of_any_run(work_dir),
-        **(_NOTHING_COMPILED if megatron else {}),
+        **_common_environment(work_dir),
+        **(_NO_COMPILER if megatron else {}),
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": ",".join(modules),
-        # TransferQueue warns at every transfer that there are fewer cores than the 8 threads it would like.
+        # TransferQueue warns at every transfer if there are fewer cores than its 8 threads.
         "TQ_NUM_THREADS": "1",
     }
 
 
 def openrlhf_environment(work_dir: Path, ranks: int) -> dict[str, str]:
-    """What to add to the environment of ``openrlhf.cli.train_ppo_ray`` with ``ranks`` ranks a model.
+    """Return the variables to add to the environment of ``openrlhf.cli.train_ppo_ray`` with ``ranks`` ranks per model.
 
     Whoever starts its processes must call ``fp16_patch.platforms.activate`` in each of them.
     """
-    # One each for policy, reference, critic, reward model and vLLM; CPUs also for the trainer and what it starts.
+    # One each for policy, reference, critic, reward model and vLLM; one more CPU for the trainer.
     devices = 5 * ranks
     return {
-        **_of_any_run(work_dir),
+        **_common_environment(work_dir),
         envs.PLATFORM: "cpu",
-        # OpenRLHF calls ray.init with nothing. Logical devices, and no worker before somebody asks for one.
+        # OpenRLHF calls ray.init without arguments. Logical devices, and no worker processes in advance.
         "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": devices + 1, "GPU": devices}),
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECT_STORE_BYTES),
         "RAY_prestart_worker_first_driver": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, the least there is; --vllm.gpu_memory_utilization would count otherwise
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, the minimum; otherwise --vllm.gpu_memory_utilization decides
         "OMP_NUM_THREADS": "1",
-        **_NOTHING_COMPILED,
+        **_NO_COMPILER,
     }
 
 
 def openrlhf_arguments(ranks: int) -> list[str]:
-    """Arguments for ``ranks`` ranks of each model that a run has, and one vLLM engine."""
+    """Return OpenRLHF's arguments for ``ranks`` ranks of each model and one vLLM engine."""
     models = ("actor", "ref", "critic", "reward")
     return [
         *(f"--{model}.num_nodes=1" for model in models),
@@ -76,7 +76,7 @@ def openrlhf_arguments(ranks: int) -> list[str]:
 
 
 MEGATRON_TRANSFORMER: dict[str, object] = {
-    # No fused kernels, which Apex and TransformerEngine have, and the bridge's models ask for.
+    # No fused kernels: they are Apex's and TransformerEngine's, and the bridge's models enable them.
     "attention_backend": "local",
     "persist_layer_norm": False,
     "masked_softmax_fusion": False,
@@ -86,19 +86,19 @@ MEGATRON_TRANSFORMER: dict[str, object] = {
     "gradient_accumulation_fusion": False,
     "moe_grouped_gemm": False,
     "moe_permute_fusion": False,
-    # Frees what is being sent to the next stage. NCCL sends in the order of its stream; gloo reads the memory when the
-    # other side asks. With virtual stages, where Megatron waits for a send only after the next, it sent what lay there.
+    # It frees tensors that are being sent to the next stage. NCCL sends in stream order; gloo reads the memory when the
+    # receiver asks. With virtual stages Megatron waits for a send only after the next one, and gloo sent freed memory.
     "deallocate_pipeline_outputs": False,
 }
 """``override_transformer_config`` of a Megatron engine."""
 
 
-def _of_any_run(work_dir: Path) -> dict[str, str]:
-    # Ray's socket paths must stay under 108 bytes, so its files cannot live under any work_dir.
+def _common_environment(work_dir: Path) -> dict[str, str]:
+    # Ray's socket paths must stay under 108 bytes, so its files cannot be in work_dir.
     run = hashlib.sha256(str(work_dir.resolve()).encode()).hexdigest()[:8]
     return {
         "RAY_TMPDIR": str(Path(tempfile.gettempdir()) / f"fp16_patch-{run}"),
-        # vLLM would bind every server of the machine to the same cores.
+        # By default vLLM binds every server of the machine to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -107,9 +107,9 @@ def _of_any_run(work_dir: Path) -> dict[str, str]:
 
 
 def verl_overrides(ranks: int, *, megatron: bool = False) -> list[str]:
-    """Hydra overrides for ``ranks`` trainer ranks, one process each, and as many vLLM servers.
+    """Return Hydra overrides for ``ranks`` trainer ranks, one process each, and as many vLLM servers.
 
-    ``megatron`` for ``model_engine=megatron``, which is not among them.
+    Set ``megatron`` for ``model_engine=megatron``; the overrides do not set that key.
     """
     return [
         *(_MEGATRON if megatron else _FSDP),
@@ -127,14 +127,14 @@ def verl_overrides(ranks: int, *, megatron: bool = False) -> list[str]:
         f"++actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes={KV_CACHE_BYTES}",
         f"actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes={WEIGHT_BUCKET_MB}",
         f"++ray_kwargs.ray_init.object_store_memory={OBJECT_STORE_BYTES}",
-        # As many ranks as asked for, whatever the machine has; CPUs are Ray's unit of account, not cores.
+        # As many ranks as requested, whatever the machine has; Ray's CPUs are logical, not cores.
         f"trainer.n_gpus_per_node={ranks}",
         "trainer.nnodes=1",
         f"++ray_kwargs.ray_init.num_gpus={ranks}",
         f"ray_kwargs.ray_init.num_cpus={8 + 4 * ranks}",
         "++ray_kwargs.ray_init.address=local",
         "++ray_kwargs.ray_init.include_dashboard=False",
-        # As few processes as verl lets one have: each spends seconds on imports.
+        # As few processes as verl allows: each spends seconds on imports.
         "actor_rollout_ref.rollout.agent.num_workers=1",
         "reward.num_workers=1",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
@@ -143,8 +143,8 @@ def verl_overrides(ranks: int, *, megatron: bool = False) -> list[str]:
 
 
 _MODELS = ("actor_rollout_ref.model", "critic.model")
-_NOTHING_COMPILED = {
-    # Megatron's fused functions and OpenRLHF's compute_entropy are, at their first call, and there may be no compiler.
+_NO_COMPILER = {
+    # Megatron's fused functions and OpenRLHF's compute_entropy compile at their first call; there may be no compiler.
     "TORCHDYNAMO_DISABLE": "1",
 }
 _FSDP = [

@@ -37,7 +37,7 @@ _REMOVE_WHEN = "verl's socket names differ between Ray clusters"
     upstream=_UPSTREAM,
     remove_when=_REMOVE_WHEN,
 )
-def cpu_sender_socket(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+def _cpu_sender_socket(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     original(self, *args, **kwargs)
     self.zmq_handle = move_to_ray_tmpdir(self.zmq_handle)
 
@@ -50,5 +50,5 @@ def cpu_sender_socket(original: Any, self: Any, *args: Any, **kwargs: Any) -> No
     upstream=_UPSTREAM,
     remove_when=_REMOVE_WHEN,
 )
-def cpu_receiver_socket(original: Any, self: Any) -> str:
+def _cpu_receiver_socket(original: Any, self: Any) -> str:
     return move_to_ray_tmpdir(original(self))

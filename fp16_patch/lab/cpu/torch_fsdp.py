@@ -19,7 +19,7 @@ GLOO = "cpu:gloo"
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",
     remove_when="verl's process group backend is right for device cpu",
 )
-def cpu_process_group(original: Any, timeout_second: int | None = None, backend: str | None = None) -> Any:
+def _cpu_process_group(original: Any, timeout_second: int | None = None, backend: str | None = None) -> Any:
     return original(timeout_second, backend or GLOO)
 
 
@@ -32,7 +32,7 @@ def cpu_process_group(original: Any, timeout_second: int | None = None, backend:
     upstream="verl passes no device (verl/workers/engine/fsdp/transformer_impl.py); not reported",
     remove_when="verl passes its device to ShardedGradScaler",
 )
-def cpu_grad_scaler_device(original: Any, self: Any, device: str = "cpu", *args: Any, **kwargs: Any) -> None:
+def _cpu_grad_scaler_device(original: Any, self: Any, device: str = "cpu", *args: Any, **kwargs: Any) -> None:
     original(self, device, *args, **kwargs)
 
 
@@ -45,7 +45,7 @@ def cpu_grad_scaler_device(original: Any, self: Any, device: str = "cpu", *args:
     remove_when="verl drops FSDP1",
     fingerprint="036e7f21b1ee2505",
 )
-def cpu_fsdp1_sync_module_states(module_states: list[Any]) -> None: ...
+def _cpu_fsdp1_sync_module_states(module_states: list[Any]) -> None: ...
 
 
 @wrap(
@@ -58,7 +58,7 @@ def cpu_fsdp1_sync_module_states(module_states: list[Any]) -> None: ...
     upstream="FSDP1 is in maintenance; not reported",
     remove_when="verl drops FSDP1",
 )
-def cpu_fsdp1_no_offload(
+def _cpu_fsdp1_no_offload(
     original: Any,
     state: Any,
     sharding_strategy: Any,
@@ -78,7 +78,7 @@ def cpu_fsdp1_no_offload(
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",
     remove_when="verl pins memory only where there is an accelerator",
 )
-def cpu_fsdp2_no_pinned_memory(original: Any, model: Any, fsdp_kwargs: dict[str, Any], config: Any) -> Any:
+def _cpu_fsdp2_no_pinned_memory(original: Any, model: Any, fsdp_kwargs: dict[str, Any], config: Any) -> Any:
     if fsdp_kwargs.get("offload_policy") is not None:
         fsdp_kwargs["offload_policy"].pin_memory = False
     return original(model, fsdp_kwargs, config)

@@ -19,7 +19,7 @@ from fp16_patch.patching import ProcessKind, replace
     remove_when="load_valuehead_model takes attn_implementation from the model's configuration",
     fingerprint="d7528f4ff909c7c3",
 )
-def cpu_value_head_attention(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+def _cpu_value_head_attention(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForTokenClassification
 
     return AutoModelForTokenClassification.from_pretrained(

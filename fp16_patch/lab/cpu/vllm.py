@@ -23,7 +23,7 @@ from fp16_patch.patching import ProcessKind, add, wrap
     upstream="not reported; the CPU backend is written for serving",
     remove_when="vLLM's CPU backend supports weight updates",
 )
-def vllm_cpu_keep_linear_weights(original: Any, layer: Any, remove_weight: bool) -> None:
+def _vllm_cpu_keep_linear_weights(original: Any, layer: Any, remove_weight: bool) -> None:
     original(layer, remove_weight=False)
 
 
@@ -36,7 +36,7 @@ def vllm_cpu_keep_linear_weights(original: Any, layer: Any, remove_weight: bool)
     upstream="not reported; on GPUs the same symptom was https://github.com/vllm-project/vllm/issues/42821",
     remove_when="_setup_kernel lets the experts process their weights on updates too",
 )
-def vllm_cpu_repack_experts(original: Any, self: Any, layer: Any, w13: Any, w2: Any) -> None:
+def _vllm_cpu_repack_experts(original: Any, self: Any, layer: Any, w13: Any, w2: Any) -> None:
     is_weight_update = self.moe_kernel is not None
     original(self, layer, w13, w2)
     if is_weight_update:
@@ -53,8 +53,9 @@ def vllm_cpu_repack_experts(original: Any, self: Any, layer: Any, w13: Any, w2: 
     remove_when="verl asks for get_rename_mapper",
 )
 def get_unstacked_mapper(self: Any) -> Any:
+    """Return the mapper under its new name."""
     return self.get_rename_mapper()
 
 
-PATCHES = (vllm_cpu_keep_linear_weights, vllm_cpu_repack_experts)
+PATCHES = (_vllm_cpu_keep_linear_weights, _vllm_cpu_repack_experts)
 VERL_PATCHES = (*PATCHES, get_unstacked_mapper)

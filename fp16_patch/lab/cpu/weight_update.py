@@ -18,7 +18,7 @@ from fp16_patch.patching import ProcessKind, wrap
     upstream="the device is hard-coded; not reported",
     remove_when="OpenRLHF takes the worker's device and calls process_weights_after_loading",
 )
-def cpu_openrlhf_update_weight(
+def _cpu_openrlhf_update_weight(
     original: Any, self: Any, name: str, dtype: Any, shape: Any, empty_cache: bool = False
 ) -> Any:
     from fp16_patch.lab.cpu.cuda_to_cpu import CudaToCpu
@@ -40,7 +40,7 @@ def cpu_openrlhf_update_weight(
     upstream="the device is hard-coded; not reported",
     remove_when="OpenRLHF averages on the model's device",
 )
-def cpu_openrlhf_moving_average(
+def _cpu_openrlhf_moving_average(
     original: Any, self: Any, model: Any, model_ema: Any, beta: float = 0.992, device: str = "cpu"
 ) -> Any:
     return original(self, model, model_ema, beta, "cpu")

@@ -17,7 +17,7 @@ from fp16_patch.lab.recipes.hyperparameters import values
 from fp16_patch.lab.recipes.schema import Arm, OtherData, Recipe
 
 if TYPE_CHECKING:
-    from fp16_patch.lab.toy import World
+    from fp16_patch.lab.toy import ToyTask
 
 WORLD = "world"
 """Folder of a run directory: model and data that the run makes itself."""
@@ -66,13 +66,13 @@ class ArmFiles:
         return self.folder / "checkpoints"
 
 
-def world_in(out: Path, recipe: Recipe) -> World | None:
+def world_in(out: Path, recipe: Recipe) -> ToyTask | None:
     """The world of a run directory, there or not yet; None where the recipe has none."""
     if recipe.world is None:
         return None
-    from fp16_patch.lab.toy import World
+    from fp16_patch.lab.toy import ToyTask
 
-    return World(out / WORLD, {})
+    return ToyTask(out / WORLD, {})
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Job:
     recipe: Recipe
     arm_name: str
     files: ArmFiles
-    world: World | None = None
+    world: ToyTask | None = None
     overrides: tuple[str, ...] = ()
 
     @property

@@ -96,7 +96,7 @@ def build_world(recipe: Recipe, out: Path, say: Callable[[str], None]) -> None:
     """Build the recipe's world in the run directory; one that is already there and unharmed is used again."""
     if recipe.world is None:
         return
-    from fp16_patch.lab.toy import WORLDS, build
+    from fp16_patch.lab.toy import TOY_TASKS, build
 
     say(f"the {recipe.world} world in {out / WORLD}")
-    build(out / WORLD, _WORLD_SEED, lambda line: say(f"  {line}"), WORLDS[recipe.world])
+    build(out / WORLD, _WORLD_SEED, lambda line: say(f"  {line}"), TOY_TASKS[recipe.world])

@@ -11,7 +11,7 @@ from fp16_patch.lab.cpu import rounded_rollout
 from fp16_patch.lab.launch.command import EARLIER, WORLD
 from fp16_patch.lab.recipes import validate_algorithm
 from fp16_patch.lab.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, Data, OtherData, Recipe
-from fp16_patch.lab.toy import WORLDS
+from fp16_patch.lab.toy import TOY_TASKS
 from fp16_patch.lab.trainers import TRAINERS
 
 
@@ -25,7 +25,7 @@ def validate(recipe: Recipe, *, source: str) -> None:
 
 def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
     chosen: list[tuple[str, str | None, tuple[str, ...]]]
-    chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, tuple(WORLDS))]
+    chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, tuple(TOY_TASKS))]
     problems = [
         Fp16PatchError(f"{source}: {key}={value!r} is unknown", code="value-not-allowed", allowed=", ".join(allowed))
         for key, value, allowed in chosen

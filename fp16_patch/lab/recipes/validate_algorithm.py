@@ -9,7 +9,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.recipes import hyperparameters
 from fp16_patch.lab.recipes.algorithms import algorithms
 from fp16_patch.lab.recipes.schema import PLATFORMS, SCALES, Arm, Recipe
-from fp16_patch.lab.toy import WORLDS
+from fp16_patch.lab.toy import TOY_TASKS
 
 STRATEGIES = ("fsdp2", "fsdp", "megatron")
 
@@ -92,7 +92,7 @@ def _toy(recipe: Recipe) -> Iterator[Fp16PatchError]:
             )
     for key, value, allowed in (
         ("platform", recipe.toy.platform, PLATFORMS),
-        ("world", recipe.toy.world, tuple(WORLDS)),
+        ("world", recipe.toy.world, tuple(TOY_TASKS)),
     ):
         if value not in allowed:
             yield Fp16PatchError(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An exact match: 1 where the last box, or what stands behind the last ####, or the whole answer, is the truth.
+"""Score an exact match: 1 if the last box, or the text after the last ####, or the whole answer equals the truth.
 
-For verl's ``custom_reward_function.path``, and for data whose answers need no mathematics to compare.
+Use it as verl's ``custom_reward_function.path``, for data whose answers can be compared as text.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any] | None = None,
 ) -> float:
-    """1.0 or 0.0; blanks around the answer do not count."""
+    """Return 1.0 or 0.0; whitespace around the answer is ignored."""
     return float(extract_answer(solution_str) == ground_truth.strip())

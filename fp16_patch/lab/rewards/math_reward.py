@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's reward on mathematics: 1 where math-verify finds the answer in the last box right, else 0.
+"""Score mathematics as in the paper: 1 if math-verify accepts the answer in the last box, else 0.
 
-For verl's ``custom_reward_function.path`` and OpenRLHF's ``--reward.remote_url``. Both load this file by itself, so it
-imports nothing of this package. An answer cut off before its box is closed gets 0, as in the paper.
+Use it as verl's ``custom_reward_function.path`` or OpenRLHF's ``--reward.remote_url``. Both load this file alone, so it
+imports nothing from this package. An answer that is cut off before its box is closed gets 0, as in the paper.
 
-A policy may answer ``9^{9^{9}}``, over which math-verify computes with no end in sight, and a trainer calls this
-outside its main thread, where math-verify's own time limits do not work. So answers are judged in a process of their
-own, which the system ends after ``LIMIT_S`` seconds over one answer; that answer gets 0, and a new process goes on.
+math-verify computes practically forever on an answer such as ``9^{9^{9}}``, and its own time limits do not work outside
+the main thread, where trainers call rewards. Answers are therefore scored in a separate process. The system kills it
+after ``LIMIT_S`` seconds on one answer; that answer gets 0, and a new process scores the next.
 """
 
 from __future__ import annotations
@@ -31,13 +31,18 @@ def compute_score(
     ground_truth: str,
     extra_info: dict[str, Any] | None = None,
 ) -> float:
-    """For verl. Raises ``ModuleNotFoundError`` without math-verify, ``RuntimeError`` when the judge itself breaks."""
+    """Return the score of one answer, 1.0 or 0.0, as verl calls it.
+
+    Raises:
+        ModuleNotFoundError: If math-verify is not installed.
+        RuntimeError: If the scoring process fails.
+    """
     box = solution_str.rfind(_BOX)
     return _JUDGE.score(solution_str[box:], ground_truth) if box >= 0 else 0.0
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> dict[str, Any]:
-    """The same for OpenRLHF, whose queries are the prompt and the answer in one text."""
+    """Return the scores as OpenRLHF calls it, with the prompt and the answer in one query."""
     import torch
 
     answers = [query.removeprefix(prompt) for query, prompt in zip(queries, prompts, strict=True)]
@@ -46,9 +51,9 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> di
 
 
 class _Judge:
-    """Asks the other process about one answer at a time, from any thread; starts it when there is none."""
+    """Send answers to the scoring process, one at a time and from any thread; start it if it is not running."""
 
-    # Not as a script: the folder of this file would come first where it looks for modules.
+    # Not as a script: that would put this file's folder first on sys.path.
     _START = "import runpy, sys; runpy.run_path(sys.argv[1])['_judge_lines']()"
 
     def __init__(self) -> None:
@@ -72,7 +77,7 @@ class _Judge:
             return 0.0
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._process is None or self._owner != os.getpid():  # a fork does not share its parent's
+        if self._process is None or self._owner != os.getpid():  # a forked process needs its own
             if importlib.util.find_spec("math_verify") is None:
                 raise ModuleNotFoundError("the reward on mathematics needs math-verify: pip install math-verify")
             command = [sys.executable, "-c", self._START, __file__]
@@ -86,13 +91,13 @@ _JUDGE = _Judge()
 
 
 def _judge_lines() -> None:
-    """The other process: ``[answer, truth]`` a line in, a score a line out, until there are no more."""
+    """Run the scoring process: read ``[answer, truth]`` lines, write one score per line, until the input ends."""
     import logging
 
     from math_verify import parse, verify
 
-    logging.disable(logging.WARNING)  # that its time limits are off
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other end, whose end is ours
+    logging.disable(logging.WARNING)  # math-verify warns that its time limits are off
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and its end ends this process
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for line in sys.stdin:
         answer, truth = json.loads(line)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Qwen2, or a mixture of experts, small enough for two CPU cores, and how it is written to disk."""
+"""Create and save a Qwen2 model, or a mixture of experts, small enough for two CPU cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 HEAD_DIM = 32
-"""The smallest head that vLLM's CPU attention supports."""
+"""The smallest head size that vLLM's CPU attention supports."""
 
 POSITIONS = 256
 
@@ -23,10 +23,11 @@ POSITIONS = 256
 def new_model(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, seed: int, experts: int = 0
 ) -> PreTrainedModel:
-    """A Qwen2 with random float32 weights that depend on ``seed`` alone; the caller's random state is untouched.
+    """Return a Qwen2 model with random float32 weights that depend only on ``seed``.
 
-    ``hidden`` is a multiple of ``HEAD_DIM``. ``hidden=64, layers=8`` makes 0.34M parameters. With ``experts`` it is a
-    Qwen3-MoE, each token going to two of them: what verl's Megatron, FSDP and vLLM all know.
+    The caller's random state is not changed. ``hidden`` is a multiple of ``HEAD_DIM``; ``hidden=64, layers=8`` gives
+    0.34M parameters. With ``experts`` the model is a Qwen3-MoE with two experts per token, which verl's Megatron, FSDP
+    and vLLM all support.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -61,20 +62,20 @@ def new_model(
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write weights, config, generation config and tokenizer in Hugging Face's layout."""
+    """Write weights, config, generation config and tokenizer in Hugging Face's layout to ``out``."""
     from transformers import GenerationConfig
 
     # vLLM takes its default sampling parameters from here: name the special tokens and nothing else.
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(**special)
-    with _deepspeed_kept_quiet():
+    with _silence_deepspeed():
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 @contextmanager
-def _deepspeed_kept_quiet() -> Iterator[None]:
-    """To save a model, transformers imports DeepSpeed where it is installed, which then warns that it sees no GPU."""
+def _silence_deepspeed() -> Iterator[None]:
+    # To save a model, transformers imports an installed DeepSpeed, which warns that it finds no GPU.
     before = os.environ.get("DS_ACCELERATOR")
     os.environ["DS_ACCELERATOR"] = "cpu"
     try:
@@ -87,7 +88,7 @@ def _deepspeed_kept_quiet() -> Iterator[None]:
 
 
 def tiny_model(out: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0, experts: int = 0) -> Path:
-    """Write an untrained model (0.1M parameters) with its tokenizer to ``out``, for tests that need any model."""
+    """Write an untrained model (0.1M parameters) with its tokenizer to ``out``, for tests; return ``out``."""
     tokenizer = character_tokenizer()
     save(new_model(tokenizer, hidden=hidden, layers=layers, seed=seed, experts=experts), tokenizer, out)
     return out

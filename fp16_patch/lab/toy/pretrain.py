@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Supervised training from scratch, stopped half way: RL needs a policy that is right about every other time."""
+"""Train the toy policy with supervision until about half of its answers are right, which RL can improve on."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 WARM_UP_STEPS = 50
-LOOK_EVERY = 25
-PROBED_PROBLEMS, PROBES = 64, 4
-IGNORED = -100  # torch's cross_entropy skips this label
+EVAL_INTERVAL = 25
+EVAL_PROBLEMS, EVAL_SAMPLES = 64, 4
+IGNORE_INDEX = -100  # torch's cross_entropy skips this label
 
 
 def pretrain(
@@ -32,16 +32,21 @@ def pretrain(
     seed: int,
     progress: Callable[[str], None],
 ) -> int:
-    """Train ``model`` in place, in float32, on right answers until it solves ``target`` of sampled problems.
+    """Train ``model`` in place, in float32, on right answers until it solves ``target`` of the sampled problems.
 
-    The stop depends on accuracy and not on time, so that a slow machine makes the same policy as a fast one.
-    Returns the number of steps. Raises ``Fp16PatchError`` when ``max_steps`` were not enough.
+    The stop depends on accuracy, not on time: a slow machine makes the same policy as a fast one.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        Fp16PatchError: If ``max_steps`` steps are not enough.
     """
     import torch
 
     rng = random.Random(seed)
-    probe_rng = torch.Generator().manual_seed(seed)
-    probed = [draw(digits, rng) for _ in range(PROBED_PROBLEMS)]
+    eval_rng = torch.Generator().manual_seed(seed)
+    eval_problems = [draw(digits, rng) for _ in range(EVAL_PROBLEMS)]
 
     def rate(done: int) -> float:
         return min((done + 1) / WARM_UP_STEPS, 1 - done / max_steps)
@@ -59,11 +64,11 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepped in (*optimizers, *schedules):
             stepped.step()
-        if step % LOOK_EVERY == 0:
+        if step % EVAL_INTERVAL == 0:
             counts = solved_counts(
-                model, tokenizer, probed, samples=PROBES, max_tokens=token_limits(digits)[1], rng=probe_rng
+                model, tokenizer, eval_problems, samples=EVAL_SAMPLES, max_tokens=token_limits(digits)[1], rng=eval_rng
             )
-            solved = sum(counts) / (PROBED_PROBLEMS * PROBES)
+            solved = sum(counts) / (EVAL_PROBLEMS * EVAL_SAMPLES)
             progress(f"step {step}: loss {loss.item():.2f}, solves {solved:.0%} (stops at {target:.0%})")
             if solved >= target:
                 return step
@@ -71,14 +76,14 @@ def pretrain(
         f"the toy policy solves {solved:.0%} after {max_steps} steps with seed {seed}",
         code="toy-world-failed",
         allowed=f"at least {target:.0%}",
-        next_step="build the toy world with another seed",
+        next_step="build the toy task with another seed",
     )
 
 
 def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for the rest.
+    """Return Muon for the layers' matrices and AdamW for the rest.
 
-    AdamW alone took twice the steps to the same accuracy, and RL then improved its policy more slowly.
+    AdamW alone takes twice the steps to the same accuracy, and RL then improves that policy more slowly.
     """
     import torch
 
@@ -94,10 +99,10 @@ def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
 def _demonstrations(
     tokenizer: PreTrainedTokenizerFast, digits: int, batch: int, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels, int64 ``[batch, length]``: labels hold the answers, prompts and padding are ignored."""
+    """Return inputs and labels, int64 ``[batch, length]``; the labels of prompts and padding are ignored."""
     drawn = [draw(digits, rng) for _ in range(batch)]
     texts = [problem.prompt + demonstration(problem, rng) + tokenizer.eos_token for problem in drawn]
     encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORED)
-    labels[:, : len(drawn[0].prompt)] = IGNORED  # every number is one digit: all prompts have one length
+    labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, IGNORE_INDEX)
+    labels[:, : len(drawn[0].prompt)] = IGNORE_INDEX  # every number is one digit: all prompts have one length
     return encoded.input_ids, labels

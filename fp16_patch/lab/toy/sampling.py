@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample answers from the policy and count the right ones."""
+"""Sample answers from the toy policy and count the right ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ if TYPE_CHECKING:
 def sample(
     model: PreTrainedModel, prompts: torch.Tensor, *, samples: int, max_tokens: int, rng: torch.Generator
 ) -> torch.Tensor:
-    """Sample at temperature 1, ``samples`` times for each of ``prompts`` (int64 ``[prompts, length]``, no padding).
+    """Sample ``samples`` answers to each prompt at temperature 1.
 
-    Returns int64 ``[prompts * samples, <= max_tokens]``, the answers to one prompt side by side, padded behind
-    their end of sequence.
+    Args:
+        model: The policy.
+        prompts: int64 ``[prompts, length]``, no padding.
+        samples: Number of answers per prompt.
+        max_tokens: Limit of an answer, in tokens.
+        rng: Source of randomness.
+
+    Returns:
+        int64 ``[prompts * samples, <= max_tokens]``; the answers to one prompt are adjacent, and padded after their
+        end of sequence.
     """
     import torch
     from transformers import DynamicCache
@@ -50,7 +58,7 @@ def solved_counts(
     max_tokens: int,
     rng: torch.Generator,
 ) -> list[int]:
-    """How many of ``samples`` sampled answers solve each of ``problems``, all of one prompt length."""
+    """Return how many of ``samples`` answers solve each problem. All prompts must have the same length."""
     prompts = tokenizer([problem.prompt for problem in problems], return_tensors="pt").input_ids
     was_training = model.training
     model.eval()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Try problems on the policy until enough of them are within its reach."""
+"""Sample problems from the policy until enough of them are within its reach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-AT_A_TIME = 64
+BATCH_SIZE = 64
 
 
 def select(
@@ -30,13 +30,14 @@ def select(
     rng: torch.Generator,
     progress: Callable[[str], None],
 ) -> Selection[Problem]:
-    """Try ``candidates`` in turn until ``needed`` of them were solved in a share of ``samples`` within ``keep``.
+    """Try ``candidates`` in turn until ``needed`` of them have a solve rate within ``keep``.
 
-    Raises ``Fp16PatchError`` when the candidates run out first.
+    Raises:
+        Fp16PatchError: If the candidates run out first.
     """
     selection: Selection[Problem] = Selection(keep)
-    for start in range(0, len(candidates), AT_A_TIME):
-        tried = candidates[start : start + AT_A_TIME]
+    for start in range(0, len(candidates), BATCH_SIZE):
+        tried = candidates[start : start + BATCH_SIZE]
         counts = solved_counts(model, tokenizer, tried, samples=samples, max_tokens=max_tokens, rng=rng)
         for problem, count in zip(tried, counts, strict=True):
             selection.add(problem, count, samples)
@@ -49,5 +50,5 @@ def select(
         f"only {len(selection.kept)} of {len(candidates)} problems are within the policy's reach",
         code="toy-world-failed",
         allowed=f"at least {needed}, solved in {keep[0]:.0%} to {keep[1]:.0%} of {samples} samples",
-        next_step="build the toy world with another seed, or ask for fewer problems",
+        next_step="build the toy task with another seed, or with fewer problems",
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task: add up a few digits aloud, in any order.
+"""Define the task: add up a few digits step by step, in any order.
 
 ``7+4+9+6+8=`` is answered by a chain of running totals, ``9+6=15+8=23+7=30+4=34``. Every order of the digits is
-a right answer, which is what gives the policy entropy at temperature 1 without making its answers wrong.
+right, which gives the policy entropy at temperature 1 without wrong answers.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ DATA_SOURCE = "fp16_patch/toy"
 
 @dataclass(frozen=True)
 class Problem:
-    """Digits to add up, in the order in which the prompt names them."""
+    """Hold the digits to add up, in the prompt's order."""
 
     digits: tuple[int, ...]
 
     @property
     def prompt(self) -> str:
+        """Return the question, such as ``7+4=``."""
         return "+".join(map(str, self.digits)) + "="
 
     @property
     def answer(self) -> str:
+        """Return the sum."""
         return str(sum(self.digits))
 
 
 def draw(count: int, rng: random.Random) -> Problem:
-    """A problem of ``count`` digits, each equally likely."""
+    """Draw a problem of ``count`` uniformly random digits."""
     return Problem(tuple(rng.randint(LOWEST, HIGHEST) for _ in range(count)))
 
 
 def distinct_problems(count: int, rng: random.Random) -> list[Problem]:
-    """Every choice of ``count`` digits once, shuffled, its digits in a random order.
+    """Return every multiset of ``count`` digits once, shuffled, its digits in random order.
 
-    No two differ by order alone, so a split of them keeps a problem and its permutations on one side.
+    No two problems are permutations of each other, so a split keeps a problem and its permutations on one side.
     """
     problems = []
     for digits in itertools.combinations_with_replacement(range(LOWEST, HIGHEST + 1), count):
@@ -51,7 +53,7 @@ def distinct_problems(count: int, rng: random.Random) -> list[Problem]:
 
 
 def demonstration(problem: Problem, rng: random.Random) -> str:
-    """A right answer to ``problem`` with its working, in a random order of the digits."""
+    """Return a right answer to ``problem`` with its steps, in a random order of the digits."""
     first, *others = rng.sample(problem.digits, len(problem.digits))
     total, text = first, str(first)
     for digit in others:
@@ -61,7 +63,9 @@ def demonstration(problem: Problem, rng: random.Random) -> str:
 
 
 def token_limits(count: int) -> tuple[int, int]:
-    """Longest prompt and longest right answer with its end of sequence, in tokens, rounded up to a multiple of 8.
+    """Return the longest prompt and the longest right answer with its end of sequence, in tokens.
+
+    Both are rounded up to a multiple of 8.
 
     Five digits: 10 and 22 tokens, limits 16 and 24.
     """

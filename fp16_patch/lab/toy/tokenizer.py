@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One token a character, in the shape that transformers, vLLM and verl expect of a Qwen2 tokenizer."""
+"""Build a tokenizer with one token per character that transformers, vLLM and verl accept as Qwen2's."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-"""Qwen's own names: verl looks up ``<|im_end|>`` for every qwen2 model, and a one-token newline."""
+"""Qwen's own names: verl looks up ``<|im_end|>``, and a one-token newline, for every qwen2 model."""
 
 CHARACTERS = "\t\n " + string.digits + string.ascii_letters + string.punctuation
 
 CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""Chat template without roles: the prompt of one user message is that message."""
+"""Chat template without roles: the prompt of a single user message is that message."""
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of printable ASCII, tab and newline: 100 tokens, no unknown-token id, no merges.
+    """Return a tokenizer of printable ASCII, tab and newline: 100 tokens, no unknown-token id, no merges.
 
     ``len(tokenizer)`` must be the model's ``vocab_size``: verl masks a padded tail in vLLM and not in the trainer.
     """

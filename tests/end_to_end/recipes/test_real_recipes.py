@@ -29,11 +29,13 @@ BARELY_TRAINED = {"layers": 2, "target": 0.1, "train": 64, "val": 16, "samples":
 @pytest.fixture
 def run_arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunArm:
     def run(recipe: str, arm: str, *overrides: str, framework: str = "verl") -> ArmRun:
-        for name, settings in toy.WORLDS.items():
-            monkeypatch.setitem(toy.WORLDS, name, dataclasses.replace(settings, **BARELY_TRAINED))
+        for name, settings in toy.TOY_TASKS.items():
+            monkeypatch.setitem(toy.TOY_TASKS, name, dataclasses.replace(settings, **BARELY_TRAINED))
         name = load(find(recipe), "toy").world
         assert name is not None, f"{recipe} has no toy world"
-        made = make_once(tmp_path_factory, name, lambda folder: toy.build(folder / "world", settings=toy.WORLDS[name]))
+        made = make_once(
+            tmp_path_factory, name, lambda folder: toy.build(folder / "world", settings=toy.TOY_TASKS[name])
+        )
         shutil.copytree(made / "world", tmp_path / "world")  # the run finds it complete and uses it
         run_recipe(
             find(recipe), tmp_path, framework=framework, scale="toy", arms=[arm], overrides=overrides, timeout_s=480

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fp16_patch.lab.toy import World
+from fp16_patch.lab.toy import ToyTask
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
 
@@ -28,7 +28,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 '''
 
 
-def command(world: World, out: Path, *more: str) -> list[str]:
+def command(world: ToyTask, out: Path, *more: str) -> list[str]:
     reward = out.parent / "reward.py"
     reward.write_text(REWARD)
     # fmt: off
@@ -70,7 +70,7 @@ def answers(out: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in map(json.loads, lines)}
 
 
-def test_killed_and_resumed_it_ends_up_where_it_would_have_anyway(world: World, tmp_path: Path) -> None:
+def test_killed_and_resumed_it_ends_up_where_it_would_have_anyway(world: ToyTask, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     build(command(world, whole), tmp_path / "whole.log")
 
@@ -104,7 +104,7 @@ def test_killed_and_resumed_it_ends_up_where_it_would_have_anyway(world: World, 
     _another_range_samples_nothing(world, whole, tmp_path)
 
 
-def _another_range_samples_nothing(world: World, whole: Path, tmp_path: Path) -> None:
+def _another_range_samples_nothing(world: ToyTask, whole: Path, tmp_path: Path) -> None:
     more = ["--keep", "0", "1", "--vllm", "gpu_memory_utilization=0.1"]
     said = build(command(world, whole, *more), tmp_path / "again.log")
     assert "loading" not in said

@@ -16,7 +16,7 @@ from fp16_patch.lab.launch import plan
 from fp16_patch.lab.launch.command import ArmFiles, Job
 from fp16_patch.lab.recipes import schema
 from fp16_patch.lab.recipes.load import available, find, load
-from fp16_patch.lab.toy import World
+from fp16_patch.lab.toy import ToyTask
 from fp16_patch.lab.trainers import TRAINERS, verl
 
 Write = Callable[..., Path]
@@ -190,13 +190,13 @@ def test_an_arm_with_a_rounded_rollout_asks_the_platform_for_it(framework: str, 
     recipe = load(find("quickstart" if framework == "verl" else f"quickstart-{framework}"))
     fewer = dataclasses.replace(recipe.arms["fp16"], rollout_significand=5)
     recipe = dataclasses.replace(recipe, arms={**recipe.arms, "bits-5": fewer})
-    jobs = {arm: Job(recipe, arm, ArmFiles(tmp_path / arm), World(tmp_path, {})) for arm in recipe.arms}
+    jobs = {arm: Job(recipe, arm, ArmFiles(tmp_path / arm), ToyTask(tmp_path, {})) for arm in recipe.arms}
     asked = {arm: TRAINERS[framework].build_command(job, "m").environment.get(VARIABLE) for arm, job in jobs.items()}
     assert asked == {"bf16": None, "fp16": None, "bits-5": "5"}
 
 
 def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:
-    world = World(tmp_path, {})
+    world = ToyTask(tmp_path, {})
     command = verl.build_command(Job(load(find("quickstart")), "bf16", ArmFiles(tmp_path / "bf16"), world))
     values = dict(o.lstrip("+").split("=", 1) for o in command.arguments[3:])
     assert values["data.train_files"] == str(world.train)

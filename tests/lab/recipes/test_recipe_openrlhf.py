@@ -17,7 +17,7 @@ from fp16_patch.lab.launch.command import ArmFiles, Command, Job
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.recipes.load import available, find, load
 from fp16_patch.lab.recipes.schema import Recipe
-from fp16_patch.lab.toy import World
+from fp16_patch.lab.toy import ToyTask
 from fp16_patch.lab.trainers import openrlhf
 from fp16_patch.lab.trainers.openrlhf_arguments import parser
 
@@ -108,7 +108,7 @@ def arms() -> list[Any]:
 
 @pytest.mark.parametrize(("recipe", "arm"), arms())
 def test_openrlhfs_own_parser_takes_every_argument(recipe: Recipe, arm: str, tmp_path: Path) -> None:
-    world = World(tmp_path, {}) if recipe.world else None
+    world = ToyTask(tmp_path, {}) if recipe.world else None
     command = openrlhf.build_command(Job(recipe, arm, ArmFiles(tmp_path / arm), world))
     options = vars(parser().parse_args(split(command)[1]))
     assert options["ds.param_dtype"] == recipe.arms[arm].precision
@@ -119,7 +119,7 @@ def test_openrlhfs_own_parser_takes_every_argument(recipe: Recipe, arm: str, tmp
 
 
 def test_the_quickstart_is_that_of_verl_on_another_framework(tmp_path: Path) -> None:
-    world, files = World(tmp_path, {}), ArmFiles(tmp_path / "fp16")
+    world, files = ToyTask(tmp_path, {}), ArmFiles(tmp_path / "fp16")
     command = openrlhf.build_command(Job(load(find("quickstart-openrlhf")), "fp16", files, world))
     _, options = split(command)
     assert f"--data.prompt_dataset={world.train_prompts}" in options

@@ -83,7 +83,7 @@ def test_the_verifier_knows_the_special_tokens() -> None:
     pytest.importorskip("transformers")
     from fp16_patch.lab.toy.tokenizer import character_tokenizer
 
-    assert set(by_its_path().NOT_TEXT) == set(character_tokenizer().all_special_tokens)
+    assert set(by_its_path().SPECIAL_TOKENS) == set(character_tokenizer().all_special_tokens)
 
 
 def test_no_two_problems_are_permutations() -> None:

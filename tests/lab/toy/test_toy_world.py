@@ -12,7 +12,7 @@ import pytest
 from raising import raises_code
 
 from fp16_patch.lab.toy.task import token_limits
-from fp16_patch.lab.toy.world import Settings, World, build, untrained_world
+from fp16_patch.lab.toy.toy_task import Settings, ToyTask, build, untrained_toy_task
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -30,11 +30,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> ToyTask:
     return build(tmp_path_factory.mktemp("toy") / "world", 0, quiet, SMALL)
 
 
-def test_rows_are_what_verl_reads(world: World) -> None:
+def test_rows_are_what_verl_reads(world: ToyTask) -> None:
     train, val = rows(world.train), rows(world.val)
     assert (len(train), len(val)) == (SMALL.train, SMALL.val)
     for split, kept in (("train", train), ("val", val)):
@@ -47,7 +47,7 @@ def test_rows_are_what_verl_reads(world: World) -> None:
             assert row["extra_info"]["split"] == split
 
 
-def test_openrlhf_reads_the_same_prompts_and_answers(world: World, tmp_path: Path) -> None:
+def test_openrlhf_reads_the_same_prompts_and_answers(world: ToyTask, tmp_path: Path) -> None:
     prompts_dataset = pytest.importorskip("openrlhf.datasets.prompts_dataset")
     datasets, transformers = pytest.importorskip("datasets"), pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(world.model)
@@ -63,7 +63,7 @@ def test_openrlhf_reads_the_same_prompts_and_answers(world: World, tmp_path: Pat
         ], "the policy would see other prompts under OpenRLHF than under verl"
 
 
-def test_only_problems_within_reach_are_kept(world: World) -> None:
+def test_only_problems_within_reach_are_kept(world: ToyTask) -> None:
     rates = [row["extra_info"]["solve_rate"] for row in rows(world.train) + rows(world.val)]
     assert all(0.2 <= rate <= 0.8 for rate in rates), rates
     assert sum(world.manifest["solve_rate_histogram"]) == world.manifest["candidates"]
@@ -71,14 +71,14 @@ def test_only_problems_within_reach_are_kept(world: World) -> None:
     assert world.manifest["accuracy_before"]["train"] == pytest.approx(mean, abs=1e-4)
 
 
-def test_validation_is_held_out_up_to_the_order_of_digits(world: World) -> None:
+def test_validation_is_held_out_up_to_the_order_of_digits(world: ToyTask) -> None:
     def contents(path: Path) -> set[str]:
         return {"".join(sorted(row["prompt"][0]["content"])) for row in rows(path)}
 
     assert not contents(world.train) & contents(world.val)
 
 
-def test_the_same_seed_makes_the_same_world(world: World, tmp_path: Path) -> None:
+def test_the_same_seed_makes_the_same_world(world: ToyTask, tmp_path: Path) -> None:
     again = build(tmp_path / "again", 0, quiet, SMALL)
     for name in WRITTEN:
         assert (again.path / name).read_bytes() == (world.path / name).read_bytes(), name
@@ -89,7 +89,7 @@ def test_an_unharmed_world_is_not_rebuilt_and_a_harmed_one_is(tmp_path: Path) ->
     out, told = tmp_path / "world", []
     first = build(out, 0, told.append, tiny)
     told.clear()
-    assert build(out, 0, told.append, tiny) == World(out, json.loads((out / "world.json").read_text()))
+    assert build(out, 0, told.append, tiny) == ToyTask(out, json.loads((out / "world.json").read_text()))
     assert told == [f"{out} is up to date"]
 
     first.train.write_bytes(first.train.read_bytes()[:-1])
@@ -103,7 +103,7 @@ def test_an_unharmed_world_is_not_rebuilt_and_a_harmed_one_is(tmp_path: Path) ->
     assert len(told) > 1, "another seed is another world"
 
 
-def test_an_interrupted_build_leaves_what_was_there(world: World, tmp_path: Path) -> None:
+def test_an_interrupted_build_leaves_what_was_there(world: ToyTask, tmp_path: Path) -> None:
     def interrupt(line: str) -> None:
         if line.startswith("sampled"):
             raise KeyboardInterrupt
@@ -138,8 +138,8 @@ def test_too_few_problems_within_reach_is_an_error(tmp_path: Path) -> None:
         build(tmp_path / "world", 0, quiet, greedy)
 
 
-def test_the_untrained_world_has_the_same_files(world: World, tmp_path: Path) -> None:
-    untrained = untrained_world(tmp_path / "untrained", train=16, val=8)
+def test_the_untrained_world_has_the_same_files(world: ToyTask, tmp_path: Path) -> None:
+    untrained = untrained_toy_task(tmp_path / "untrained", train=16, val=8)
     assert (len(rows(untrained.train)), len(rows(untrained.val))) == (16, 8)
     assert set(untrained.manifest["files"]) == set(world.manifest["files"])
     assert untrained.manifest["max_response_tokens"] == token_limits(5)[1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy world: a half-trained policy, the problems within its reach, and a manifest of how they were made.
+"""Build the toy task: a half-trained policy, the problems within its reach, and a manifest.
 
-In the spirit of the paper's sanity test: sample every candidate problem 40 times from the policy and keep those
-solved in 20 to 80% of the samples. All of them are within reach, none is done, so RL should near 100%.
+As in the paper's sanity test, every candidate problem is sampled 40 times, and kept if 20 to 80% of the samples are
+right. All of these problems are within reach and none is solved, so RL should approach 100%.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from fp16_patch.lab.data import problem, selection, writing
 from fp16_patch.lab.data.problem import user_message
 from fp16_patch.lab.rewards import toy_reward
-from fp16_patch.lab.toy.folder import intact, replacing, seal
+from fp16_patch.lab.toy.folder import atomic_dir, verify_manifest, write_manifest
 from fp16_patch.lab.toy.model import new_model, save, tiny_model
 from fp16_patch.lab.toy.pretrain import pretrain
 from fp16_patch.lab.toy.selection import select
@@ -30,13 +30,13 @@ from fp16_patch.lab.toy.tokenizer import character_tokenizer
 
 @dataclass(frozen=True)
 class Settings:
-    """What a world is made of. The defaults are the quickstart's; tests shrink them."""
+    """Configure a toy task. The defaults are the quickstart's; tests shrink them."""
 
     digits: int = 5
     hidden: int = 64
     layers: int = 8
     experts: int = 0
-    """Of each layer's mixture; 0 is a dense policy."""
+    """Number of experts per layer; 0 is a dense policy."""
     batch: int = 32
     max_steps: int = 800
     target: float = 0.5
@@ -46,50 +46,52 @@ class Settings:
     samples: int = selection.SAMPLES
     keep_from: float = selection.KEEP[0]
     keep_to: float = selection.KEEP[1]
-    """A problem is kept when its share of solved samples lies between the two, both included."""
+    """Lowest and highest solve rate of the problems kept, both included."""
 
 
-WORLDS = {
+TOY_TASKS = {
     "toy": Settings(),
     "toy-moe": Settings(layers=4, experts=4),
     "toy-long": Settings(digits=10, max_steps=1600),
 }
-"""By the names that recipes call them."""
+"""Settings by the name that recipes use."""
 
 
 @dataclass(frozen=True)
-class World:
-    """A world on disk, as the frameworks are pointed at it."""
+class ToyTask:
+    """Locate the files of a toy task on disk."""
 
     path: Path
     manifest: dict[str, Any]
 
     @property
     def model(self) -> Path:
+        """Return the model's folder."""
         return self.path / "model"
 
     @property
     def train(self) -> Path:
+        """Return verl's file of training problems."""
         return self.path / "train.parquet"
 
     @property
     def val(self) -> Path:
+        """Return verl's file of validation problems."""
         return self.path / "val.parquet"
 
     @property
     def train_prompts(self) -> Path:
-        """The same problems as JSONL, for OpenRLHF's ``--data.prompt_dataset``."""
+        """Return the same training problems for OpenRLHF's ``--data.prompt_dataset``."""
         return self.path / "train.jsonl"
 
     @property
     def val_prompts(self) -> Path:
-        """The same for OpenRLHF's ``--eval.dataset``."""
+        """Return the same validation problems for OpenRLHF's ``--eval.dataset``."""
         return self.path / "val.jsonl"
 
     @property
     def reward(self) -> Path:
-        """The verifier's file, for verl's ``custom_reward_function.path`` (function ``compute_score``) and OpenRLHF's
-        ``--reward.remote_url`` (function ``reward_func``)."""
+        """Return the reward's file, for ``custom_reward_function.path`` and ``--reward.remote_url``."""
         return Path(__file__).parents[1] / "rewards" / "toy_reward.py"
 
 
@@ -98,12 +100,14 @@ def build(
     seed: int = 0,
     progress: Callable[[str], None] = print,
     settings: Settings | None = None,
-) -> World:
-    """Make the world of ``seed`` in ``out``, or return the one already there if it is that one and unharmed.
+) -> ToyTask:
+    """Build a toy task in ``out``, or return the existing one if it has the same settings and is unchanged.
 
-    ``progress`` gets a line every few seconds. The same seed and library versions give, on one kind of CPU, the
-    same weights and parquet files, byte for byte. ``out`` appears in one piece or not at all. Raises
-    ``Fp16PatchError`` when ``out`` holds something else, or when a seed does not lead to a usable policy.
+    The same seed and library versions give the same files, byte for byte, on one kind of CPU. ``out`` is written
+    atomically. ``progress`` gets a line every few seconds.
+
+    Raises:
+        Fp16PatchError: If ``out`` holds something else, or the seed does not lead to a usable policy.
     """
     out, settings = out.absolute(), settings or Settings()
     identity = {
@@ -112,30 +116,30 @@ def build(
         "versions": {name: version(name) for name in ("torch", "transformers", "pyarrow")},
         "source": _source_digest(),
     }
-    if (manifest := intact(out, identity)) is not None:
+    if (manifest := verify_manifest(out, identity)) is not None:
         progress(f"{out} is up to date")
-        return World(out, manifest)
-    with replacing(out) as folder, _one_thread():
+        return ToyTask(out, manifest)
+    with atomic_dir(out) as folder, _one_thread():
         manifest = {**identity, **_make(folder, seed, settings, progress)}
-        seal(folder, manifest)
-    return World(out, manifest)
+        write_manifest(folder, manifest)
+    return ToyTask(out, manifest)
 
 
-def untrained_world(out: Path, *, train: int = 64, val: int = 16, seed: int = 0, experts: int = 0) -> World:
-    """The same files around an untrained 0.1M-parameter model, in about a second, for end-to-end tests."""
+def untrained_toy_task(out: Path, *, train: int = 64, val: int = 16, seed: int = 0, experts: int = 0) -> ToyTask:
+    """Write the same files around an untrained 0.1M-parameter model, in about a second, for end-to-end tests."""
     out = out.absolute()
     problems = distinct_problems(Settings.digits, random.Random(seed))
-    with replacing(out) as folder:
+    with atomic_dir(out) as folder:
         tiny_model(folder / "model", seed=seed, experts=experts)
         _write_problems(folder, "train", problems[val : val + train])
         _write_problems(folder, "val", problems[:val])
         manifest = {"seed": seed, "train": train, "val": val, **_limits(Settings.digits)}
-        seal(folder, manifest)
-    return World(out, manifest)
+        write_manifest(folder, manifest)
+    return ToyTask(out, manifest)
 
 
 def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Train, select and write; return what the manifest tells of it."""
+    """Train, select and write; return the manifest's entries."""
     progress("loading torch and transformers")
     started = time.monotonic()
     import torch
@@ -164,7 +168,7 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
         rng=torch.Generator().manual_seed(seed),
         progress=progress,
     )
-    # The order of trial is random and no two problems are permutations of each other: val is held out.
+    # The order of trial is random and no two problems are permutations of each other, so val is held out.
     val, train = chosen.kept[: settings.val], chosen.kept[settings.val :][: settings.train]
     save(model, tokenizer, folder / "model")
     for split, problems in (("train", train), ("val", val)):
@@ -189,15 +193,14 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
 
 
 def _write_problems(folder: Path, split: str, problems: Sequence[Problem], rates: Sequence[float] = ()) -> None:
-    """OpenRLHF's file holds the text that the chat template makes of a prompt: it is given the same tokens."""
     shared = [problem.Problem(user_message(p.prompt), p.answer, DATA_SOURCE, "arithmetic") for p in problems]
     writing.write(folder, split, shared, rates)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run torch on one core: at this size a second gains next to nothing, it loses much where the machine is
-    shared, and sums would round differently on machines with another number of cores."""
+    # At this size a second core gains little and costs much on a shared machine. The number of threads also changes
+    # how sums round.
     import torch
 
     threads = torch.get_num_threads()
@@ -214,7 +217,7 @@ def _limits(digits: int) -> dict[str, int]:
 
 
 def _source_digest() -> str:
-    """Digest of this package's code, and of what it shares: another code is another world."""
+    """Return a digest of the code that builds the task: other code makes another task."""
     shared = [Path(str(module.__file__)) for module in (problem, selection, writing, toy_reward)]
     sources = [*sorted(Path(__file__).parent.glob("*.py")), *shared]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
