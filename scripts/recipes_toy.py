@@ -22,7 +22,7 @@ from typing import Any
 from fp16_patch import text_table
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.logs.runs import ArmRun, read_run
-from fp16_patch.lab.recipes.load import available, find, load, text_of
+from fp16_patch.lab.recipes.load import available, find, load, load_at_scale
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "recipes_toy.jsonl"
@@ -108,7 +108,7 @@ def record(path: Path, framework: str, arm: ArmRun) -> Record:
 
 def digest(path: Path) -> str:
     """Of what the recipe says at toy scale."""
-    return hashlib.sha256(text_of(path, "toy").encode()).hexdigest()[:12]
+    return hashlib.sha256(load_at_scale(path, "toy")[1].encode()).hexdigest()[:12]
 
 
 def recorded(path: Path, framework: str, arm: str) -> Record | None:

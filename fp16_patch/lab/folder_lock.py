@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process at a time writes into a folder."""
+"""Let only one process at a time write into a folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fp16_patch import files
 from fp16_patch.errors import Fp16PatchError
 
 LOCK = ".lock"
-"""Stays in a folder that was once written into."""
+"""The lock file; it stays in the folder."""
 
 
 @contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Nobody else writes into ``out`` meanwhile. A process that was killed keeps nobody out.
+def exclusive_lock(out: Path) -> Iterator[None]:
+    """Hold the lock of ``out``, and make the folder where it is missing. A killed process leaves no lock behind.
 
-    Raises :class:`Fp16PatchError`, naming the process, where somebody does, and where ``out`` cannot be written to.
+    Raises :class:`Fp16PatchError` where another process holds it, which it names, and where ``out`` is not writable.
     """
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def alone(out: Path) -> Iterator[None]:
         except OSError as error:
             lock.seek(0)
             raise Fp16PatchError(
-                f"{out} is in use: process {lock.read().decode().strip() or 'unknown'} writes into it",
+                f"{out} is in use: process {lock.read().decode().strip() or 'unknown'} writes to it",
                 code="folder-in-use",
                 next_step="wait for it, or choose another --out",
             ) from error
@@ -43,16 +43,16 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def _writing(out: Path) -> AbstractContextManager[None]:
-    return files.wrap_os_errors(f"--out {out}", "choose a folder you can write to, with room in it")
+    return files.wrap_os_errors(f"--out {out}", "choose a folder that you can write to, with free disk space")
 
 
-def in_use(out: Path) -> bool:
-    """Somebody is in :func:`alone` with ``out``. Of another machine that is known where the file system tells."""
+def is_locked(out: Path) -> bool:
+    """Return whether a process holds the lock of ``out``; one on another machine where the file system shares locks."""
     try:
         with (out / LOCK).open(encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
         return True
-    except OSError:  # no lock, or none that can be read
+    except OSError:  # no readable lock
         return False
     return False

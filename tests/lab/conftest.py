@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.lab.launch.plan import choose, commands, planned
+from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.settings import write_settings
-from fp16_patch.lab.recipes.load import find, load, text_of
+from fp16_patch.lab.recipes.load import find
 
 TEXT = """
 name: tiny
@@ -99,14 +99,13 @@ def _write_run(
     """As the launcher leaves it: one arm for each of ``rewards``, of so many ``steps``, reward noise normal."""
     path, chance = find(recipe), random.Random(seed)
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(text_of(path, scale))
-    started = commands(path, folder, arms=list(rewards), overrides=overrides, scale=scale, framework=framework)
-    run = choose(path, framework, list(rewards), overrides, scale)
-    jobs = planned(*run, folder.resolve(), overrides)
-    precisions = {name: arm.precision for name, arm in load(path).arms.items()}
+    plan = make_plan(path, folder, arms=list(rewards), overrides=overrides, scale=scale, framework=framework)
+    (folder / "recipe.yaml").write_text(plan.text)
+    started = {arm: command.as_shell() for arm, command in plan.commands.items()}
+    precisions = {name: arm.precision for name, arm in plan.recipe.arms.items()}
     for arm, reward in rewards.items():
         (folder / arm).mkdir()
-        write_settings(jobs[arm][0].files, framework, jobs[arm][1])
+        write_settings(plan.jobs[arm].files, framework, plan.commands[arm])
         (folder / arm / "command.sh").write_text(f"#!/usr/bin/env bash\n{started[arm]}\n")
         mismatch = 4e-3 if precisions[arm] == "bf16" else 7e-4
         rows = []

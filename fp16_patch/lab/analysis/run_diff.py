@@ -92,7 +92,7 @@ def _without_seeds(differences: list[Difference]) -> list[Difference]:
 def _recipe_settings(recipe: Recipe, arm: ArmRun) -> dict[str, str]:
     """Return the settings that the recipe saved with the run gives the arm."""
     trainer, files = TRAINERS[arm.framework], ArmFiles(_ANY_FOLDER / arm.name)
-    command = trainer.build_command(Job(recipe, arm.name, files, world_in(_ANY_FOLDER, recipe)), trainer.MODULE)
+    command = trainer.build_command(Job(recipe, arm.name, files, world_in(_ANY_FOLDER, recipe)))
     return comparable(settings_of(files, arm.framework, command))
 
 

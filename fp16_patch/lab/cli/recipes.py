@@ -72,7 +72,9 @@ def add_parser(subparsers: Any) -> None:
     )
     run.add_argument("--print", action="store_true", dest="only_print", help="print the commands and start nothing")
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
-    run.add_argument("--arm", action="append", default=[], metavar="A", help="run this arm only; may be repeated")
+    run.add_argument(
+        "--arm", action="append", default=[], dest="arms", metavar="A", help="run this arm only; may be repeated"
+    )
     run.add_argument(
         "--jobs",
         type=recipes_data.positive,
@@ -129,24 +131,23 @@ def _run_handler(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, list_row
-    from fp16_patch.lab.recipes.load import available, load, scales
+    from fp16_patch.lab.recipes.load import available, load
 
-    recipes = {path: load(path) for path in available()}
+    recipes = [load(path) for path in available()]
     if arguments.json:
-        told = [{**dataclasses.asdict(recipe), "scales": scales(path)} for path, recipe in recipes.items()]
-        print(json.dumps(told, indent=2))
+        print(json.dumps([{**dataclasses.asdict(recipe), "scales": recipe.scales} for recipe in recipes], indent=2))
     else:
-        print(text_table.plain(LIST_HEADER, [list_row(recipe) for recipe in recipes.values()]))
+        print(text_table.plain(LIST_HEADER, [list_row(recipe) for recipe in recipes]))
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.recipe_page import render_recipe
-    from fp16_patch.lab.recipes.load import find, scale_of, text_of
+    from fp16_patch.lab.recipes.load import find, load_at_scale
 
     path = find(arguments.recipe)
-    scale = scale_of(path, arguments.scale)
-    print(text_of(path, scale) if arguments.yaml else render_recipe(path, arguments.scale), end="")
+    _, text = load_at_scale(path, arguments.scale)
+    print(text if arguments.yaml else render_recipe(path, arguments.scale), end="")
     return 0
 
 
@@ -168,7 +169,7 @@ def _check(arguments: argparse.Namespace) -> int:
                 print(indent(checked.problem, "       "), flush=True)
     failed = sum(checked.problem is not None for checked in found)
     if arguments.json:
-        print(json.dumps([checked.as_dict() for checked in found], indent=2))
+        print(json.dumps([dataclasses.asdict(checked) for checked in found], indent=2))
     else:
         print(f"{len(found) - failed} of {len(found)} would start with what is installed here")
     return 1 if failed else 0
@@ -177,41 +178,26 @@ def _check(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.compare import compare
     from fp16_patch.lab.comparison.report_directory import check_output
-    from fp16_patch.lab.launch.plan import commands, world_command
+    from fp16_patch.lab.launch.plan import make_plan
     from fp16_patch.lab.launch.run import run_recipe
-    from fp16_patch.lab.recipes.load import find, scales
+    from fp16_patch.lab.recipes.load import find, load
 
     path = find(arguments.recipe)
-    toy = "toy" if arguments.scale == "toy" and "paper" in scales(path) else None
+    toy = "toy" if arguments.scale == "toy" and "paper" in load(path).scales else None
     out = arguments.out or Path("runs") / "-".join(filter(None, (path.stem, toy, arguments.framework)))
+    chosen = {name: getattr(arguments, name) for name in ("framework", "arms", "overrides", "scale")}
     if arguments.only_print:
-        printed = commands(
-            path,
-            out,
-            framework=arguments.framework,
-            arms=arguments.arm,
-            overrides=arguments.overrides,
-            scale=arguments.scale,
-        )
+        plan = make_plan(path, out, **chosen)
         print(_ABOUT_COMMANDS)
-        if make := world_command(path, out, arguments.scale):
+        if make := plan.world_command():
             print(f"# its world, before the first arm\n{make}\n")
-        for arm, command in printed.items():
-            print(f"# {arm}\n{command}\n")
+        for arm, command in plan.commands.items():
+            print(f"# {arm}\n{command.as_shell()}\n")
         return 0
     check_output(out)
+    timeout_s = None if arguments.timeout is None else arguments.timeout * 60
     try:
-        results = run_recipe(
-            path,
-            out,
-            framework=arguments.framework,
-            arms=arguments.arm,
-            overrides=arguments.overrides,
-            scale=arguments.scale,
-            timeout_s=None if arguments.timeout is None else arguments.timeout * 60,
-            resume=arguments.resume,
-            jobs=arguments.jobs,
-        )
+        results = run_recipe(path, out, **chosen, timeout_s=timeout_s, resume=arguments.resume, jobs=arguments.jobs)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ctrl-C, SIGTERM
         print(
             f"\ninterrupted; what there is: fp16-patch recipes compare {out}"
@@ -239,7 +225,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _window(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of steps; 1 smooths nothing")
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 1 or more (1: no smoothing)")
     return int(text)
 
 
@@ -253,4 +239,4 @@ def _number(text: str) -> float:
     with contextlib.suppress(ValueError):
         if math.isfinite(number := float(text)):
             return number
-    raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number")

@@ -21,8 +21,8 @@ def add_parser(subparsers: Any) -> None:
         "sanity",
         help="keep the problems that a model solves now and then",
         description="Sample answers to every problem with vLLM, judge them, keep the problems solved in a share of the "
-        "samples. The same command goes on where a killed one stopped. Another --reward, --keep or --limit samples "
-        "nothing anew.",
+        "samples. The same command resumes a run that was killed. Another --reward, --keep or --limit uses the samples "
+        "again.",
     )
     sanity.add_argument("--model", required=True, metavar="M", help="a folder or a hub id")
     _add_dataset(sanity)
@@ -102,7 +102,7 @@ def _sanity(arguments: argparse.Namespace) -> int:
     try:
         build(sanity, Output(arguments.out, arguments.name), _say)
     except KeyboardInterrupt:
-        print("\ninterrupted; what was sampled is kept, and the same command goes on from there")
+        print("\ninterrupted; the samples are kept, and the same command resumes")
         return 130
     return 0
 
@@ -150,6 +150,7 @@ def _options(words: Sequence[str]) -> dict[str, object]:
 
 
 def positive(word: str) -> int:
+    """Return ``word`` as a whole number of 1 or more; an argparse type."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r}; allowed: a whole number, 1 or more")
     return int(word)

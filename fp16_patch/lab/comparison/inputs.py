@@ -11,7 +11,7 @@ from fp16_patch.lab.logs.multi_file_runs import read_logs
 from fp16_patch.lab.logs.readers import StepMetrics
 from fp16_patch.lab.logs.runs import ArmRun, Run, read_run
 from fp16_patch.lab.logs.series import METRIC_KEYS, Series, build_series, detect_framework
-from fp16_patch.lab.recipes.load import find, load, scale_of
+from fp16_patch.lab.recipes.load import find, load_at_scale
 from fp16_patch.lab.recipes.schema import Recipe
 
 _IMPORTED = "imported"
@@ -51,7 +51,7 @@ def read_inputs(sources: Sequence[str], recipe: str | None = None, scale: str | 
         )
     file = find(recipe)
     label = _IMPORTED if runs else ""
-    return [*runs, Run(label, None, *_imported(load(file, scale_of(file, scale)), logs))]
+    return [*runs, Run(label, None, *_imported(load_at_scale(file, scale)[0], logs))]
 
 
 def _refuse_duplicates(folders: Sequence[Path]) -> None:

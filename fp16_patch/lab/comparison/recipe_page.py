@@ -103,7 +103,7 @@ def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:
     for suffix, settings in groups:
         for name, setting in settings.items():
             if name in needed or name not in all_needed:
-                lacking = [TRAINERS[framework].LACKS.get(name, "") for framework in recipe.frameworks]
+                lacking = [TRAINERS[framework].lacks.get(name, "") for framework in recipe.frameworks]
                 note = "; ".join(filter(None, [setting.note, *lacking]))
                 row = (name + suffix, "none" if name in unused else str(setting.value), setting.source, note)
                 yield (*row, toy_values.get(name, "the same")) if recipe.toy else row
@@ -112,7 +112,7 @@ def _settings(recipe: Recipe) -> Iterator[tuple[str, ...]]:
 def _unused(sections: Recipe | Toy, recipe: Recipe) -> list[str]:
     """Return the evaluation hyperparameters if the options of this scale turn evaluation off."""
     options = [
-        getattr(section, trainer.OPTIONS).get(trainer.EVALUATES_EVERY)
+        getattr(section, trainer.options_key).get(trainer.eval_interval)
         for framework, trainer in TRAINERS.items()
         if framework in recipe.frameworks and (section := getattr(sections, framework))
     ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fp16_patch.lab.data.output import Output, dataset_facts
 from fp16_patch.lab.data.reading import DatasetSpec, read
-from fp16_patch.lab.folder_lock import alone
+from fp16_patch.lab.folder_lock import exclusive_lock
 
 
 def convert(
@@ -20,6 +20,6 @@ def convert(
     """
     output.check({"model": None, **dataset.source.facts()})
     found = read(dataset, limit)
-    with alone(output.folder):
+    with exclusive_lock(output.folder):
         output.write(found.problems, {"dataset": dataset_facts(dataset, found)})
     say(f"{found} of {dataset.source.name}: {output.parquet}, {output.jsonl}")

@@ -22,7 +22,7 @@ from fp16_patch.lab.data.sample_store import SampleStore
 from fp16_patch.lab.data.sampling import revision_of, sample_missing
 from fp16_patch.lab.data.selection import KEEP, Selection
 from fp16_patch.lab.data.settings import Sampling, check_options
-from fp16_patch.lab.folder_lock import alone
+from fp16_patch.lab.folder_lock import exclusive_lock
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def build(sanity: Sanity, output: Output, say: Say = print) -> Selection[Problem
         Fp16PatchError: Before anything is loaded wherever possible. Stored samples are never lost.
     """
     found, reward = _preflight(sanity, output)
-    with alone(output.folder):
+    with exclusive_lock(output.folder):
         answers = SampleStore(output.folder / f"{output.name}.sampling")
         answers.begin(_sampling_settings(sanity))
         say(f"{found} of {sanity.dataset.source.name}")

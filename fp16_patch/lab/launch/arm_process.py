@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One arm under way: started, followed, ended, its result left behind."""
+"""Start the process of one arm, follow it, end it, and write its result."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from datetime import datetime, timezone
 from fp16_patch.files import write_atomically
 from fp16_patch.lab.duration import duration
 from fp16_patch.lab.launch import failure
-from fp16_patch.lab.launch.command import Command, Job
+from fp16_patch.lab.launch.command import Job
+from fp16_patch.lab.launch.plan import Plan
 from fp16_patch.lab.launch.progress import Progress
 from fp16_patch.lab.launch.settings import write_settings
 from fp16_patch.lab.launch.signals import uninterrupted
-from fp16_patch.lab.launch.supervisor import Session
+from fp16_patch.lab.launch.supervisor import Supervisor
 from fp16_patch.report.precision_report import versions
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """How one arm ended. ``status`` is completed, failed, timed out or interrupted; ``started`` is UTC.
+    """The result of one arm. ``status`` is completed, failed, timed out or interrupted; ``started`` is UTC.
 
-    ``beside`` says how many others there was room for at the same time.
+    ``beside`` is the number of other arms that may have run at the same time.
     """
 
     arm: str
@@ -43,54 +44,54 @@ class ArmResult:
     beside: int = 0
 
 
-class Running:
-    """Starts with its making. Call :meth:`goes_on` often, and :meth:`end` in any case: nothing is left running then."""
+class ArmProcess:
+    """A running arm. Call :meth:`poll` often, and :meth:`end` in any case: it leaves no process running."""
 
     def __init__(
         self,
+        plan: Plan,
         job: Job,
-        framework: str,
-        command: Command,
         progress: Progress,
         limit_s: float,
         say: Callable[[str], None],
-        place: Mapping[str, str],
+        environment: Mapping[str, str],
         beside: int,
     ) -> None:
-        """``place`` is added to the command's environment: which GPUs of this machine are its own."""
-        self._job, self._framework, self._shell = job, framework, command.as_shell()
+        """Start the arm. ``environment`` names the GPUs of this machine that are its own."""
+        command = plan.commands[job.arm_name]
+        self._job, self._framework, self._shell = job, plan.framework, command.as_shell()
         self._progress, self._limit_s, self._say, self._beside = progress, limit_s, say, beside
         self._result: ArmResult | None = None
         self._cut_off = False
-        write_settings(job.files, framework, command)
+        write_settings(job.files, plan.framework, command)
         job.files.script.write_text(f"#!/usr/bin/env bash\n{self._shell}\n", encoding="utf-8")
         say(f"\n== {job.arm_name} ==\n{self._shell}\n\n  log: {job.files.log}\n  limit: {duration(limit_s)}")
-        for name, value in place.items():
+        for name, value in environment.items():
             say(f"  {name}={value}")
         self._started, self._start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
-        self._session = Session(command.arguments, {**command.environment, **place}, job.files.log)
+        self._supervisor = Supervisor(command.arguments, {**command.environment, **environment}, job.files.log)
 
-    def goes_on(self) -> bool:
-        """Show what is new. False once it has ended, or has reached its limit."""
+    def poll(self) -> bool:
+        """Print what is new, and return whether the arm still runs and has not reached its limit."""
         self._progress.update()
-        self._session.note_new_shared_memory()
-        return self._session.running() and time.monotonic() - self._start < self._limit_s
+        self._supervisor.note_new_shared_memory()
+        return self._supervisor.running() and time.monotonic() - self._start < self._limit_s
 
-    def ask_to_end(self) -> None:
-        """Before several are ended one after the other: they leave at the same time."""
+    def terminate(self) -> None:
+        """Send SIGTERM without waiting, so that several arms end at the same time."""
         if self._result is None:
-            self._cut_off = self._session.running()
-            self._session.ask_to_end()
+            self._cut_off = self._supervisor.running()
+            self._supervisor.terminate()
 
     def end(self, *, interrupted: bool = False) -> ArmResult:
-        """End what still runs of it, keep the result beside its log, and say how it ended. Again: the same result."""
+        """End what still runs, write the result and print it. A second call returns the same result."""
         if self._result is None:
             with uninterrupted():
-                cut_off = self._cut_off or self._session.running()
-                exit_code = self._session.close()
+                cut_off = self._cut_off or self._supervisor.running()
+                exit_code = self._supervisor.close()
                 self._progress.update()
                 self._result = self._ended(exit_code, cut_off=cut_off, interrupted=interrupted)
-                self._keep(self._result)
+                self._write(self._result)
             self._say(f"  {duration(self._result.seconds):>7}  {self._result.arm}: {self._result.status}")
             if self._result.error:
                 self._say(f"\n{self._result.error}\n\n  whole log: {self._job.files.log}")
@@ -129,5 +130,5 @@ class Running:
             head = f"exit code {exit_code} during: {phase}"
         return f"{head}\n{failure.reason(self._job.files.log)}"
 
-    def _keep(self, result: ArmResult) -> None:
+    def _write(self, result: ArmResult) -> None:
         write_atomically(self._job.files.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an arm stands that left no result which can be read: the launcher writes it at the end, and may be killed."""
+"""Tell the status of an arm without a readable result: the launcher writes it at the end, and may be killed before."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ WORDS = {
     "unfinished": "has no result (it was killed, or runs on another machine)",
     "unreadable": "has a result.json that cannot be read",
 }
-"""Status of an arm -> what it does, in words."""
+"""Each status with its meaning, as the end of a sentence about the arm."""
 
 
-def standing(files: ArmFiles, *, logged: bool, in_use: bool) -> str:
-    """One of ``WORDS``, or "not run". ``logged`` says that there are metrics, ``in_use`` that a launcher is at work.
+def arm_status(files: ArmFiles, *, logged: bool, locked: bool) -> str:
+    """Return a key of ``WORDS``, or "not run".
 
-    An arm logs its first step minutes after its start, at which the launcher keeps the command.
+    ``logged`` says that there are metrics, ``locked`` that a launcher holds the lock of the run directory. An arm logs
+    its first step minutes after its start, but the launcher writes its command at the start.
     """
     if files.result.exists():
         return "unreadable"
     if not logged and not files.script.exists():
         return "not run"
-    return "running" if in_use else "unfinished"
+    return "running" if locked else "unfinished"

@@ -8,21 +8,20 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.comparison.expectations import check_metrics
 from fp16_patch.lab.launch.command import ArmFiles, Command, Job, world_in
-from fp16_patch.lab.recipes.load import load, scales
+from fp16_patch.lab.recipes.load import load
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.trainers import TRAINERS
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One arm of a recipe at one scale on one framework, and why it would not start; ``problem`` None: it would."""
+    """One arm of a recipe at one scale on one framework; ``problem`` says why it would not start, if so."""
 
     recipe: str
     scale: str
@@ -30,15 +29,12 @@ class Checked:
     arm: str
     problem: str | None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def check(path: Path) -> Iterator[Checked]:
-    """Every scale, framework and arm of the recipe; one finding without these where the file is no recipe."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whether the hub knows a model is not asked here
+    """Yield a finding for every scale, framework and arm of the recipe, or one where the file is not a recipe."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # do not ask the hub for the model
     try:
-        recipes = {scale: load(path, scale) for scale in scales(path)}
+        recipes = {scale: load(path, scale) for scale in load(path).scales}
         for recipe in recipes.values():
             check_metrics(recipe)
     except Fp16PatchError as error:
@@ -51,9 +47,9 @@ def check(path: Path) -> Iterator[Checked]:
 
 
 def refused(framework: str, commands: Mapping[str, Command]) -> list[Fp16PatchError]:
-    """What the framework's own configuration has against the commands of these arms; one error for the same words.
+    """Return the errors of the framework's own configuration for these arms, each error once.
 
-    In a process of its own, so that what it imports, some 600 MB, does not stay for as long as a run takes.
+    This runs in another process: what the framework imports (600 MB) would stay in memory during the run.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         return pool.submit(_refused, framework, commands).result()
@@ -63,21 +59,21 @@ def _refused(framework: str, commands: Mapping[str, Command]) -> list[Fp16PatchE
     problems: dict[str, tuple[list[str], Fp16PatchError]] = {}
     for arm, command in commands.items():
         try:
-            TRAINERS[framework].composed(command)
+            TRAINERS[framework].compose(command)
         except Fp16PatchError as error:
             problems.setdefault(str(error), ([], error))[0].append(arm)
     return [error.prefixed(", ".join(arms)) for arms, error in problems.values()]
 
 
 def command(recipe: Recipe, framework: str, arm: str, folder: Path) -> Command:
-    """The arm's command, for a run in ``folder``; the world need not be there."""
+    """Return the arm's command for a run in ``folder``; the world need not be there."""
     trainer, files = TRAINERS[framework], ArmFiles(folder / arm)
-    return trainer.build_command(Job(recipe, arm, files, world_in(folder, recipe)), trainer.MODULE)
+    return trainer.build_command(Job(recipe, arm, files, world_in(folder, recipe)))
 
 
 def _problem(recipe: Recipe, framework: str, arm: str) -> str | None:
     try:
-        TRAINERS[framework].composed(command(recipe, framework, arm, Path(tempfile.gettempdir()) / "runs"))
+        TRAINERS[framework].compose(command(recipe, framework, arm, Path(tempfile.gettempdir()) / "runs"))
     except Fp16PatchError as error:
         return _words(error)
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command of one arm: words, environment, and both as text a user can paste into a shell."""
+"""Build the command of one arm, its environment, and both as text for a shell."""
 
 from __future__ import annotations
 
@@ -20,54 +20,61 @@ if TYPE_CHECKING:
     from fp16_patch.lab.toy import ToyTask
 
 WORLD = "world"
-"""Folder of a run directory: model and data that the run makes itself."""
+"""Folder of a run directory: the model and data that the run makes itself."""
 EARLIER = "earlier"
-"""Folder of a run directory: runs that a later one of the same arm took the place of."""
+"""Folder of a run directory: earlier runs of its arms."""
 MATH_REWARD = Path(__file__).parents[1] / "rewards" / "math_reward.py"
 
 
 @dataclass(frozen=True)
 class ArmFiles:
-    """What one arm leaves in its folder of the run directory."""
+    """The files in an arm's folder of the run directory."""
 
     folder: Path
 
     @property
     def metrics(self) -> Path:
+        """The metrics of each step, as JSON lines."""
         return self.folder / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
+        """The output of the trainer."""
         return self.folder / "train.log"
 
     @property
     def precision_report(self) -> Path:
+        """The precision report."""
         return self.folder / "precision_report.json"
 
     @property
     def overflow_report(self) -> Path:
-        """What a run leaves that stopped after too many skipped updates."""
+        """The report of a run that stopped after too many skipped updates."""
         return self.folder / "overflow_report_actor.json"
 
     @property
     def script(self) -> Path:
+        """The command, for bash."""
         return self.folder / "command.sh"
 
     @property
     def settings(self) -> Path:
+        """The settings as data."""
         return self.folder / "settings.json"
 
     @property
     def result(self) -> Path:
+        """The launcher's record, written at the end."""
         return self.folder / "result.json"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
         return self.folder / "checkpoints"
 
 
 def world_in(out: Path, recipe: Recipe) -> ToyTask | None:
-    """The world of a run directory, there or not yet; None where the recipe has none."""
+    """Return the world of a run directory, built or not; None where the recipe has none."""
     if recipe.world is None:
         return None
     from fp16_patch.lab.toy import ToyTask
@@ -77,7 +84,7 @@ def world_in(out: Path, recipe: Recipe) -> ToyTask | None:
 
 @dataclass(frozen=True)
 class Job:
-    """One arm to run: its part of the recipe, where it writes, and what the user adds as ``KEY=VALUE``."""
+    """One arm to run: the recipe, its files, and the user's ``KEY=VALUE``."""
 
     recipe: Recipe
     arm_name: str
@@ -87,6 +94,7 @@ class Job:
 
     @property
     def arm(self) -> Arm:
+        """The arm's part of the recipe."""
         return self.recipe.arms[self.arm_name]
 
     @property
@@ -98,26 +106,26 @@ class Job:
 
     @property
     def instruments(self) -> dict[str, str]:
-        """What to add to the environment for what the arm's experiment does to the rollout."""
+        """Variables for the experiment of the arm on its rollout."""
         bits = self.arm.rollout_significand
         return {} if bits is None else {rounded_rollout.VARIABLE: str(bits)}
 
     @property
     def algorithm(self) -> Definition | None:
-        """The arm's algorithm; None where the recipe is written out in the framework's own options."""
+        """The arm's algorithm; None where the recipe gives the framework's own options."""
         if not self.recipe.hyperparameters:
             return None
         return algorithms()[self.arm.algorithm or self.recipe.algorithm.name]
 
     @property
     def hyperparameters(self) -> dict[str, object]:
-        """Name -> value; the arm's own win."""
+        """The value of each hyperparameter; the arm's own replace the recipe's."""
         return values(self.recipe.hyperparameters, self.arm.hyperparameters)
 
     def places(self, names: Mapping[str, str], other: OtherData) -> dict[str, object]:
-        """``{"data.train": "key"}`` -> ``{"key": the path}``, for what the recipe names; the world's filled in.
+        """Return the option and path of each place in ``names`` that the recipe has; placeholders are filled in.
 
-        ``other`` is what the framework reads in place of the recipe's data.
+        ``names`` maps a place, such as ``data.train``, to the framework's option. ``other`` replaces the recipe's data.
         """
         data = self.recipe.data
         paths = {
@@ -135,7 +143,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Command:
-    """``parts`` are words that belong together, an option with its values; ``environment`` is added to the caller's."""
+    """A command. A part is an option with its values; ``environment`` is added to the caller's."""
 
     parts: tuple[tuple[str, ...], ...]
     environment: Mapping[str, str]
@@ -143,6 +151,7 @@ class Command:
 
     @property
     def arguments(self) -> tuple[str, ...]:
+        """The words of the command."""
         return tuple(itertools.chain.from_iterable(self.parts))
 
     @property
@@ -155,6 +164,6 @@ class Command:
         return options
 
     def as_shell(self) -> str:
-        """One part a line, quoted for bash."""
+        """Return the command with one part per line, quoted for bash."""
         exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(self.environment.items())]
         return "\n".join([*exports, " \\\n  ".join(map(shlex.join, self.parts))])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a run died, read off its log: our own error where there is one, else the traceback that matters."""
+"""Find in the log why a run failed: an error of fp16_patch, else the last traceback."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Stream = list[tuple[int, str]]  # the lines of one process with their numbers
 
 
 def reason(log: Path) -> str:
-    """What to tell the user: an error of fp16_patch, else the last traceback, else the last lines of the log.
+    """Return an error of fp16_patch, else the last traceback, else the last lines of the log.
 
-    Ray mixes the output of many processes, so each line is first given back to the process it came from. The
-    driver's traceback is preferred: it carries the worker's, while another process's may be noise of the shutdown.
+    Ray mixes the output of many processes, so the lines are first separated by process. The driver's traceback is
+    preferred: it contains the worker's, while other processes print tracebacks at shutdown.
     """
     streams = _streams(log)
     died = [text for stream in streams.values() for _, text in stream if _DIED in text]
-    # Said first: the tracebacks that follow are other processes missing it.
+    # This comes first: the tracebacks that follow are of processes that miss it.
     return "\n".join([*died[:1], _reason(streams)])
 
 
@@ -68,7 +68,7 @@ def _streams(log: Path) -> dict[str, Stream]:
 
 
 def _our_error(stream: Stream) -> Found | None:
-    """The last message of ours that is an error. What we merely report starts the same way."""
+    """Return the last error of fp16_patch. Its other messages start with the same word."""
     found = None
     for i, (number, line) in enumerate(stream):
         raised = f"Fp16PatchError: {_OURS}" in line
@@ -91,7 +91,7 @@ def _last_traceback(stream: Stream) -> Found | None:
 
 
 def _traceback(lines: list[str]) -> list[str]:
-    """The frames and the exception's line, with the worker's frames and exception that Ray prints below its own."""
+    """Return the frames and the exception's line, and what Ray prints below of the worker."""
     end = 1
     while end < len(lines) and lines[end].startswith(" "):
         while end < len(lines) and lines[end].startswith(" "):

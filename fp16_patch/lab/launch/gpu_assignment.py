@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many arms run at a time, and which GPUs of this machine each of them gets."""
+"""Decide how many arms run at a time, and which GPUs of this machine each of them gets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fp16_patch.lab.recipes.schema import Recipe
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-Place = dict[str, str]
-"""What one arm's environment gets."""
+Environment = dict[str, str]
+"""Variables that are added to the environment of one arm."""
 
 
-def places(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Place]:
-    """One for each of the ``arms`` that runs at a time: ``jobs``, or as many as this machine's GPUs hold.
+def environments(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Environment]:
+    """Return an environment for each arm that runs at a time: ``jobs``, or as many as this machine's GPUs hold.
 
-    On a CPU, and on a cluster, whose GPUs Ray hands out, it is one without ``jobs``; and where an arm takes more GPUs
-    than its trainer's. Raises :class:`Fp16PatchError` where this machine has not GPUs for so many.
+    Without ``jobs`` it is one on a CPU, on a cluster (Ray assigns its GPUs), and where an arm needs more GPUs than its
+    trainer's. Raises :class:`Fp16PatchError` where this machine does not have the GPUs.
     """
     if recipe.platform is not None or os.environ.get("RAY_ADDRESS"):
         return [{}] * min(jobs or 1, len(arms))
@@ -30,7 +30,7 @@ def places(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Plac
         return [{}]
     if not whole:
         raise Fp16PatchError(
-            f"--jobs {jobs}: an arm takes GPUs beside its trainer's, and how many is not known here",
+            f"--jobs {jobs}: an arm needs more GPUs than its trainer's, and their number is not known",
             code="gpus-unknown",
             allowed="1: one arm after the other",
             next_step="leave --jobs out; or start each arm by itself, with --arm and CUDA_VISIBLE_DEVICES",
@@ -44,7 +44,7 @@ def places(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Plac
             f"machine has {there}",
             code="not-enough-gpus",
             allowed=f"1 to {max(1, hold)}",
-            next_step="leave --jobs out, to have as many at a time as there is room for",
+            next_step="leave --jobs out: as many arms run as there are GPUs for",
         )
     if at_a_time == 1:
         return [{}]

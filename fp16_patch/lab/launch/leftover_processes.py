@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What still runs of an arm whose launcher was killed: it would write into the files of the next run."""
+"""Terminate the processes of an arm whose launcher was killed: they would write into the files of the next run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fp16_patch.lab.launch.supervisor import MARK
 _GRACE_S = 10.0
 
 
-def end_those_of(folder: Path, say: Callable[[str], None]) -> None:
-    """End what writes into an arm's folder. To be called with the lock of the run directory: its launcher is dead."""
-    if left := _of(folder):
-        say(f"{folder.name} still runs, and its launcher was killed: ending its {len(left)} processes")
-        processes.end(lambda: _of(folder), _GRACE_S)
+def terminate_leftovers(folder: Path, say: Callable[[str], None]) -> None:
+    """Terminate what writes into an arm's folder. The caller holds the lock of the run directory."""
+    if left := _leftovers(folder):
+        say(f"{folder.name} still runs, and its launcher was killed: terminating its {len(left)} processes")
+        processes.terminate(lambda: _leftovers(folder), _GRACE_S)
 
 
-def _of(folder: Path) -> list[int]:
-    """By session: processes that rename themselves write over their environment."""
+def _leftovers(folder: Path) -> list[int]:
+    # By session: a process that renames itself overwrites its environment.
     start, of_folder = f"{MARK}=".encode(), str(folder.resolve()).encode()
     sessions = {
         processes.session(pid)
-        for pid in processes.living()
+        for pid in processes.live_pids()
         if any(word.startswith(start) and word.partition(b":")[2] == of_folder for word in processes.environment(pid))
     }
-    return [pid for pid in processes.living() if processes.session(pid) in sessions - {None, os.getsid(0)}]
+    return [pid for pid in processes.live_pids() if processes.session(pid) in sessions - {None, os.getsid(0)}]

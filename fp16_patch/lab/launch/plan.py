@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would start: the recipe at its scale, the framework, each arm's command, and what speaks against them."""
+"""Plan a run: the recipe at its scale, the framework, each arm's command, and the checks before it starts."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError, several
@@ -13,21 +14,61 @@ from fp16_patch.lab.comparison.expectations import check_metrics
 from fp16_patch.lab.launch import check, preflight
 from fp16_patch.lab.launch.command import WORLD, ArmFiles, Command, Job, world_in
 from fp16_patch.lab.recipes.algorithms import algorithms
-from fp16_patch.lab.recipes.load import load, scale_of
+from fp16_patch.lab.recipes.load import load_at_scale
 from fp16_patch.lab.recipes.overrides import key_value
 from fp16_patch.lab.recipes.schema import Recipe
-from fp16_patch.lab.trainers import TRAINERS
+from fp16_patch.lab.trainers import TRAINERS, Trainer
 
 _LOSS_SCALING = "fp16_patch.loss_scaling."
 
 
-def choose(
-    path: Path, framework: str | None, arms: Sequence[str], overrides: Sequence[str], scale: str | None
-) -> tuple[Recipe, str, list[str]]:
-    """The recipe at its scale, the framework and the arms to run. Raises :class:`Fp16PatchError`."""
-    recipe = load(path, scale_of(path, scale))
+@dataclass(frozen=True)
+class Plan:
+    """The arms to run in ``out``, each with its job and command. ``text`` is the recipe as the run keeps it."""
+
+    recipe: Recipe
+    text: str
+    framework: str
+    out: Path
+    jobs: dict[str, Job]
+    commands: dict[str, Command]
+
+    @property
+    def trainer(self) -> Trainer:
+        """The framework as the launcher uses it."""
+        return TRAINERS[self.framework]
+
+    def world_command(self) -> str | None:
+        """Return what makes the recipe's world, for bash; None where it has none."""
+        world, folder = self.recipe.world, str(self.out / WORLD)
+        make = [sys.executable, "-m", "fp16_patch.lab.toy", "--world", str(world), "--out", folder]
+        return shlex.join(make) if world else None
+
+    def check(self, say: Callable[[str], None]) -> None:
+        """Raise :class:`Fp16PatchError` with everything that is missing here, or else that the framework refuses."""
+        needs = self.trainer.needs(next(iter(self.commands.values())))
+        world = self.out / WORLD if self.recipe.world else None
+        if problems := list(preflight.lacking(self.recipe, needs, world)):
+            raise several(problems)
+        say(f"composing {self.framework}'s configuration: {', '.join(self.commands)}")
+        if problems := check.refused(self.framework, self.commands):
+            raise several(problems)
+
+
+def make_plan(
+    path: Path,
+    out: Path,
+    *,
+    framework: str | None = None,
+    arms: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+    module: str | None = None,
+) -> Plan:
+    """Return what ``run_recipe`` would start; write and start nothing. Raises :class:`Fp16PatchError`."""
+    recipe, text = load_at_scale(path, scale)
     check_metrics(recipe)
-    framework = _framework(recipe, framework)
+    framework, out = _framework(recipe, framework), out.resolve()
     for arm in arms:
         if arm not in recipe.arms:
             raise Fp16PatchError(
@@ -36,54 +77,13 @@ def choose(
     chosen = list(arms) or list(recipe.arms)
     _check_overrides(framework, overrides)
     _check_loss_scaling({arm: recipe.arms[arm].precision for arm in chosen}, overrides)
-    return recipe, framework, chosen
-
-
-def planned(
-    recipe: Recipe, framework: str, arms: Sequence[str], out: Path, overrides: Sequence[str], module: str | None = None
-) -> dict[str, tuple[Job, Command]]:
-    """Each arm with its command in the run directory ``out``. Nothing is written."""
-    trainer, world = TRAINERS[framework], world_in(out, recipe)
-    jobs = {arm: Job(recipe, arm, ArmFiles(out / arm), world, tuple(overrides)) for arm in arms}
-    return {arm: (job, trainer.build_command(job, module or trainer.MODULE)) for arm, job in jobs.items()}
-
-
-def commands(
-    path: Path,
-    out: Path,
-    *,
-    framework: str | None = None,
-    arms: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    scale: str | None = None,
-) -> dict[str, str]:
-    """Arm -> its command for a shell, as ``run_recipe`` would start it. Nothing is checked, written or started."""
-    recipe, framework, chosen = choose(path, framework, arms, overrides, scale)
-    found = planned(recipe, framework, chosen, out.resolve(), overrides)
-    return {arm: command.as_shell() for arm, (_, command) in found.items()}
-
-
-def world_command(path: Path, out: Path, scale: str | None) -> str | None:
-    """What makes the recipe's world in ``out``, for bash; None where it has none."""
-    world = load(path, scale_of(path, scale)).world
-    make = [sys.executable, "-m", "fp16_patch.lab.toy", "--world", str(world), "--out", str(out.resolve() / WORLD)]
-    return shlex.join(make) if world else None
-
-
-def check_commands(
-    recipe: Recipe, framework: str, commands: Mapping[str, Command], out: Path, say: Callable[[str], None]
-) -> None:
-    """Raises :class:`Fp16PatchError` with everything that is missing here, or else that the framework refuses."""
-    needs = TRAINERS[framework].needs(next(iter(commands.values())))
-    if problems := list(preflight.lacking(recipe, needs, out / WORLD if recipe.world else None)):
-        raise several(problems)
-    say(f"composing {framework}'s configuration: {', '.join(commands)}")
-    if problems := check.refused(framework, commands):
-        raise several(problems)
+    world = world_in(out, recipe)
+    jobs = {arm: Job(recipe, arm, ArmFiles(out / arm), world, tuple(overrides)) for arm in chosen}
+    commands = {arm: TRAINERS[framework].build_command(job, module) for arm, job in jobs.items()}
+    return Plan(recipe, text, framework, out, jobs, commands)
 
 
 def _framework(recipe: Recipe, wanted: str | None) -> str:
-    """The one to run on. Raises :class:`Fp16PatchError` when the recipe does not run on the wanted one."""
     if wanted is None or wanted in recipe.frameworks:
         return wanted or recipe.frameworks[0]
     algorithm = algorithms().get(recipe.algorithm.name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run needs and this machine lacks: GPUs, the model, the data. Asked before anything is written or started."""
+"""Check that this machine has what a run needs: GPUs, the model, the data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CHECK = "check the path"
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one command: GPUs of each node, nodes, the model, and the data files; by the option that names each.
+    """What a command needs: GPUs per node, nodes, the model and the data files, each with the option that names it.
 
-    ``whole`` says that these GPUs are all it takes: that nothing gets GPUs of its own beside the trainer.
+    ``whole`` says that the trainer's GPUs are all it needs: nothing else gets GPUs of its own.
     """
 
     gpus: tuple[str, int]
@@ -31,14 +31,14 @@ class Needs:
 
 
 def count(key: str, value: object) -> int:
-    """How many GPUs or nodes an option asks for. Raises :class:`Fp16PatchError` where it is no such number."""
+    """Return the number of GPUs or nodes in an option. Raises :class:`Fp16PatchError` where it is not one."""
     if not str(value).isdecimal() or not int(str(value)):
         raise Fp16PatchError(f"{key}={value}", code="value-not-allowed", allowed="a whole number, 1 or more")
     return int(str(value))
 
 
 def lacking(recipe: Recipe, needs: Needs, world: Path | None = None) -> Iterator[Fp16PatchError]:
-    """One error for each thing that is missing. ``world`` is the folder of what the run will make itself."""
+    """Yield an error for each thing that is missing. ``world`` is the folder of what the run makes itself."""
 
     def made(path: str) -> bool:
         return world is not None and world in Path(path).parents
@@ -58,7 +58,7 @@ def _gpus(recipe: Recipe, needs: Needs) -> Iterator[Fp16PatchError]:
     (key, wanted), (nodes_key, nodes) = needs.gpus, needs.nodes
     if nodes > 1:
         yield Fp16PatchError(
-            f"{recipe.name} needs {nodes} nodes with {wanted} GPUs each, and there is this machine",
+            f"{recipe.name} needs {nodes} nodes with {wanted} GPUs each, and this is one machine",
             code="not-enough-gpus",
             allowed="a Ray cluster of that size, named by RAY_ADDRESS",
             next_step=f"start one, or {_smaller(recipe, f'{nodes_key}=1')}",
@@ -78,6 +78,7 @@ def _smaller(recipe: Recipe, override: str | None = None) -> str:
 
 
 def gpus_here() -> int:
+    """Return the number of GPUs of this machine that are visible."""
     import torch
 
     return int(torch.cuda.device_count())
@@ -95,7 +96,7 @@ def _files(recipe: Recipe, files: Mapping[str, str]) -> Iterator[Fp16PatchError]
 
 
 def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
-    """A folder with a model in it, or a hub id that is in the cache or that the hub answers for."""
+    """Yield an error unless ``model`` is a model's folder, or a hub id that is in the cache or on the hub."""
     folder = Path(model).expanduser()
     if folder.exists():
         if not (folder / "config.json").is_file():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux processes by id: which live, in which session, with which environment; and how they are ended."""
+"""Read the session and environment of Linux processes by id, and terminate them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pathlib import Path
 PROC = Path("/proc")
 _LOOKS = 10
 _WITHOUT: set[int] = set()
-"""Processes whose environment stayed empty, at which one look is enough."""
+"""Processes whose environment stayed empty: one look is enough for these."""
 _PR_SET_PDEATHSIG = 1
 
 
-def living() -> list[int]:
-    """All of this machine that are no zombies."""
+def live_pids() -> list[int]:
+    """Return the pids of all non-zombie processes of this machine."""
     return [pid for pid in map(int, filter(str.isdecimal, os.listdir(PROC))) if session(pid) is not None]
 
 
 def session(pid: int) -> int | None:
-    """The session of a living process."""
+    """Return the session of a process, or None where it has ended or is a zombie."""
     try:
         # After "(name)": state, parent, process group, session. The name may hold spaces and brackets.
         state, _, _, found, *_ = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -34,11 +34,11 @@ def session(pid: int) -> int | None:
 
 
 def environment(pid: int) -> list[bytes]:
-    """``NAME=value`` as the process was started with; empty where it is gone, or somebody else's.
+    """Return ``NAME=value`` as the process was started with; empty where it has ended or belongs to another user.
 
-    It reads as empty too while the process becomes another program. That is soon over, and looked at again.
+    It also reads as empty for a moment while the process executes another program, so it is read several times.
     """
-    with contextlib.suppress(OSError):  # gone, or somebody else's
+    with contextlib.suppress(OSError):  # ended, or another user's
         for _ in range(1 if pid in _WITHOUT else _LOOKS):
             if (found := (PROC / str(pid) / "environ").read_bytes()) or not session(pid):  # the kernel's have session 0
                 return found.split(b"\0")
@@ -47,8 +47,8 @@ def environment(pid: int) -> list[bytes]:
     return []
 
 
-def end(members: Callable[[], list[int]], grace_s: float) -> None:
-    """End every process that ``members`` tells, until it tells none; by force after ``grace_s`` seconds."""
+def terminate(members: Callable[[], list[int]], grace_s: float) -> None:
+    """Send SIGTERM to what ``members`` returns until it returns nothing; send SIGKILL after ``grace_s`` seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + grace_s
         signalled: set[int] = set()
@@ -60,13 +60,13 @@ def end(members: Callable[[], list[int]], grace_s: float) -> None:
             time.sleep(0.05)
 
 
-def end_with(parent: int) -> Callable[[], None]:
-    """To be called in a child before it becomes its command: SIGTERM when ``parent`` is gone, however it went."""
+def die_with_parent(parent: int) -> Callable[[], None]:
+    """Return a function for ``preexec_fn``: the kernel sends the child SIGTERM when ``parent`` ends or is killed."""
     prctl = ctypes.CDLL(None).prctl
 
     def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # gone already
+        if os.getppid() != parent:  # it has ended already
             os.kill(os.getpid(), signal.SIGTERM)
 
     return ask

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a long run visible: what it is starting, one line a training step, and a sign of life in between."""
+"""Print the progress of a run: its phases, one line per training step, and a heartbeat."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
 
 
 class Progress:
-    """Follows one arm's log and metrics file and says what is new. Call :meth:`update` often.
+    """Follow one arm's log and metrics file, and print what is new. Call :meth:`update` often.
 
-    ``phases`` are signs in the log, in the order in which they come, with our words. Each is shown once.
+    ``phases`` are texts in the log, in their order, with their meanings. Each is printed once.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Progress:
         self.phase = "starting"
 
     def update(self) -> None:
-        """Print new phases and steps, or the heartbeat when there was nothing to print for a while."""
+        """Print new phases and steps, or the heartbeat after ``heartbeat_s`` seconds without any."""
         for line in self._log.read():
             self._look_at(line)
         for line in self._metrics.read():
@@ -81,7 +81,7 @@ class Progress:
 
 
 def step_line(step: int, total: int | None, data: dict[str, Any], remaining_s: float | None) -> str:
-    """One training step in one line; ``-`` where nothing was logged."""
+    """Return one training step as one line; ``-`` where nothing was logged."""
 
     def show(name: str, form: str) -> str:
         value = metric_value(data, name)
@@ -95,7 +95,7 @@ def step_line(step: int, total: int | None, data: dict[str, Any], remaining_s: f
 
 
 class _NewLines:
-    """Complete lines added to a file since the last look. tqdm ends its lines with a carriage return."""
+    """The complete lines added to a file since the last read. tqdm ends its lines with a carriage return."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset, self._rest = path, 0, ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a recipe: each arm a process of its own that leaves its result behind, side by side where there is room."""
+"""Run a recipe: each arm is a process that writes its result; arms run at the same time where there are GPUs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from fp16_patch.lab.folder_lock import alone
-from fp16_patch.lab.launch import gpu_assignment, leftover_processes, plan, run_directory
+from fp16_patch.files import write_atomically
+from fp16_patch.lab.folder_lock import exclusive_lock
+from fp16_patch.lab.launch import gpu_assignment, leftover_processes, run_directory
 from fp16_patch.lab.launch import resume as resuming
-from fp16_patch.lab.launch.arm_process import ArmResult, Running
-from fp16_patch.lab.launch.command import Command, Job
-from fp16_patch.lab.launch.gpu_assignment import Place
+from fp16_patch.lab.launch.arm_process import ArmProcess, ArmResult
+from fp16_patch.lab.launch.command import Job
+from fp16_patch.lab.launch.gpu_assignment import Environment
+from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.progress import Progress
 from fp16_patch.lab.launch.signals import terminable, uninterrupted
-from fp16_patch.lab.recipes.load import scale_of, text_of
-from fp16_patch.lab.trainers import TRAINERS
 
 _POLL_S = 0.25
 
@@ -52,69 +52,70 @@ def run_recipe(
     ``jobs`` arms run at a time, by default as many as this machine's GPUs hold (``gpu_assignment``).
     Before anything is written the commands are composed against the framework's configuration, which takes seconds,
     unless ``check`` is false. ``module`` is started in place of the trainer. An arm that fails does not keep the next
-    from running. An earlier run of an arm is set aside; with ``resume`` it is kept instead where it completed with the
-    same settings, and the others start anew. Raises :class:`Fp16PatchError` before anything is started;
-    KeyboardInterrupt after the running arms are cleaned up.
-    """
-    recipe, framework, chosen = plan.choose(path, framework, arms, overrides, scale)
-    out = out.resolve()
-    planned = plan.planned(recipe, framework, chosen, out, overrides, module)
-    commands = {arm: command for arm, (_, command) in planned.items()}
-    run_directory.check(out, recipe, framework, [job.files for job, _ in planned.values()])
-    if check and module is None:  # a stand-in needs nothing
-        plan.check_commands(recipe, framework, commands, out, say)
-    places = [Place()]
-    if module is None or jobs:
-        needs = [TRAINERS[framework].needs(command) for command in commands.values()]
-        places = gpu_assignment.places(recipe, needs, jobs)
-    with terminable(), alone(out):
-        for arm in resuming.completed(out, commands) if resume else []:
-            say(f"{arm} has completed in {out} and is kept")
-            del planned[arm]
-        if not resume:
-            run_directory.check_checkpoints(job.files for job, _ in planned.values())
-        for name in recipe.arms:
-            leftover_processes.end_those_of(out / name, say)
-        run_directory.keep_recipe(out, text_of(path, scale_of(path, recipe.scale)))
-        for job, _ in planned.values():
-            run_directory.fresh(job.files, say)
-        run_directory.build_world(recipe, out, say)
-        beside = len(places) - 1
+    from running. An earlier run of an arm is moved to ``earlier/``; with ``resume`` it is kept in its place where it
+    completed with the same settings, and the others start from their first step.
 
-        def start(job: Job, command: Command, place: Place) -> Running:
+    Raises :class:`Fp16PatchError` before anything is started, and KeyboardInterrupt after the running arms have ended.
+    """
+    plan = make_plan(path, out, framework=framework, arms=arms, overrides=overrides, scale=scale, module=module)
+    recipe, out, jobs_of_arms = plan.recipe, plan.out, dict(plan.jobs)
+    run_directory.check(out, recipe, plan.framework, [job.files for job in plan.jobs.values()])
+    if check and module is None:  # a stand-in needs nothing
+        plan.check(say)
+    environments = [Environment()]
+    if module is None or jobs:
+        needs = [plan.trainer.needs(command) for command in plan.commands.values()]
+        environments = gpu_assignment.environments(recipe, needs, jobs)
+    with terminable(), exclusive_lock(out):
+        for arm in resuming.completed(plan) if resume else []:
+            say(f"{arm} has completed in {out} and is kept")
+            del jobs_of_arms[arm]
+        if not resume:
+            run_directory.check_checkpoints(job.files for job in jobs_of_arms.values())
+        for name in recipe.arms:
+            leftover_processes.terminate_leftovers(out / name, say)
+        write_atomically(out / run_directory.RECIPE, plan.text)
+        for job in jobs_of_arms.values():
+            run_directory.make_empty(job.files, say)
+        run_directory.build_world(recipe, out, say)
+
+        def start(job: Job, environment: Environment) -> ArmProcess:
+            several = len(environments) > 1
             progress = Progress(
                 job.files.log,
                 job.files.metrics,
-                say if not beside else lambda line: say(f"{job.arm_name}: {line}"),
-                phases=TRAINERS[framework].PHASES,
-                total_steps=command.total_steps,
+                (lambda line: say(f"{job.arm_name}: {line}")) if several else say,
+                phases=plan.trainer.phases,
+                total_steps=plan.commands[job.arm_name].total_steps,
                 heartbeat_s=heartbeat_s,
             )
             limit_s = timeout_s if timeout_s is not None else recipe.hardware.timeout_minutes * 60
-            return Running(job, framework, command, progress, limit_s, say, place, beside)
+            return ArmProcess(plan, job, progress, limit_s, say, environment, len(environments) - 1)
 
-        results = _side_by_side([partial(start, *one) for one in planned.values()], places)
-        return sorted(results, key=lambda result: list(planned).index(result.arm))
+        results = _run_all([partial(start, job) for job in jobs_of_arms.values()], environments)
+        return sorted(results, key=lambda result: list(plan.jobs).index(result.arm))
 
 
-def _side_by_side(starts: Sequence[Callable[[Place], Running]], places: Sequence[Place]) -> list[ArmResult]:
-    """Run every arm to its end, as many at a time as there are ``places``.
+def _run_all(
+    starts: Sequence[Callable[[Environment], ArmProcess]], environments: Sequence[Environment]
+) -> list[ArmResult]:
+    """Run every arm to its end, as many at a time as there are ``environments``.
 
-    What goes wrong with starting or ending one is raised once the others have ended. An interruption ends them all.
+    An error from starting or ending one arm is raised after the others have ended. An interruption ends them all.
     """
-    waiting, running = deque(starts), dict[int, Running]()
-    results, errors, not_ended = list[ArmResult](), list[Exception](), list[Running]()
+    waiting, running = deque(starts), dict[int, ArmProcess]()
+    results, errors, not_ended = list[ArmResult](), list[Exception](), list[ArmProcess]()
     try:
         while waiting or running:
-            for i, place in enumerate(places):
+            for i, environment in enumerate(environments):
                 if waiting and i not in running:
                     try:
-                        running[i] = waiting.popleft()(place)
+                        running[i] = waiting.popleft()(environment)
                     except Exception as error:
                         errors.append(error)
             time.sleep(_POLL_S)
             for i, arm in list(running.items()):
-                if arm.goes_on():
+                if arm.poll():
                     continue
                 try:
                     results.append(arm.end())
@@ -127,7 +128,7 @@ def _side_by_side(starts: Sequence[Callable[[Place], Running]], places: Sequence
             for arm in (*running.values(), *not_ended):
                 ending.callback(arm.end, interrupted=True)
             for arm in running.values():
-                arm.ask_to_end()
+                arm.terminate()
     if errors:
         raise errors[0]
     return results

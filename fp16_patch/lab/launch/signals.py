@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Being told to stop while a run is being watched. Outside the main thread Python handles no signals: no effect."""
+"""Handle SIGINT and SIGTERM during a run. Outside the main thread this has no effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that the run is cleaned up."""
+    """Raise SystemExit on SIGTERM, so that the run is cleaned up as after Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -29,7 +29,7 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Cleaning up is short, and is not stopped: a signal that comes meanwhile takes effect afterwards."""
+    """Delay SIGINT and SIGTERM until the end of the block, which cleans up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training run as a Linux session: started apart from us, found again, and ended without trace.
+"""Run one training command as a Linux session, and end all its processes.
 
 Ray gives each worker a process group of its own, so killing the trainer's group would leave them running. They stay
-in its session, which is therefore the unit here. Whatever leaves even the session still carries our mark in its
-environment. Nothing else is ever signalled.
-
-Where we are killed, and so cannot end it, the kernel tells the command (``SIGTERM``).
+in its session. A process that leaves the session still has a mark in its environment. No other process is signalled.
+If the launcher is killed, the kernel sends the command SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,19 +23,19 @@ from fp16_patch import envs
 from fp16_patch.lab.launch import processes
 
 MARK = envs.RECIPE_RUN
-"""Variable of every process of a run: which one it is, and the folder it writes into."""
+"""Variable of every process of a run: an id of the run, and the folder that it writes into."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-class Session:
-    """A running command, its descendants, and what they leave in shared memory and temporary files."""
+class Supervisor:
+    """A running command, its descendants, and their files in shared memory and in the temporary folder."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Start ``arguments`` with ``environment`` added to ours; stdout and stderr go to ``log``, beside the results.
+        """Start ``arguments`` with ``environment`` added to this process's; stdout and stderr go to ``log``.
 
-        Ray gets a temporary directory of its own with a short path: its sockets live there, and the path of a
-        socket has at most 107 characters. It is that of ``environment`` where there is one.
+        Ray gets its own temporary directory with a short path, since the path of a socket has at most 107 characters.
+        ``RAY_TMPDIR`` in ``environment`` names another one.
         """
         mark = f"{uuid.uuid4().hex}:{log.parent.resolve()}"
         self._mark = f"{MARK}={mark}".encode()
@@ -48,7 +46,7 @@ class Session:
         self.ray_directory = Path(environment.get("RAY_TMPDIR") or tempfile.mkdtemp(prefix="fp16p"))
         self.ray_directory.mkdir(exist_ok=True)
         own = {"PYTHONUNBUFFERED": "1", MARK: mark}
-        # TMPDIR too: vLLM's sockets and whatever else goes to /tmp are then removed with Ray's.
+        # TMPDIR too, so that vLLM's sockets and other temporary files are removed with Ray's.
         own |= dict.fromkeys(("RAY_TMPDIR", "TMPDIR"), str(self.ray_directory))
         try:
             with log.open("wb") as output:
@@ -59,29 +57,29 @@ class Session:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=processes.end_with(os.getpid()),
+                    preexec_fn=processes.die_with_parent(os.getpid()),
                 )
         except BaseException:
             shutil.rmtree(self.ray_directory, ignore_errors=True)
             raise
 
     def running(self) -> bool:
-        """Whether the command itself still runs. Leaves it unreaped: its id names the session until we close it."""
+        """Return whether the command itself still runs. It is not reaped: its id names the session until ``close``."""
         if self._process.returncode is not None:  # closed
             return False
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def members(self) -> list[int]:
-        """The ids of our living processes."""
+        """Return the pids of the command and its descendants."""
         leader = self._process.pid
         return [
             pid
-            for pid in processes.living()
+            for pid in processes.live_pids()
             if processes.session(pid) == leader or self._mark in processes.environment(pid)
         ]
 
     def note_new_shared_memory(self) -> None:
-        """As :meth:`note_shared_memory`, and cheap, where a name has come since the call before. Call it often."""
+        """Call :meth:`note_shared_memory` where there is a new name since the last call. This is cheap."""
         names = set(os.listdir(_SHARED_MEMORY))
         new, self._names_before = names - self._names_before, names
         if new or self._mapping_may_follow:
@@ -89,29 +87,29 @@ class Session:
         self._mapping_may_follow = bool(new)
 
     def note_shared_memory(self) -> None:
-        """Remember what our processes have mapped: once they are dead nothing tells whose it was."""
+        """Record what the processes have mapped: after they end nothing tells whose it was."""
         inodes: set[int] = set()
         for pid in self.members():
             with contextlib.suppress(OSError):
                 for line in (processes.PROC / str(pid) / "maps").read_text().splitlines():
                     if f" {_SHARED_MEMORY}/" in line:
                         inodes.add(int(line.split()[4]))
-        # By inode: a semaphore is mapped under a name of which nothing is left, and renamed then.
+        # By inode: a semaphore is mapped under a temporary name and then renamed.
         for entry in os.scandir(_SHARED_MEMORY):
             if entry.inode() in inodes:
                 self._shared_memory.add(Path(entry.path))
 
-    def ask_to_end(self) -> None:
-        """SIGTERM to every member; :meth:`close` waits for them."""
+    def terminate(self) -> None:
+        """Send SIGTERM to every process; :meth:`close` waits for them."""
         self.note_shared_memory()
         for pid in self.members():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
     def close(self, grace_s: float = 5.0) -> int:
-        """End every member, by force after ``grace_s`` seconds, remove what they left, return the exit code."""
+        """End every process, with SIGKILL after ``grace_s`` seconds, remove their files, and return the exit code."""
         self.note_shared_memory()
-        processes.end(self.members, grace_s)
+        processes.terminate(self.members, grace_s)
         exit_code = self._process.wait(timeout=grace_s)
         for path in self._shared_memory:
             with contextlib.suppress(OSError):

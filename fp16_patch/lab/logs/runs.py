@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.folder_lock import in_use
-from fp16_patch.lab.launch.arm_status import WORDS, standing
+from fp16_patch.lab.folder_lock import is_locked
+from fp16_patch.lab.launch.arm_status import WORDS, arm_status
 from fp16_patch.lab.launch.command import ArmFiles
 from fp16_patch.lab.launch.settings import comparable, read_settings
 from fp16_patch.lab.logs.series import Series, finite_number, read_series
@@ -141,7 +141,7 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
             allowed=error.allowed,
             next_step="restore recipe.yaml as `fp16-patch recipes run` wrote it",
         ) from error
-    framework, writing = run_framework(folder, recipe), in_use(folder)
+    framework, writing = run_framework(folder, recipe), is_locked(folder)
     return recipe, [
         _read_arm(ArmFiles(folder / name), framework, arm.precision, writing) for name, arm in recipe.arms.items()
     ]
@@ -160,7 +160,7 @@ def _read_arm(files: ArmFiles, framework: str, precision: str, writing: bool) ->
         log_probs=log_prob_store.load(files.folder / log_prob_store.FOLDER),
         command=_read_command(files),
         settings=None if settings is None else comparable(settings),
-        status_without_result=standing(files, logged=bool(series.steps), in_use=writing),
+        status_without_result=arm_status(files, logged=bool(series.steps), locked=writing),
     )
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: one comparison of the paper as a YAML file, loaded, launched arm after arm, and reported."""
+"""Recipes: one comparison of the paper as a YAML file."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The algorithms of the paper, as ``recipes/shared/algorithms.yaml`` defines them."""
+"""Read the algorithms of the paper from ``recipes/shared/algorithms.yaml``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Definition:
-    """What it computes, the hyperparameters it ``needs``, and each framework's options for it or why there are none."""
+    """An algorithm: what it computes, the hyperparameters it ``needs``, and the options of each framework for it."""
 
     about: str
     advantage: str
@@ -29,10 +29,13 @@ class Definition:
     openrlhf: dict[str, object] | None = None
     not_on: dict[str, str] = field(default_factory=dict)
     otherwise_on: dict[str, str] = field(default_factory=dict)
-    """Framework -> in what its loss differs from ``loss``."""
+    """For a framework, how its loss differs from ``loss``."""
 
     def options(self, framework: str, hyperparameters: Mapping[str, object]) -> dict[str, object]:
-        """The framework's options with the hyperparameters filled in. Raises where it has not the algorithm."""
+        """Return the framework's options with the hyperparameters filled in.
+
+        Raises :class:`Fp16PatchError` where the framework does not have the algorithm.
+        """
         options: dict[str, object] | None = getattr(self, framework)
         if options is None:
             raise Fp16PatchError(
@@ -49,13 +52,13 @@ class _File:
 
 @functools.cache
 def algorithms() -> Mapping[str, Definition]:
-    """Name -> definition."""
+    """Return each algorithm's definition by its name."""
     file = folder() / "shared" / "algorithms.yaml"
     return build(_File, read(file), source=file.name).algorithms
 
 
 def _filled(value: Any, hyperparameters: Mapping[str, object]) -> object:
-    """``"{name}"`` is that value itself, ``"1e-9_{name}"`` text with it inside."""
+    # "{name}" is the value itself, "1e-9_{name}" is text with the value in it.
     if isinstance(value, list):
         return [_filled(item, hyperparameters) for item in value]
     if not isinstance(value, str):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the shipped recipes are."""
+"""Find the shipped recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fp16_patch.errors import Fp16PatchError
 
 
 def folder() -> Path:
-    """Where the shipped recipes are: inside an installed wheel, or at the top of a checkout."""
+    """Return the folder of the shipped recipes: in an installed wheel, or at the top of a checkout."""
     package = Path(__file__).resolve().parent
     in_wheel, in_checkout = package / "data", package.parents[2] / "recipes"
     for place in (in_wheel, in_checkout):

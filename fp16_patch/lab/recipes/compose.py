@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One mapping out of a recipe's file, the shared files it extends, and the scale that is wanted."""
+"""Compose one mapping from a recipe's file, the shared files it extends, and a scale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ORDER = [field.name for field in dataclasses.fields(Recipe)]
 
 
 def read(path: Path) -> Any:
-    """The parsed YAML of one file. Raises :class:`Fp16PatchError` when it is not YAML."""
+    """Return the parsed YAML of one file. Raises :class:`Fp16PatchError` when it is not YAML."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -29,9 +29,9 @@ def read(path: Path) -> Any:
 
 
 def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> Any:
-    """The recipe with what it ``extends`` filled in: its own keys win, an earlier shared file's before a later one's.
+    """Return the recipe with what it ``extends`` filled in; its own keys win, then those of earlier shared files.
 
-    Shared files are looked for beside the recipe, then in ``shared``, and may extend others. Raises
+    Shared files are searched in the recipe's folder, then in ``shared``, and may extend others. Raises
     :class:`Fp16PatchError` where one is missing or extends itself.
     """
     content = read(path)
@@ -63,14 +63,13 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
 
 
 def _place_of(key: str) -> int:
-    """Where the section stands in the schema, and so in what a run keeps; unknown ones come last, to be refused."""
     return _ORDER.index(key) if key in _ORDER else len(_ORDER)
 
 
 def merge(under: Any, over: Any) -> Any:
-    """``over`` laid on ``under``, mappings key by key; null takes a key away.
+    """Return ``under`` updated with ``over``, mappings key by key; null removes a key.
 
-    A hyperparameter is replaced whole, with its source and note.
+    A hyperparameter is replaced as a whole, with its source and note.
     """
     if not isinstance(under, Mapping) or not isinstance(over, Mapping) or "value" in over:
         return over
@@ -80,7 +79,7 @@ def merge(under: Any, over: Any) -> Any:
 
 
 def at_scale(content: dict[str, Any], scale: str) -> dict[str, Any]:
-    """The composed recipe as one of its scales: what a run keeps. Raises :class:`Fp16PatchError` where it has none."""
+    """Return the composed recipe at one scale, as a run keeps it. Raises :class:`Fp16PatchError` if it lacks that."""
     if scale not in SCALES:
         raise Fp16PatchError(f"the scale {scale!r} is unknown", code="unknown-scale", allowed=", ".join(SCALES))
     content = dict(content)
@@ -105,14 +104,14 @@ def at_scale(content: dict[str, Any], scale: str) -> dict[str, Any]:
 
 
 def as_text(content: Mapping[str, Any], origin: str) -> str:
-    """The YAML of a composed recipe, for the run directory."""
+    """Return the YAML of a composed recipe, for the run directory."""
     return f"# {origin}, with what it extends filled in\n" + yaml.safe_dump(
         dict(content), sort_keys=False, allow_unicode=True, width=110
     )
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-6 is a number (YAML 1.1 makes it text), and a key given twice is an error."""
+    """A YAML loader that reads 1e-6 as a number (YAML 1.1 reads text) and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()

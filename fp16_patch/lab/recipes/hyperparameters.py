@@ -17,7 +17,7 @@ SOURCES = {
     "second-hand": "a transcription of the paper's text, not checked against it",
     "choice": "ours: the note says why",
 }
-"""Where a number of a recipe may be from."""
+"""The sources that a number of a recipe may name."""
 
 _COUNT, _WHOLE = "a whole number, 1 or more", "a whole number, not negative"
 _GROUP = "a whole number, 2 or more: an advantage is relative to the other answers'"
@@ -58,18 +58,18 @@ NAMES = {
     "eval_temperature": (_NUMBER, "of an evaluation"),
     "eval_top_p": (_SHARE, "of an evaluation"),
 }
-"""Name -> what its value is, and what it means."""
+"""Each name with the kind of its value and its meaning."""
 
 ALWAYS = ("prompts", "rollouts", "updates", "steps", "prompt_tokens", "response_tokens", "learning_rate")
-"""What every recipe with hyperparameters gives; an algorithm needs further ones."""
+"""The hyperparameters that every recipe gives; an algorithm may need more."""
 
 OF_THE_SCALE = frozenset(ALWAYS) | {"warmup_steps", "eval_every", "eval_rollouts"}
-"""What a toy section may change."""
+"""The hyperparameters that a toy section may change."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The value of one hyperparameter, where it is from (see ``SOURCES``), and a note where sources disagree."""
+    """The value of one hyperparameter, its source (one of ``SOURCES``), and a note where sources disagree."""
 
     value: object
     source: str
@@ -80,12 +80,12 @@ Settings = Mapping[str, Setting]
 
 
 def values(*groups: Settings) -> dict[str, object]:
-    """Name -> value; later groups win."""
+    """Return each name with its value; a later group replaces an earlier one's."""
     return {name: setting.value for group in groups for name, setting in group.items()}
 
 
 def problems(settings: Settings, key: str) -> Iterator[Fp16PatchError]:
-    """Unknown names and sources, values that cannot be, and choices that no note explains."""
+    """Yield an error for each unknown name or source, value out of range, and choice without a note."""
     for name, setting in settings.items():
         if name not in NAMES:
             yield Fp16PatchError(f"unknown key {key}.{name}", code="unknown-key", allowed=", ".join(NAMES))
@@ -93,7 +93,12 @@ def problems(settings: Settings, key: str) -> Iterator[Fp16PatchError]:
         kind = NAMES[name][0]
         if not _FITS[kind](setting.value):
             yield Fp16PatchError(f"{key}.{name}.value={setting.value!r}", code="value-not-allowed", allowed=kind)
-        yield from source_problems(setting.source, f"{key}.{name}")
+        if setting.source not in SOURCES:
+            yield Fp16PatchError(
+                f"{key}.{name}.source={setting.source!r} is unknown",
+                code="value-not-allowed",
+                allowed=", ".join(SOURCES),
+            )
         if setting.source == "choice" and not setting.note:
             yield Fp16PatchError(
                 f"{key}.{name} is our choice and has no note", code="note-missing", next_step="say why in its note"
@@ -101,14 +106,6 @@ def problems(settings: Settings, key: str) -> Iterator[Fp16PatchError]:
     updates, prompts = (settings[name].value if name in settings else 1 for name in ("updates", "prompts"))
     if isinstance(updates, int) and isinstance(prompts, int) and updates > 0 and prompts % updates:
         yield Fp16PatchError(f"{key}: {prompts} prompts do not make {updates} equal updates", code="value-not-allowed")
-
-
-def source_problems(source: str, key: str) -> Iterator[Fp16PatchError]:
-    """A source that is none."""
-    if source not in SOURCES:
-        yield Fp16PatchError(
-            f"{key}.source={source!r} is unknown", code="value-not-allowed", allowed=", ".join(SOURCES)
-        )
 
 
 def _is_whole(value: object) -> bool:

@@ -11,18 +11,18 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.recipes import compose
 from fp16_patch.lab.recipes.builtin import folder
 from fp16_patch.lab.recipes.parse import build
-from fp16_patch.lab.recipes.schema import SCALES, Recipe
+from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.recipes.validate import validate
 from fp16_patch.lab.trainers import TRAINERS
 
 
 def available() -> list[Path]:
-    """The shipped recipe files, by name."""
+    """Return the shipped recipe files, sorted by name."""
     return sorted(folder().glob("*.yaml"), key=lambda path: path.stem)
 
 
 def find(name_or_path: str) -> Path:
-    """The file of a shipped recipe, or the given path itself. Raises :class:`Fp16PatchError` when there is none."""
+    """Return the file of a shipped recipe, or the path itself. Raises :class:`Fp16PatchError` if there is none."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
@@ -51,28 +51,20 @@ def load(path: Path, scale: str | None = None) -> Recipe:
     return recipe if scale is None else _built(compose.at_scale(content, scale), path.name)
 
 
-def scales(path: Path) -> tuple[str, ...]:
-    """The scales it runs at: both where it has a toy section, else the one it is written for."""
-    recipe = load(path)
-    if recipe.toy is not None:
-        return SCALES
-    return ("toy",) if recipe.world else ("paper",)
+def load_at_scale(path: Path, scale: str | None = None) -> tuple[Recipe, str]:
+    """Return the recipe at ``scale``, by default the larger it has, and the YAML text that a run keeps of it.
 
-
-def scale_of(path: Path, wanted: str | None) -> str:
-    """The wanted scale, or without one the larger there is. Raises :class:`Fp16PatchError` if it lacks that."""
-    has = scales(path)
-    if wanted is not None and wanted not in has:
-        raise Fp16PatchError(f"{path.stem} has no {wanted} scale", code="unknown-scale", allowed=", ".join(has))
-    return wanted or has[0]
-
-
-def text_of(path: Path, scale: str) -> str:
-    """What a run of the recipe at this scale keeps: a recipe by itself, the file as it is where it is that already."""
-    content = compose.composed(path, folder())
-    chosen = compose.at_scale(content, scale)
-    as_it_is = chosen == compose.read(path)
-    return path.read_text(encoding="utf-8") if as_it_is else compose.as_text(chosen, f"{path.name}, {scale} scale")
+    The text is a recipe by itself: the file as it is, or the file with what it extends and its scale filled in.
+    Raises :class:`Fp16PatchError` where the recipe is wrong or does not have that scale.
+    """
+    has = load(path).scales
+    if scale not in (None, *has):
+        raise Fp16PatchError(f"{path.stem} has no {scale} scale", code="unknown-scale", allowed=", ".join(has))
+    scale = scale or has[0]
+    content = compose.at_scale(compose.composed(path, folder()), scale)
+    unchanged = content == compose.read(path)
+    text = path.read_text(encoding="utf-8") if unchanged else compose.as_text(content, f"{path.name}, {scale} scale")
+    return _built(content, path.name), text
 
 
 def _built(content: Any, source: str) -> Recipe:

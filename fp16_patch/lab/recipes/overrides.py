@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hydra overrides as text: written so that Hydra's parser gives back exactly the value that was in the recipe."""
+"""Write Hydra overrides so that Hydra's parser returns exactly the value in the recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORDS_HYDRA_READS = {"true", "false", "null", "nan", "inf"}
 
 
 def render(value: object) -> str:
-    """One value in Hydra's grammar: text is quoted wherever Hydra would read something else."""
+    """Return one value in Hydra's grammar; text is quoted where Hydra would read something else."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -31,14 +31,14 @@ def render(value: object) -> str:
 
 
 def assignments(values: Mapping[str, object]) -> list[str]:
-    """``{"a.b": 1}`` -> ``["a.b=1"]``."""
+    """Return ``["a.b=1"]`` for ``{"a.b": 1}``."""
     return [f"{key}={render(value)}" for key, value in values.items()]
 
 
 def merge(groups: Iterable[Iterable[str]]) -> list[str]:
-    """Overrides of several groups as one list, a later one replacing an earlier one of the same key.
+    """Return the overrides of several groups as one list; a later one replaces an earlier one of the same key.
 
-    Hydra would refuse ``+key`` given twice; where an earlier group added the key, the later one adds it too.
+    Hydra refuses ``+key`` given twice, so the later override keeps the ``+`` of the earlier one.
     """
     merged: dict[str, str] = {}
     for group in groups:
@@ -51,7 +51,7 @@ def merge(groups: Iterable[Iterable[str]]) -> list[str]:
 
 
 def key_value(override: str) -> tuple[str, str]:
-    """``"++a.b=c"`` -> ``("a.b", "c")``."""
+    """Return ``("a.b", "c")`` for ``"++a.b=c"``."""
     key, _, value = override.partition("=")
     return key.lstrip("+"), value
 

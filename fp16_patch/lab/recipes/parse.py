@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From parsed YAML to dataclasses, refusing what does not fit: every unknown key, missing key and wrong type at once.
+"""Build dataclasses from parsed YAML; report every unknown key, missing key and wrong type at once.
 
 The dataclass is the schema: field names are the keys, annotations the types, fields without a default are required.
-Understood annotations: str, int, float, optional ones, another dataclass, ``dict[str, T]``, ``tuple[T, ...]``,
-and ``object``, which takes anything. A class may name in ``ALSO`` further keys, of which nothing is left by then.
+Supported annotations: str, int, float, optional ones, another dataclass, ``dict[str, T]``, ``tuple[T, ...]``, and
+``object`` for any value. ``ALSO`` of a class names keys that were resolved before.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fp16_patch.errors import Fp16PatchError, several
 
 T = TypeVar("T")
 NOT_A_KEY = {"key": False}
-"""Metadata of a field that is not read from the file."""
+"""The metadata of a field that is not read from the file."""
 _WORDS = {str: "text", int: "a whole number", float: "a number", type(None): "null"}
 
 
 def build(cls: type[T], value: object, *, source: str) -> T:
-    """An instance of the dataclass ``cls`` from ``value``; ``source`` names the file in the error.
+    """Return an instance of the dataclass ``cls`` from ``value``; ``source`` names the file in errors.
 
     Raises :class:`Fp16PatchError` listing every problem found.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe says. Each class is one section of the YAML, each field one key of it.
+"""Define the keys of a recipe: each class is one section of the YAML, each field one key of it.
 
 A recipe that reproduces the paper names an algorithm of ``shared/algorithms.yaml`` and gives ``hyperparameters`` in the
 paper's words; a framework's section then holds only what differs. Without ``hyperparameters`` it is written out in the
@@ -17,8 +17,9 @@ from fp16_patch.lab.recipes.parse import NOT_A_KEY
 SCALES = ("paper", "toy")
 PRECISIONS = ("fp16", "bf16", "fp32")
 PLATFORMS = ("cpu",)
+STRATEGIES = ("fsdp2", "fsdp", "megatron")
 REWARD_PLACE = "{math_reward}"
-"""The verifier of this package for mathematics; see ``math_reward``."""
+"""Placeholder for this package's reward function for mathematics, ``math_reward.py``."""
 WORLD_PLACES = tuple(
     f"{{world.{name}}}" for name in ("model", "train", "val", "train_prompts", "val_prompts", "reward")
 )
@@ -26,7 +27,7 @@ WORLD_PLACES = tuple(
 
 @dataclass(frozen=True)
 class Reproduces:
-    """``what`` of the paper, ``where`` in it, and the ``source`` of the numbers: script, figure or second hand."""
+    """The part of the paper: ``what``, ``where`` it is, and the ``source`` of the numbers."""
 
     what: str
     where: str
@@ -35,16 +36,18 @@ class Reproduces:
 
 @dataclass(frozen=True)
 class Model:
+    """The model: a folder or a hub id, and a description."""
+
     path: str
     about: str = ""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Files in the framework's format, and a Python file with its reward function where it has none for the data.
+    """Data files in the framework's format, and a Python file with the reward function.
 
-    verl needs ``val``; on OpenRLHF, which takes it only with ``reward``, it may be left out. ``problems`` is the number
-    of training prompts, and ``fetch`` what to run where the files are missing.
+    Leave ``reward`` out where the framework has a reward for the data. verl needs ``val``; OpenRLHF accepts it only
+    with ``reward``. ``problems`` is the number of training prompts, ``fetch`` the command that makes missing files.
     """
 
     train: str
@@ -57,7 +60,7 @@ class Data:
 
 @dataclass(frozen=True)
 class OtherData:
-    """What a framework reads in place of ``data``'s."""
+    """Files that one framework reads in place of those in ``data``."""
 
     train: str | None = None
     val: str | None = None
@@ -66,7 +69,7 @@ class OtherData:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Its name in the paper, and in ``shared/algorithms.yaml`` where the recipe gives hyperparameters."""
+    """The algorithm's name in the paper, and in ``shared/algorithms.yaml`` if the recipe has hyperparameters."""
 
     name: str
     about: str = ""
@@ -74,7 +77,7 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class Hardware:
-    """``ranks`` per node are GPUs, or processes on the CPU platform. ``timeout_minutes`` holds for one arm."""
+    """The hardware: ``ranks`` are GPUs per node (processes on the CPU platform), ``timeout_minutes`` is per arm."""
 
     ranks: int
     timeout_minutes: float
@@ -84,7 +87,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Verl:
-    """``overrides`` maps dotted Hydra keys to values; a key may start with ``+`` or ``++`` as on the command line.
+    """The section of verl: ``overrides`` maps Hydra keys to values; a key may start with ``+`` or ``++``.
 
     ``strategy`` is the trainer's engine, for recipes with hyperparameters: fsdp2, fsdp or megatron.
     """
@@ -96,9 +99,9 @@ class Verl:
 
 @dataclass(frozen=True)
 class OpenRLHF:
-    """``arguments`` maps options without the leading ``--`` to values; true is an option that takes none.
+    """The section of OpenRLHF: ``arguments`` maps options without ``--`` to values; true is an option without a value.
 
-    Settings of ours are among them, as in ``fp16_patch.loss_scaling.init_scale: 1024``.
+    They may hold settings of this package, such as ``fp16_patch.loss_scaling.init_scale: 1024``.
     """
 
     arguments: dict[str, object] = field(default_factory=dict)
@@ -107,10 +110,11 @@ class OpenRLHF:
 
 @dataclass(frozen=True)
 class Arm:
-    """One run of the comparison: the trainer's precision and, where it differs, the ``rollout``'s; what this arm alone
-    gets: another ``algorithm``, ``hyperparameters``, verl ``overrides``, OpenRLHF ``arguments``.
+    """One run of the comparison.
 
-    ``rollout_significand``, on the CPU platform: the explicit bits to which the rollout's linear layers are rounded.
+    ``precision`` is the trainer's; ``rollout`` is the rollout's where it differs. The rest holds for this arm only:
+    ``algorithm``, ``hyperparameters``, ``overrides`` for verl, ``arguments`` for OpenRLHF. ``rollout_significand`` (CPU
+    platform) is the number of explicit bits to which the rollout's linear layers are rounded.
     """
 
     precision: str
@@ -124,7 +128,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Published:
-    """A number the paper shows for one arm: ``what``, its ``value`` within ``tolerance``, at which ``step``."""
+    """A number that the paper shows for one arm: ``what``, its ``value`` within ``tolerance``, the ``step``."""
 
     what: str
     value: float
@@ -136,7 +140,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Toy:
-    """The same algorithm at another scale: these replace the recipe's own sections, hyperparameters one by one."""
+    """The same algorithm at toy scale: replaces the recipe's sections, and single hyperparameters."""
 
     hyperparameters: dict[str, Setting]
     model: Model
@@ -151,7 +155,7 @@ class Toy:
 
 @dataclass(frozen=True)
 class Expectation:
-    """A bound on one number of ``report.json``, and where the bound is from.
+    """A bound on one number of ``report.json``, and the source of the bound.
 
     ``metric`` is the dotted path of a number under ``headline``, ``to_reward`` or ``arms``.
     """
@@ -169,9 +173,9 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``frameworks`` are those it has a section for, in the order of the file: the first is the default.
+    """A recipe. ``frameworks`` are those it has a section for, in the order of the file; the first is the default.
 
-    ``scale`` is written into the copy that a run keeps; a recipe file has its ``toy`` section instead.
+    ``scale`` is set only in the copy that a run keeps; a recipe file has a ``toy`` section instead.
     """
 
     ALSO: ClassVar[tuple[str, ...]] = ("extends",)  # filled in before
@@ -193,3 +197,10 @@ class Recipe:
     platform: str | None = None
     world: str | None = None
     frameworks: tuple[str, ...] = field(default=(), metadata=NOT_A_KEY)
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """The scales it runs at, the larger one first: both where it has a toy section."""
+        if self.toy is not None:
+            return SCALES
+        return ("toy",) if self.world else ("paper",)

@@ -1,166 +1,188 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe's types alone do not catch: unknown names, values out of range, options that are not ours to take."""
+"""Check what a recipe's types alone do not catch: unknown names, values out of range, parts that do not fit."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterator
 
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.lab.cpu import rounded_rollout
 from fp16_patch.lab.launch.command import EARLIER, WORLD
-from fp16_patch.lab.recipes import validate_algorithm
-from fp16_patch.lab.recipes.schema import PLATFORMS, PRECISIONS, REWARD_PLACE, WORLD_PLACES, Data, OtherData, Recipe
+from fp16_patch.lab.recipes import hyperparameters
+from fp16_patch.lab.recipes.algorithms import algorithms
+from fp16_patch.lab.recipes.schema import (
+    PLATFORMS,
+    PRECISIONS,
+    REWARD_PLACE,
+    SCALES,
+    STRATEGIES,
+    WORLD_PLACES,
+    Arm,
+    Recipe,
+)
 from fp16_patch.lab.toy import TOY_TASKS
 from fp16_patch.lab.trainers import TRAINERS
 
+Errors = Iterator[Fp16PatchError]
+
 
 def validate(recipe: Recipe, *, source: str) -> None:
-    """Raise one :class:`Fp16PatchError` with everything that types alone do not catch."""
-    problems = [*_choices(recipe, source), *_options(recipe, source), *_ranges(recipe, source)]
-    problems += [error.prefixed(source) for error in validate_algorithm.problems(recipe)]
+    """Raise one :class:`Fp16PatchError` with every problem found; ``source`` names the file."""
+    problems = [*_names(recipe), *_choices(recipe), *_placeholders(recipe), *_options(recipe), *_ranges(recipe)]
+    problems += _hyperparameters(recipe) if recipe.hyperparameters else _without_hyperparameters(recipe)
     if problems:
-        raise several(problems)
+        raise several([problem.prefixed(source) for problem in problems])
 
 
-def _choices(recipe: Recipe, source: str) -> list[Fp16PatchError]:
-    chosen: list[tuple[str, str | None, tuple[str, ...]]]
-    chosen = [("platform", recipe.platform, PLATFORMS), ("world", recipe.world, tuple(TOY_TASKS))]
-    problems = [
-        Fp16PatchError(f"{source}: {key}={value!r} is unknown", code="value-not-allowed", allowed=", ".join(allowed))
-        for key, value, allowed in chosen
-        if value is not None and value not in allowed
-    ]
-    problems += [
-        Fp16PatchError(
-            f"{source}: arms.{name}.precision={arm.precision!r} is unknown to {framework}",
-            code="not-a-precision",
-            allowed=", ".join(TRAINERS[framework].PRECISIONS),
-        )
-        for framework in recipe.frameworks
-        for name, arm in recipe.arms.items()
-        if arm.precision not in TRAINERS[framework].PRECISIONS
-    ]
-    problems += [
-        Fp16PatchError(
-            f"{source}: arms.{name}.rollout={arm.rollout!r} is unknown",
-            code="not-a-precision",
-            allowed=", ".join(PRECISIONS),
-        )
-        for name, arm in recipe.arms.items()
-        if arm.rollout not in (None, *PRECISIONS)
-    ]
-    paths = {
-        "model.path": recipe.model.path,
-        **{
-            f"{key}.{name}": getattr(data, name) or ""
-            for key, data in _data(recipe).items()
-            for name in ("train", "val", "reward")
-        },
-    }
-    placeholders = (REWARD_PLACE, *(WORLD_PLACES if recipe.world else ()))
-    problems += [
-        Fp16PatchError(
-            f"{source}: {key}={path!r} holds an unknown placeholder",
-            code="unknown-placeholder",
-            allowed=", ".join(placeholders) + ("" if recipe.world else "; further ones where a world is set"),
-        )
-        for key, path in paths.items()
-        if not set(re.findall(r"\{[^}]*\}?|\}", path)) <= set(placeholders)
-    ]
-    return problems
+def _choice(key: str, value: object, allowed: Collection[str], code: str = "value-not-allowed", to: str = "") -> Errors:
+    if value is not None and value not in allowed:
+        yield Fp16PatchError(f"{key}={value!r} is unknown{to}", code=code, allowed=", ".join(allowed))
 
 
-def _data(recipe: Recipe) -> dict[str, Data | OtherData]:
-    sections = {f"{framework}.data": getattr(recipe, framework).data for framework in recipe.frameworks}
-    return {"data": recipe.data, **sections}
-
-
-def _options(recipe: Recipe, source: str) -> list[Fp16PatchError]:
-    """The options of every framework, in its own section and in the arms."""
-    problems = []
-    if not recipe.frameworks:
-        problems.append(
-            Fp16PatchError(f"{source}: no framework to run on", code="framework-missing", allowed=", ".join(TRAINERS))
-        )
-    if recipe.verl and recipe.data.val is None and recipe.verl.data.val is None:
-        problems.append(
-            Fp16PatchError(
-                f"{source}: data.val is missing", code="key-missing", next_step="verl does not start without it"
+def _names(recipe: Recipe) -> Errors:
+    for key, name in {"name": recipe.name, **{f"arms.{name}": name for name in recipe.arms}}.items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+            yield Fp16PatchError(
+                f"{key}: {name!r} names a folder", code="invalid-name", allowed="a-z, 0-9, '-' and '_'"
             )
-        )
-    for framework, trainer in TRAINERS.items():
-        section, key = getattr(recipe, framework), trainer.OPTIONS
-        groups = {f"{framework}.{key}": getattr(section, key)} if section else {}
-        for name, arm in recipe.arms.items():
-            if section:
-                groups[f"arms.{name}.{key}"] = getattr(arm, key)
-            elif getattr(arm, key):
-                problems.append(
-                    Fp16PatchError(
-                        f"{source}: arms.{name}.{key} are for {framework}, which this recipe does not run on",
-                        code="key-refused",
-                        next_step=f"remove them, or add the section {framework}",
-                    )
-                )
-        problems += [
-            error.prefixed(f"{source}: {group}")
-            for group, options in groups.items()
-            for option, value in options.items()
-            for error in trainer.check(option, value)
-        ]
-    return problems
-
-
-def _ranges(recipe: Recipe, source: str) -> list[Fp16PatchError]:
-    problems = []
-    names = {"name": recipe.name, **{f"arms.{name}": name for name in recipe.arms}}
-    problems += [
-        Fp16PatchError(
-            f"{source}: {key}: {name!r} names a folder", code="invalid-name", allowed="a-z, 0-9, '-' and '_'"
-        )
-        for key, name in names.items()
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)
-    ]
-    problems += [
-        Fp16PatchError(
-            f"{source}: arms.{name}: the run directory has a folder of that name",
+    for name in (name for name in (EARLIER, WORLD) if name in recipe.arms):
+        yield Fp16PatchError(
+            f"arms.{name}: the run directory has a folder of that name",
             code="invalid-name",
             next_step="choose another name",
         )
-        for name in (EARLIER, WORLD)
-        if name in recipe.arms
-    ]
     if not recipe.arms:
-        problems.append(
-            Fp16PatchError(
-                f"{source}: arms is empty", code="value-not-allowed", next_step="add one, e.g. fp16: {precision: fp16}"
+        yield Fp16PatchError(
+            "arms is empty", code="value-not-allowed", next_step="add one, e.g. fp16: {precision: fp16}"
+        )
+
+
+def _choices(recipe: Recipe) -> Errors:
+    yield from _choice("platform", recipe.platform, PLATFORMS)
+    yield from _choice("world", recipe.world, TOY_TASKS)
+    yield from _choice("scale", recipe.scale, SCALES)
+    for name, arm in recipe.arms.items():
+        for framework in recipe.frameworks:
+            known = TRAINERS[framework].precisions
+            yield from _choice(f"arms.{name}.precision", arm.precision, known, "not-a-precision", f" to {framework}")
+        yield from _choice(f"arms.{name}.rollout", arm.rollout, PRECISIONS, "not-a-precision")
+
+
+def _placeholders(recipe: Recipe) -> Errors:
+    paths = {"model.path": recipe.model.path}
+    sections = {f"{framework}.data": getattr(recipe, framework).data for framework in recipe.frameworks}
+    for key, data in {"data": recipe.data, **sections}.items():
+        paths |= {f"{key}.{name}": getattr(data, name) or "" for name in ("train", "val", "reward")}
+    known = (REWARD_PLACE, *(WORLD_PLACES if recipe.world else ()))
+    for key, path in paths.items():
+        if not set(re.findall(r"\{[^}]*\}?|\}", path)) <= set(known):
+            yield Fp16PatchError(
+                f"{key}={path!r} holds an unknown placeholder",
+                code="unknown-placeholder",
+                allowed=", ".join(known) + ("" if recipe.world else "; further ones where a world is set"),
             )
-        )
-    positive = {
-        "hardware.ranks": recipe.hardware.ranks,
-        "hardware.nodes": recipe.hardware.nodes,
-        "hardware.timeout_minutes": recipe.hardware.timeout_minutes,
-    }
-    problems += [
-        Fp16PatchError(f"{source}: {key}={value!r}", code="value-not-allowed", allowed="more than zero")
-        for key, value in positive.items()
-        if not 0 < value < math.inf
-    ]
-    bits = {f"arms.{name}.rollout_significand": arm.rollout_significand for name, arm in recipe.arms.items()}
+
+
+def _options(recipe: Recipe) -> Errors:
+    """Check the options of every framework, in its own section and in the arms."""
+    if not recipe.frameworks:
+        yield Fp16PatchError("no framework to run on", code="framework-missing", allowed=", ".join(TRAINERS))
+    if recipe.verl and recipe.data.val is None and recipe.verl.data.val is None:
+        yield Fp16PatchError("data.val is missing", code="key-missing", next_step="verl does not start without it")
+    for framework, trainer in TRAINERS.items():
+        section, key = getattr(recipe, framework), trainer.options_key
+        groups = {f"arms.{name}.{key}": getattr(arm, key) for name, arm in recipe.arms.items()}
+        if section is None:
+            for group in (group for group, options in groups.items() if options):
+                yield Fp16PatchError(
+                    f"{group} are for {framework}, which this recipe does not run on",
+                    code="key-refused",
+                    next_step=f"remove them, or add the section {framework}",
+                )
+            continue
+        for group, options in {f"{framework}.{key}": getattr(section, key), **groups}.items():
+            for option, value in options.items():
+                yield from (error.prefixed(group) for error in trainer.check(option, value))
+
+
+def _ranges(recipe: Recipe) -> Errors:
+    for key in ("ranks", "nodes", "timeout_minutes"):
+        if not 0 < (value := getattr(recipe.hardware, key)) < math.inf:
+            yield Fp16PatchError(f"hardware.{key}={value!r}", code="value-not-allowed", allowed="more than zero")
     fewest, most = rounded_rollout.FEWEST, rounded_rollout.MOST
-    problems += [
-        Fp16PatchError(
-            f"{source}: {key}={value!r}", code="value-not-allowed", allowed=f"{fewest} to {most}, and platform: cpu"
+    for name, arm in recipe.arms.items():
+        bits = arm.rollout_significand
+        if bits is not None and not (recipe.platform == "cpu" and fewest <= bits <= most):
+            yield Fp16PatchError(
+                f"arms.{name}.rollout_significand={bits!r}",
+                code="value-not-allowed",
+                allowed=f"{fewest} to {most}, and platform: cpu",
+            )
+    for expected in recipe.expected:
+        if expected.at_least is None and expected.at_most is None:
+            yield Fp16PatchError(
+                f"expected {expected.metric} has no bound",
+                code="bound-missing",
+                allowed="at_least, at_most or both",
+            )
+
+
+def _without_hyperparameters(recipe: Recipe) -> Errors:
+    """Refuse the keys that only a recipe with hyperparameters may have."""
+    given = {
+        "verl.strategy": recipe.verl and recipe.verl.strategy,
+        "published": recipe.published,
+        "toy": recipe.toy,
+        **{f"arms.{name}.algorithm": arm.algorithm for name, arm in recipe.arms.items()},
+        **{f"arms.{name}.hyperparameters": arm.hyperparameters for name, arm in recipe.arms.items()},
+    }
+    for key in (key for key, value in given.items() if value):
+        yield Fp16PatchError(
+            f"{key} is set, and the recipe has no hyperparameters", code="key-refused", next_step="give both or neither"
         )
-        for key, value in bits.items()
-        if value is not None and not (recipe.platform == "cpu" and fewest <= value <= most)
-    ]
-    problems += [
-        Fp16PatchError(
-            f"{source}: expected {e.metric} has no bound", code="bound-missing", allowed="at_least, at_most or both"
+
+
+def _hyperparameters(recipe: Recipe) -> Errors:
+    yield from hyperparameters.problems(recipe.hyperparameters, "hyperparameters")
+    for name, arm in recipe.arms.items():
+        yield from hyperparameters.problems(arm.hyperparameters, f"arms.{name}.hyperparameters")
+        yield from _algorithm(recipe, name, arm)
+    if recipe.verl:
+        yield from _choice("verl.strategy", recipe.verl.strategy, STRATEGIES)
+    for name, numbers in recipe.published.items():
+        if name not in recipe.arms:
+            yield Fp16PatchError(f"published.{name} is not an arm", code="unknown-arm", allowed=", ".join(recipe.arms))
+        for i, number in enumerate(numbers):
+            yield from _choice(f"published.{name}[{i}].source", number.source, hyperparameters.SOURCES)
+    if recipe.toy is not None:  # only the scale may change; building the toy recipe checks the rest
+        yield from _choice("toy.platform", recipe.toy.platform, PLATFORMS)
+        yield from _choice("toy.world", recipe.toy.world, TOY_TASKS)
+        for name in sorted(set(recipe.toy.hyperparameters) & set(hyperparameters.NAMES) - hyperparameters.OF_THE_SCALE):
+            yield Fp16PatchError(
+                f"toy.hyperparameters.{name} would change the algorithm, not its scale",
+                code="key-refused",
+                allowed=", ".join(sorted(hyperparameters.OF_THE_SCALE)),
+            )
+
+
+def _algorithm(recipe: Recipe, name: str, arm: Arm) -> Errors:
+    chosen = arm.algorithm or recipe.algorithm.name
+    key = f"arms.{name}.algorithm" if arm.algorithm else "algorithm.name"
+    if chosen not in algorithms():
+        yield from _choice(key, chosen, algorithms(), "unknown-algorithm")
+        return
+    definition = algorithms()[chosen]
+    given = {*recipe.hyperparameters, *arm.hyperparameters}
+    for missing in sorted({*hyperparameters.ALWAYS, *definition.needs} - given):
+        yield Fp16PatchError(
+            f"hyperparameters.{missing} is missing", code="key-missing", next_step=f"{chosen} needs it"
         )
-        for e in recipe.expected
-        if e.at_least is None and e.at_most is None
-    ]
-    return problems
+    for framework in recipe.frameworks:
+        if why := definition.not_on.get(framework):
+            yield Fp16PatchError(
+                f"{key}={chosen!r} is not on {framework}: {why}",
+                code="algorithm-not-supported",
+                next_step=f"leave it out with `{framework}: null`",
+            )

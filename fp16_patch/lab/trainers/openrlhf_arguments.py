@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenRLHF's own reading of its arguments, without starting it.
+"""Parse arguments as OpenRLHF does, without starting it.
 
-The parser, and the checks behind it, are statements of the main block of ``openrlhf/cli/train_ppo_ray.py``. They are
-run here up to the last, which trains. The module itself is not imported: it needs a GPU's packages.
+The parser and the checks after it are statements of the main block of ``openrlhf/cli/train_ppo_ray.py``. They run here
+except the last, which trains. The module itself is not imported: it needs packages that need a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fp16_patch.errors import Fp16PatchError
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the module builds when it runs as the main program."""
+    """Return the parser that the module builds when it runs as the main program."""
     statements = _main_block()
     last = next(i for i, node in enumerate(statements) if "parse_args" in ast.unparse(node))
     found: argparse.ArgumentParser = _run(statements[:last])["parser"]
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parsed(words: Sequence[str]) -> Any:
-    """The arguments as OpenRLHF's ``train`` would get them. Raises :class:`Fp16PatchError` with its own words."""
+    """Return the arguments that OpenRLHF's ``train`` would get. Raises :class:`Fp16PatchError` with its message."""
     said = io.StringIO()
     try:
         with _as_main_program(words), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -44,7 +44,7 @@ def parsed(words: Sequence[str]) -> Any:
 
 
 def _main_block() -> list[ast.stmt]:
-    """Its statements but the last, and but the imports of its own modules."""
+    """Return its statements without the last and without the imports of its own modules."""
     tree = ast.parse((_package() / "cli" / "train_ppo_ray.py").read_text(encoding="utf-8"))
     (main,) = (node for node in tree.body if isinstance(node, ast.If))
     return [node for node in main.body if not isinstance(node, ast.ImportFrom) and ast.unparse(node) != "train(args)"]
@@ -57,7 +57,7 @@ def _run(statements: list[ast.stmt]) -> dict[str, Any]:
 
 
 def _hierarchize() -> Any:
-    """Its module alone: the package around it imports the models."""
+    """Load its module without the package, which imports the models."""
     spec = importlib.util.spec_from_file_location("_openrlhf_config", _package() / "utils" / "config.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments that OpenRLHF would start with, as the flag leaves them, without starting anything."""
+"""Compose the arguments that OpenRLHF would start with; start nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fp16_patch.lab.launch.command import Command
 from fp16_patch.lab.trainers import openrlhf_arguments
 
 
-def composed(command: Command) -> Any:
-    """The parsed arguments, accepted by OpenRLHF's own checks and rewritten by the flag.
+def compose(command: Command) -> Any:
+    """Return the parsed arguments, accepted by OpenRLHF's own checks and rewritten by the flag.
 
     Raises :class:`Fp16PatchError` with OpenRLHF's words or the flag's refusals.
     """

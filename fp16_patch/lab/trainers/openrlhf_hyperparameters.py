@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's hyperparameters as OpenRLHF's options."""
+"""Translate a recipe's hyperparameters into OpenRLHF's options."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _OPTIONS = {
     "eval_rollouts": "eval.n_samples_per_prompt",
     "eval_temperature": "eval.temperature",
 }
-"""Those that are one option with the same value; an algorithm's own are in its definition."""
+"""The hyperparameters that are one option with the same value; an algorithm's own are in its definition."""
 
-EVALUATES_EVERY = _OPTIONS["eval_every"]
+EVAL_INTERVAL = _OPTIONS["eval_every"]
 LACKS = {"eval_top_p": "OpenRLHF evaluates with top_p"}
-"""Hyperparameters that it has no option for, and what it does instead."""
+"""The hyperparameters that it has no option for, with what it does instead."""
 
 
 def arguments(values: Mapping[str, object], problems: int | None) -> dict[str, object]:
-    """Option -> value. OpenRLHF counts episodes over ``problems``, not steps."""
+    """Return each option with its value; OpenRLHF counts episodes over ``problems``, not steps."""
     found = {option: values[name] for name, option in _OPTIONS.items() if name in values}
     size = {name: int(str(values[name])) for name in ("prompts", "rollouts", "updates", "steps")}
     wanted = size["prompts"] * size["steps"]

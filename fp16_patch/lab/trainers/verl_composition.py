@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration that verl would start with, as the flag leaves it, without starting anything."""
+"""Compose the configuration that verl would start with; start nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.launch.command import Command
 
 
-def composed(command: Command) -> Any:
-    """Hydra's composition of the command, rewritten by the flag and accepted by verl's own checks.
+def compose(command: Command) -> Any:
+    """Return Hydra's composition of the command, rewritten by the flag and accepted by verl's own checks.
 
     Raises :class:`Fp16PatchError` with Hydra's words, the flag's refusals or verl's.
     """
@@ -44,7 +44,7 @@ def _composed(overrides: list[str]) -> Any:
 
 
 def _accepted(config: Any) -> None:
-    """verl's ``validate_config``, which its task runner calls before anything is built."""
+    """Run verl's ``validate_config``, which its task runner calls before it builds anything."""
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 

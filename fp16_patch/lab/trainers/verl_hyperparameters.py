@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's hyperparameters as verl's Hydra keys."""
+"""Translate a recipe's hyperparameters into verl's Hydra keys."""
 
 from __future__ import annotations
 
@@ -28,17 +28,15 @@ _KEYS = {
     "eval_temperature": f"{ROLLOUT}.val_kwargs.temperature",
     "eval_top_p": f"{ROLLOUT}.val_kwargs.top_p",
 }
-"""Those that are one key with the same value; an algorithm's own are in its definition."""
+"""The hyperparameters that are one key with the same value; an algorithm's own are in its definition."""
 
-EVALUATES_EVERY = _KEYS["eval_every"]
-LACKS: Mapping[str, str] = {}
-"""Hyperparameters that it has no key for, and what it does instead."""
+EVAL_INTERVAL = _KEYS["eval_every"]
 
 _ENDLESS = 1_000_000  # epochs: the number of steps ends the run
 
 
 def overrides(values: Mapping[str, object], strategy: str) -> dict[str, object]:
-    """Hydra key -> value, for a trainer of this strategy."""
+    """Return each Hydra key with its value, for a trainer of this strategy."""
     found = {key: values[name] for name, key in _KEYS.items() if name in values}
     found[f"{ACTOR}.strategy"] = strategy
     found[f"{ROLLOUT}.name"] = "vllm"
@@ -57,7 +55,7 @@ def overrides(values: Mapping[str, object], strategy: str) -> dict[str, object]:
 
 
 def _adam(values: Mapping[str, object], strategy: str) -> dict[str, object]:
-    """verl forwards neither betas nor eps to Megatron, and has no key for eps anywhere: both have a way round."""
+    """Return the keys for Adam. verl has no key for eps, and forwards neither betas nor eps to Megatron."""
     own = f"+{ACTOR}.optim.override_optimizer_config"
     found: dict[str, object] = {}
     if isinstance(betas := values.get("adam_betas"), list):

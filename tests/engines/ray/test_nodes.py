@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.lab.launch.supervisor import Session
+from fp16_patch.lab.launch.supervisor import Supervisor
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
@@ -28,7 +28,7 @@ def two_nodes(tmp_path: Path, *arguments: str) -> str:
 
     log = tmp_path / "log"
     script = Path(__file__).with_name("two_nodes.py")
-    session = Session([sys.executable, str(script), *arguments], {"RAY_DEDUP_LOGS": "0"}, log)
+    session = Supervisor([sys.executable, str(script), *arguments], {"RAY_DEDUP_LOGS": "0"}, log)
     try:
         deadline = time.monotonic() + 200
         while session.running() and time.monotonic() < deadline:

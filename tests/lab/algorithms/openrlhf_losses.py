@@ -24,7 +24,7 @@ from fixed_batch import Answer, answers  # noqa: E402
 from openrlhf import models  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
 
-from fp16_patch.lab.trainers import openrlhf  # noqa: E402
+from fp16_patch.lab.trainers import TRAINERS  # noqa: E402
 
 
 def loss_and_gradient(args: Any) -> tuple[float, list[float]]:
@@ -77,5 +77,8 @@ def padded(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    found = {case.name: loss_and_gradient(openrlhf.composed(case.command("openrlhf"))) for case in cases("openrlhf")}
+    found = {
+        case.name: loss_and_gradient(TRAINERS["openrlhf"].compose(case.command("openrlhf")))
+        for case in cases("openrlhf")
+    }
     Path(sys.argv[1]).write_text(json.dumps(found))

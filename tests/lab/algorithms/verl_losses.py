@@ -26,7 +26,7 @@ from verl.workers.utils.losses import ppo_loss
 
 from fp16_patch.lab.launch.check import command
 from fp16_patch.lab.recipes.load import find, load
-from fp16_patch.lab.trainers import verl
+from fp16_patch.lab.trainers import TRAINERS
 
 
 class Store:
@@ -108,6 +108,6 @@ def without_the_flag(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    found = {case.name: loss_and_gradient(verl.composed(case.command("verl"))) for case in cases("verl")}
+    found = {case.name: loss_and_gradient(TRAINERS["verl"].compose(case.command("verl"))) for case in cases("verl")}
     found["PG-Seq-IS without the flag"] = loss_and_gradient(without_the_flag(find("sanity-pg-seq-is")))
     Path(sys.argv[1]).write_text(json.dumps(found))

@@ -15,7 +15,7 @@ from raising import raises_code
 
 from fp16_patch.cli import main
 from fp16_patch.lab.comparison.compare import compare
-from fp16_patch.lab.folder_lock import alone
+from fp16_patch.lab.folder_lock import exclusive_lock
 
 pytest.importorskip("matplotlib")
 
@@ -239,7 +239,7 @@ def test_an_arm_that_has_just_been_started_runs(write: Write) -> None:
     run, said = write("run"), list[str]()
     for name in ("result.json", "metrics.jsonl"):
         (run / "fp16" / name).unlink()
-    with alone(run):
+    with exclusive_lock(run):
         report = compare(run, say=said.append)
     assert (report["arms"]["fp16"]["status"], report["arms"]["fp16"]["steps"]) == ("running", 0)
     assert [note for note in report["notes"] if "fp16" in note] == ["fp16 still runs after 0 steps"]

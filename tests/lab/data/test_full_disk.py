@@ -16,7 +16,7 @@ from fp16_patch.lab.data.output import Output
 from fp16_patch.lab.data.reading import DatasetSpec
 from fp16_patch.lab.data.sample_store import Sampled, SampleStore
 from fp16_patch.lab.data.source import Source
-from fp16_patch.lab.folder_lock import alone
+from fp16_patch.lab.folder_lock import exclusive_lock
 
 pytest.importorskip("pyarrow")
 
@@ -24,9 +24,9 @@ RoomFor = Callable[[int], AbstractContextManager[None]]
 
 
 def test_the_lock(tmp_path: Path, room_for: RoomFor) -> None:
-    with raises_code("write-failed", f"--out {tmp_path}: ", "next step"), room_for(0), alone(tmp_path):
+    with raises_code("write-failed", f"--out {tmp_path}: ", "next step"), room_for(0), exclusive_lock(tmp_path):
         pass
-    with alone(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
 
 

@@ -12,7 +12,7 @@ from raising import raises_code
 from fp16_patch.lab.launch.check import check
 from fp16_patch.lab.recipes import compose
 from fp16_patch.lab.recipes.algorithms import algorithms
-from fp16_patch.lab.recipes.load import available, find, load, scales, text_of
+from fp16_patch.lab.recipes.load import available, find, load, load_at_scale
 from fp16_patch.lab.recipes.schema import Recipe
 
 PAPER = [path for path in available() if load(path).toy]
@@ -45,7 +45,7 @@ def test_every_arm_at_every_scale_would_start(path: Path) -> None:
     checked = list(check(path))
     assert {(c.scale, c.framework, c.arm) for c in checked} == {
         (scale, framework, arm)
-        for scale in scales(path)
+        for scale in load(path).scales
         for framework in load(path).frameworks
         for arm in load(path).arms
     }
@@ -67,7 +67,7 @@ def test_the_toy_changes_the_scale_and_not_the_algorithm(path: Path) -> None:
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_what_a_run_keeps_is_the_recipe_by_itself(path: Path, scale: str, tmp_path: Path) -> None:
     kept = tmp_path / "recipe.yaml"
-    kept.write_text(text_of(path, scale))
+    kept.write_text(load_at_scale(path, scale)[1])
     assert load(kept) == load(path, scale)
 
 
@@ -178,7 +178,7 @@ def test_what_does_not_fit_together_is_refused(wrong: str, tmp_path: Path) -> No
 
 def refused(folder: Path, content: dict[str, object], code: str, named: str, allowed: str) -> None:
     """``content`` on top of a shipped recipe is one clear error."""
-    base = yaml.safe_load(text_of(find("sanity-grpo"), "paper").replace("scale: paper", "")) | {
+    base = yaml.safe_load(load_at_scale(find("sanity-grpo"), "paper")[1].replace("scale: paper", "")) | {
         "toy": compose.read(find("sanity-grpo").parent / "shared" / "toy.yaml")["toy"]
     }
     (folder / "base.yaml").write_text(yaml.safe_dump(base))

@@ -213,7 +213,7 @@ def test_a_killed_launcher_takes_its_trainer_along_and_the_next_run_ends_the_res
         said: list[str] = []
         results = run_recipe(write_recipe(), tmp_path / "run", say=said.append, module=stand_in)
         assert [result.status for result in results] == ["completed", "completed"]
-        assert "bf16 still runs, and its launcher was killed: ending its 2 processes" in said
+        assert "bf16 still runs, and its launcher was killed: terminating its 2 processes" in said
         assert not is_alive(own_group)
         assert not is_alive(own_session)
     finally:
@@ -269,7 +269,7 @@ def test_a_second_run_keeps_the_first_and_never_moves_checkpoints_or_foreign_fil
     assert (earlier / "fp16-1" / "result.json").exists()
     assert not (arm / "model").exists()
     kept_as = f"the earlier run in {arm} is kept as {earlier / 'fp16-2'}"
-    assert f"{kept_as}; it had completed: --resume keeps such a one in its place" in said
+    assert f"{kept_as}; it had completed: --resume would have kept it in its place" in said
     (arm / "checkpoints").mkdir()
     with raises_code("output-holds-checkpoints", arm):
         run()
@@ -319,8 +319,8 @@ def test_two_runs_into_one_directory_are_refused_and_a_killed_one_keeps_nobody_o
     write_recipe: Write, stand_in: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    script = "import sys; from pathlib import Path; from fp16_patch.lab.folder_lock import alone\n"
-    script += "with alone(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    script = "import sys; from pathlib import Path; from fp16_patch.lab.folder_lock import exclusive_lock\n"
+    script += "with exclusive_lock(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", script, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -17,7 +17,7 @@ from fp16_patch.lab.launch.command import ArmFiles, Job
 from fp16_patch.lab.recipes import schema
 from fp16_patch.lab.recipes.load import available, find, load
 from fp16_patch.lab.toy import ToyTask
-from fp16_patch.lab.trainers import TRAINERS, verl
+from fp16_patch.lab.trainers import TRAINERS
 
 Write = Callable[..., Path]
 
@@ -34,7 +34,7 @@ def test_megatron_gets_the_platform_it_needs_whoever_asks_for_it(
         edits.append(("{precision: fp16}", f"{{precision: fp16, overrides: {{{asked}}}}}"))
     overrides = ("model_engine=megatron",) if where == "user" else ()
     job = Job(load(write_recipe(*edits)), "fp16", ArmFiles(tmp_path / "fp16"), overrides=overrides)
-    command = verl.build_command(job)
+    command = TRAINERS["verl"].build_command(job)
     assert "fp16_patch.lab.cpu.megatron" in command.environment["VERL_USE_EXTERNAL_MODULES"].split(",")
     text = " ".join(command.arguments)
     assert "actor.megatron.use_remove_padding=False" in text
@@ -70,7 +70,7 @@ def test_the_schema_of_a_recipe_is_readable_in_python_3_10() -> None:
 
 
 def test_the_flags_options_are_the_ones_a_recipe_may_name() -> None:
-    assert {"bf16", "fp16", "fp32"} <= set(TRAINERS["verl"].PRECISIONS)
+    assert {"bf16", "fp16", "fp32"} <= set(TRAINERS["verl"].precisions)
 
 
 MISTAKES = {
@@ -165,7 +165,7 @@ def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
     edit = ("{precision: fp16}", "{precision: fp16, overrides: {fp16_patch.rollout_dtype: bf16, trainer.nnodes: 2}}")
     recipe = load(write_recipe(edit))
     files = ArmFiles(tmp_path / "with space")
-    command = verl.build_command(Job(recipe, "fp16", files, overrides=("trainer.total_training_steps=9",)))
+    command = TRAINERS["verl"].build_command(Job(recipe, "fp16", files, overrides=("trainer.total_training_steps=9",)))
     _, dash_m, module, *overrides = command.arguments
     assert (dash_m, module) == ("-m", "verl.trainer.main_ppo")
     assert command.total_steps == 9
@@ -197,7 +197,7 @@ def test_an_arm_with_a_rounded_rollout_asks_the_platform_for_it(framework: str, 
 
 def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:
     world = ToyTask(tmp_path, {})
-    command = verl.build_command(Job(load(find("quickstart")), "bf16", ArmFiles(tmp_path / "bf16"), world))
+    command = TRAINERS["verl"].build_command(Job(load(find("quickstart")), "bf16", ArmFiles(tmp_path / "bf16"), world))
     values = dict(o.lstrip("+").split("=", 1) for o in command.arguments[3:])
     assert values["data.train_files"] == str(world.train)
     assert values["reward.custom_reward_function.path"] == str(world.reward)
@@ -219,9 +219,10 @@ def test_a_metric_that_no_report_has_is_refused_before_a_run(write_recipe: Write
     path = write_recipe(("headline.prob_diff_ratio", metric))
     assert load(path).expected, "a run that was made is still read"
     with raises_code("unknown-metric", f"metric='{metric}'", allowed, "next step"):
-        plan.choose(path, None, [], [], None)
+        plan.make_plan(path, path.parent)
 
 
 @pytest.mark.parametrize("metric", ["arms.fp16.offline.sequence_kl", "to_reward.ratio.steps", "arms.bf16.mean.k3_kl"])
 def test_what_only_a_run_can_tell_may_be_expected(write_recipe: Write, metric: str) -> None:
-    plan.choose(write_recipe(("headline.prob_diff_ratio", metric)), None, [], [], None)
+    path = write_recipe(("headline.prob_diff_ratio", metric))
+    plan.make_plan(path, path.parent)

@@ -18,7 +18,7 @@ from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.recipes.load import available, find, load
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.toy import ToyTask
-from fp16_patch.lab.trainers import openrlhf
+from fp16_patch.lab.trainers import TRAINERS
 from fp16_patch.lab.trainers.openrlhf_arguments import parser
 
 Write = Callable[..., Path]
@@ -46,7 +46,7 @@ def test_the_command_of_an_arm(write_openrlhf: Write, tmp_path: Path) -> None:
     recipe = load(write_openrlhf(("{precision: fp16}", f"{{precision: fp16, arguments: {arguments}}}")))
     overrides = ("actor.adam.lr=1e-6", "fp16_patch.loss_scaling.init_scale=1024", "actor.adam.betas=[0.9, 0.95]")
     files = ArmFiles(tmp_path / "with space")
-    command = openrlhf.build_command(Job(recipe, "fp16", files, overrides=overrides))
+    command = TRAINERS["openrlhf"].build_command(Job(recipe, "fp16", files, overrides=overrides))
     settings, options = split(command)
     assert config.settings(settings) == {
         "rollout_dtype": "bf16",
@@ -68,7 +68,7 @@ def test_the_command_of_an_arm(write_openrlhf: Write, tmp_path: Path) -> None:
 )
 def test_the_number_of_steps(write_openrlhf: Write, tmp_path: Path, overrides: tuple[str, ...], steps: int) -> None:
     job = Job(load(write_openrlhf()), "fp16", ArmFiles(tmp_path), overrides=overrides)
-    assert openrlhf.build_command(job).total_steps == steps
+    assert TRAINERS["openrlhf"].build_command(job).total_steps == steps
 
 
 MISTAKES = {
@@ -109,7 +109,7 @@ def arms() -> list[Any]:
 @pytest.mark.parametrize(("recipe", "arm"), arms())
 def test_openrlhfs_own_parser_takes_every_argument(recipe: Recipe, arm: str, tmp_path: Path) -> None:
     world = ToyTask(tmp_path, {}) if recipe.world else None
-    command = openrlhf.build_command(Job(recipe, arm, ArmFiles(tmp_path / arm), world))
+    command = TRAINERS["openrlhf"].build_command(Job(recipe, arm, ArmFiles(tmp_path / arm), world))
     options = vars(parser().parse_args(split(command)[1]))
     assert options["ds.param_dtype"] == recipe.arms[arm].precision
     assert recipe.openrlhf is not None
@@ -120,7 +120,7 @@ def test_openrlhfs_own_parser_takes_every_argument(recipe: Recipe, arm: str, tmp
 
 def test_the_quickstart_is_that_of_verl_on_another_framework(tmp_path: Path) -> None:
     world, files = ToyTask(tmp_path, {}), ArmFiles(tmp_path / "fp16")
-    command = openrlhf.build_command(Job(load(find("quickstart-openrlhf")), "fp16", files, world))
+    command = TRAINERS["openrlhf"].build_command(Job(load(find("quickstart-openrlhf")), "fp16", files, world))
     _, options = split(command)
     assert f"--data.prompt_dataset={world.train_prompts}" in options
     assert f"--reward.remote_url={world.reward}" in options

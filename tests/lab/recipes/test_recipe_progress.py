@@ -12,7 +12,7 @@ from fp16_patch.lab.duration import duration
 from fp16_patch.lab.launch.progress import Progress
 from fp16_patch.lab.trainers import TRAINERS
 
-VERL, OPENRLHF = (TRAINERS[name].PHASES for name in ("verl", "openrlhf"))
+VERL, OPENRLHF = (TRAINERS[name].phases for name in ("verl", "openrlhf"))
 OPENRLHF_LOG = """\
 fp16_patch: precision fp16, 3 settings changed
 2026-11-24 14:30:59,125	INFO worker.py:2029 -- Started a local Ray instance.

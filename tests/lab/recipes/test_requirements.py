@@ -13,7 +13,7 @@ from raising import check_error
 from fp16_patch.cli import main
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.launch import preflight
-from fp16_patch.lab.launch.plan import commands
+from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.recipes.load import find
 
@@ -103,24 +103,25 @@ def test_several_nodes_want_a_cluster(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_commands_can_be_taken_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = commands(find("sanity-pg-seq-is"), tmp_path / "run", arms=["fp16"])
-    assert list(found) == ["fp16"]
+    plan = make_plan(find("sanity-pg-seq-is"), tmp_path / "run", arms=["fp16"])
+    assert list(plan.commands) == ["fp16"]
+    command = plan.commands["fp16"].as_shell()
     for words in (
         "-m verl.trainer.main_ppo",
         "algorithm.rollout_correction.bypass_mode=true",
         "actor_rollout_ref.actor.loss_scale_factor=8192",
         "+precision@_global_=fp16",
     ):
-        assert words in found["fp16"]
+        assert words in command
     assert main(["recipes", "run", "sanity-pg-seq-is", "--print", "--arm", "fp16", "--out", str(tmp_path / "run")]) == 0
     about, printed = capsys.readouterr().out.split("\n\n", 1)
     assert "RAY_ADDRESS" in about
-    assert printed == f"# fp16\n{found['fp16']}\n\n"
+    assert printed == f"# fp16\n{command}\n\n"
     assert not (tmp_path / "run").exists()
 
 
 def test_the_bounds_of_a_mask_reach_hydra_as_text(tmp_path: Path) -> None:
-    command = commands(find("sanity-grpo-seq-mis"), tmp_path)["fp16"]
+    command = make_plan(find("sanity-grpo-seq-mis"), tmp_path).commands["fp16"].as_shell()
     assert """'algorithm.rollout_correction.rollout_is_threshold='"'"'1e-9_3'"'"''""" in command
 
 

@@ -15,8 +15,9 @@ import pytest
 from raising import raises_code
 
 from fp16_patch.cli import main
-from fp16_patch.lab.launch import gpu_assignment, plan, preflight
-from fp16_patch.lab.launch.arm_process import ArmResult, Running
+from fp16_patch.lab.launch import gpu_assignment, preflight
+from fp16_patch.lab.launch.arm_process import ArmProcess, ArmResult
+from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.preflight import Needs
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.launch.signals import uninterrupted
@@ -38,7 +39,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def places(
     gpus_of_an_arm: int, jobs: int | None, *, recipe: str = "sanity-grpo", arms: int = 2
 ) -> list[gpu_assignment.Place]:
-    return gpu_assignment.places(load(find(recipe)), [needing(gpus_of_an_arm)] * arms, jobs)
+    return gpu_assignment.environments(load(find(recipe)), [needing(gpus_of_an_arm)] * arms, jobs)
 
 
 def needing(gpus: int, *, whole: bool = True) -> Needs:
@@ -77,15 +78,15 @@ def test_more_than_the_gpus_hold_is_refused(gpus: Callable[[int], None]) -> None
 
 def test_arms_that_differ_all_find_room(gpus: Callable[[int], None]) -> None:
     gpus(8)
-    assert gpu_assignment.places(load(find("sanity-grpo")), [needing(4), needing(8)], None) == [{}]
+    assert gpu_assignment.environments(load(find("sanity-grpo")), [needing(4), needing(8)], None) == [{}]
 
 
 def test_gpus_beside_the_trainers_are_not_divided(gpus: Callable[[int], None]) -> None:
     gpus(8)
     arms = [needing(2, whole=False)] * 2
-    assert gpu_assignment.places(load(find("sanity-grpo")), arms, None) == [{}]
+    assert gpu_assignment.environments(load(find("sanity-grpo")), arms, None) == [{}]
     with raises_code("gpus-unknown", "--jobs 2", "next step"):
-        gpu_assignment.places(load(find("sanity-grpo")), arms, 2)
+        gpu_assignment.environments(load(find("sanity-grpo")), arms, 2)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +100,8 @@ def test_gpus_beside_the_trainers_are_not_divided(gpus: Callable[[int], None]) -
     ],
 )
 def test_what_takes_gpus_of_its_own_is_seen(tmp_path: Path, framework: str, override: str, whole: bool) -> None:
-    recipe = load(find("sanity-grpo"), "paper")
-    ((_, command),) = plan.planned(recipe, framework, ["fp16"], tmp_path, [override]).values()
-    assert TRAINERS[framework].needs(command).whole is whole
+    plan = make_plan(find("sanity-grpo"), tmp_path, framework=framework, arms=["fp16"], overrides=[override])
+    assert TRAINERS[framework].needs(plan.commands["fp16"]).whole is whole
 
 
 def test_on_a_cluster_and_on_a_cpu_only_where_asked(
@@ -172,14 +172,14 @@ def test_a_result_that_cannot_be_kept_ends_no_other_arm(
     write_recipe: Write, stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(("model:", "platform: cpu\nmodel:"))
-    keep = Running._keep
+    write = ArmProcess._write
 
-    def full(self: Running, result: ArmResult) -> None:
+    def full(self: ArmProcess, result: ArmResult) -> None:
         if result.arm == "bf16":
             raise OSError(errno.ENOSPC, "No space left on device")
-        keep(self, result)
+        write(self, result)
 
-    monkeypatch.setattr(Running, "_keep", full)
+    monkeypatch.setattr(ArmProcess, "_write", full)
     with pytest.raises(OSError, match="No space left"):
         run_recipe(recipe, tmp_path / "run", jobs=2, say=lambda _: None, module=stand_in)
     assert json.loads((tmp_path / "run" / "fp16" / "result.json").read_text())["status"] == "completed"
