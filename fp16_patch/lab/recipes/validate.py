@@ -36,9 +36,14 @@ def validate(recipe: Recipe, *, source: str) -> None:
         raise several([problem.prefixed(source) for problem in problems])
 
 
-def _choice(key: str, value: object, allowed: Collection[str], code: str = "value-not-allowed", to: str = "") -> Errors:
+def _choice(key: str, value: object, allowed: Collection[str]) -> Errors:
     if value is not None and value not in allowed:
-        yield Fp16PatchError(f"{key}={value!r} is unknown{to}", code=code, allowed=", ".join(allowed))
+        yield Fp16PatchError(f"{key}={value!r} is unknown", code="value-not-allowed", allowed=", ".join(allowed))
+
+
+def _precision(key: str, value: object, allowed: Collection[str], to: str = "") -> Errors:
+    if value is not None and value not in allowed:
+        yield Fp16PatchError(f"{key}={value!r} is unknown{to}", code="not-a-precision", allowed=", ".join(allowed))
 
 
 def _names(recipe: Recipe) -> Errors:
@@ -66,8 +71,8 @@ def _choices(recipe: Recipe) -> Errors:
     for name, arm in recipe.arms.items():
         for framework in recipe.frameworks:
             known = TRAINERS[framework].precisions
-            yield from _choice(f"arms.{name}.precision", arm.precision, known, "not-a-precision", f" to {framework}")
-        yield from _choice(f"arms.{name}.rollout", arm.rollout, PRECISIONS, "not-a-precision")
+            yield from _precision(f"arms.{name}.precision", arm.precision, known, f" to {framework}")
+        yield from _precision(f"arms.{name}.rollout", arm.rollout, PRECISIONS)
 
 
 def _placeholders(recipe: Recipe) -> Errors:
@@ -171,7 +176,7 @@ def _algorithm(recipe: Recipe, name: str, arm: Arm) -> Errors:
     chosen = arm.algorithm or recipe.algorithm.name
     key = f"arms.{name}.algorithm" if arm.algorithm else "algorithm.name"
     if chosen not in algorithms():
-        yield from _choice(key, chosen, algorithms(), "unknown-algorithm")
+        yield Fp16PatchError(f"{key}={chosen!r} is unknown", code="unknown-algorithm", allowed=", ".join(algorithms()))
         return
     definition = algorithms()[chosen]
     given = {*recipe.hyperparameters, *arm.hyperparameters}
