@@ -135,15 +135,6 @@ class SampleStore:
         files.write_atomically(self.settings_file, json.dumps(settings, indent=2) + "\n")
 
     def _drop_partial_line(self) -> None:
-        if not self.file.exists():
-            return
-        with self.file.open("rb+") as file:
-            end = file.seek(0, os.SEEK_END)
-            while end and _byte_before(file, end) != b"\n":
-                end -= 1
-            file.truncate(end)
-
-
-def _byte_before(file: Any, end: int) -> bytes:
-    file.seek(end - 1)
-    return bytes(file.read(1))
+        if self.file.exists():
+            with self.file.open("rb+") as file:
+                file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
