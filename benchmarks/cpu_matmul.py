@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Half matrix products on the CPU: PyTorch's own, through FP32 (ours), and BF16, side by side in one run.
+"""Compare Half matrix products on the CPU in one run: PyTorch's own, through FP32 (ours), and BF16.
 
     python benchmarks/cpu_matmul.py
 
 Prints the time of each product of a linear layer, the cost our kernels add to FP32 and BF16 calls, and the time of a
-training step of a small Qwen2 under autocast. Ratios, not times, carry over to another machine. About 40 s.
+training step of a small Qwen2 under autocast. Only the ratios apply to other machines. Takes about 40 s.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def products() -> None:
-    """The three products of a linear layer with ``rows`` tokens, ``inputs`` and ``outputs`` features."""
+    """Time the three products of a linear layer with ``rows`` tokens, ``inputs`` and ``outputs`` features."""
     print(f"{'rows x in x out':>18} {'product':>16} {HEADER}")
     for rows, inputs, outputs in ((16, 64, 256), (512, 64, 256), (512, 256, 256), (1024, 256, 688)):
         x, w, g = (torch.randn(shape) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
@@ -46,7 +46,7 @@ def product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> Call
 
 
 def small_calls() -> None:
-    """What a call that is not Half pays for passing through Python: seen best in a product that does nothing."""
+    """Time the detour through Python of a call that is not Half, with the smallest product."""
     print()
     for dtype in (torch.float32, torch.bfloat16):
         call = product(torch.randn(4, 4), torch.randn(4, 4), dtype)
@@ -60,7 +60,7 @@ def small_calls() -> None:
 
 
 def training_steps() -> None:
-    """Forward and backward of a small Qwen2 with FP32 weights under autocast, as verl's FSDP engine runs it."""
+    """Time forward and backward of a small Qwen2 with FP32 weights under autocast, as verl's FSDP engine runs it."""
     print(f"\n{'Qwen2, 8 x 64 tokens':>35} {HEADER}")
     for layers, hidden in ((4, 64), (8, 64), (4, 256)):
         times = side_by_side(partial(training_step, *small_qwen2(layers, hidden)), seconds=6)
@@ -93,7 +93,7 @@ HEADER = f"{'stock half':>11} {'ours':>9} {'bf16':>9}  stock/ours  ours/bf16"
 
 
 def side_by_side(make: Callable[[torch.dtype], Callable[[], object]], seconds: float) -> str:
-    """A line of the table: the fastest call of each kind, in ms, and the ratios.
+    """Print a line of the table: the fastest call of each kind, in ms, and the ratios.
 
     The three take turns for ``seconds``, so that whatever else the machine does disturbs all of them alike.
     """

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dose-response without the frameworks: policy, problems and loss of the recipes, in FP32, in one process.
+"""Run the dose-response without the frameworks: policy, problems and loss of the recipes, in FP32, in one process.
 
     dose_response.py OUT --recipes dose-response --bits 0 3 2 1 --seeds 0 1 [--steps 60]
                      [--updates N] [--learning-rate X] [--layers N]
 
-The rollout's linear layers are rounded to that many explicit bits of significand (0: not rounded), the trainer's are
-not: vLLM, verl and half precision are left out, and a run takes minutes. mu is computed in one pass over the answers
-and not token by token. Each run appends a line to benchmarks/dose_response.jsonl; what stands there is not run again.
-The recipes' worlds are made in OUT. What the last line sets is varied of the recipe: updates a step, the learning rate,
-the layers of its world's policy.
+The rollout's linear layers are rounded to that many explicit bits of significand (0: not rounded); the trainer's are
+not. There is no vLLM, no verl and no half precision, and a run takes minutes. mu is computed in one pass over the
+answers, not token by token. Each run appends a line to benchmarks/dose_response.jsonl; runs recorded there are not
+repeated. The toy tasks are built in OUT. The options of the last line change the recipe: updates per step, the learning
+rate, the layers of the toy policy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fp16_patch.mismatch.metrics import mismatch_metrics
 
 RUNS = Path(__file__).with_suffix(".jsonl")
 VARIED = ("updates", "learning_rate", "layers")
-"""What is recorded only of a run that has it otherwise than its recipe and world."""
+"""Settings that are recorded only if they differ from the recipe and its toy task."""
 IDENTITY = ("recipe", "bits", "seed", "steps", *VARIED)
 RECIPES = [path.stem for path in available() if path.stem.startswith("dose-response")]
 
@@ -50,41 +50,41 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--updates", type=int, help="a step, in place of the recipe's")
-    parser.add_argument("--learning-rate", type=float, help="in place of the recipe's")
-    parser.add_argument("--layers", type=int, help="of the policy, in place of the world's")
-    asked = parser.parse_args()
+    parser.add_argument("--updates", type=int, help="updates per step, instead of the recipe's")
+    parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
+    parser.add_argument("--layers", type=int, help="layers of the policy, instead of the toy task's")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    varied = {name: value for name in VARIED if (value := getattr(asked, name))}
-    for seed, recipe, bits in product(asked.seeds, asked.recipes, asked.bits):
-        run = {"recipe": recipe, "bits": bits, "seed": seed, "steps": asked.steps, **varied}
+    varied = {name: value for name in VARIED if (value := getattr(arguments, name))}
+    for seed, recipe, bits in product(arguments.seeds, arguments.recipes, arguments.bits):
+        run = {"recipe": recipe, "bits": bits, "seed": seed, "steps": arguments.steps, **varied}
         recorded = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
         if any(all(run.get(name) == other.get(name) for name in IDENTITY) for other in recorded):
             continue
         print(run, flush=True)
         started = time.monotonic()
-        steps, accuracy = train(made_world(asked.out, recipe, asked.layers), run)
+        steps, accuracy = train(build_toy_task(arguments.out, recipe, arguments.layers), run)
         curves = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
         record = {**run, "policy_accuracy": accuracy, **curves, "seconds": round(time.monotonic() - started)}
         with RUNS.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
 
 
-def made_world(out: Path, recipe: str, layers: int | None) -> Path:
-    """The recipe's world, its policy of ``layers`` layers."""
+def build_toy_task(out: Path, recipe: str, layers: int | None) -> Path:
+    """Build the recipe's toy task, optionally with another number of layers; return its folder."""
     name = str(load(find(recipe)).world)
     if layers is None:
         return build(out / name, settings=TOY_TASKS[name]).path
     return build(out / f"{name}-{layers}-layers", settings=replace(TOY_TASKS[name], layers=layers)).path
 
 
-def train(world: Path, run: dict[str, Any]) -> tuple[list[dict[str, float]], float]:
-    """The metrics of each step, and the accuracy of the trained policy, not rounded, on the problems."""
+def train(task: Path, run: dict[str, Any]) -> tuple[list[dict[str, float]], float]:
+    """Return the metrics of each step, and the accuracy of the trained policy on the problems, without rounding."""
     loaded, bits, seed = load(find(run["recipe"])), run["bits"], run["seed"]
     algorithm, h = loaded.algorithm.name, {**values(loaded.hyperparameters), **run}
-    tokenizer = AutoTokenizer.from_pretrained(world / "model")
-    model = Qwen2ForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
-    lines = [json.loads(line) for line in (world / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(task / "model")
+    model = Qwen2ForCausalLM.from_pretrained(task / "model", dtype=torch.float32)
+    lines = [json.loads(line) for line in (task / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     problems = [Problem(tuple(map(int, line["input"].removesuffix("=").split("+")))) for line in lines]
     optimizer = torch.optim.AdamW(
         model.parameters(), h["learning_rate"], h["adam_betas"], eps=h["adam_eps"], weight_decay=h["weight_decay"]
@@ -134,7 +134,7 @@ def train(world: Path, run: dict[str, Any]) -> tuple[list[dict[str, float]], flo
 
 
 def log_probs(model: Any, ids: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Of the answers' tokens, in nats, ``[answers, tokens]``."""
+    """Return the log-probs of the answers' tokens, in nats, ``[answers, tokens]``."""
     logits = model(input_ids=ids).logits[:, -answers.shape[1] - 1 : -1]
     found: torch.Tensor = logits.log_softmax(-1).gather(-1, answers[..., None]).squeeze(-1)
     return found
@@ -142,7 +142,7 @@ def log_probs(model: Any, ids: torch.Tensor, answers: torch.Tensor) -> torch.Ten
 
 @contextmanager
 def rounded_linears(model: torch.nn.Module, bits: int) -> Iterator[None]:
-    """Meanwhile every linear layer hands on that many bits; 0 rounds nothing."""
+    """Round the outputs of all linear layers to ``bits`` in this context; 0 rounds nothing."""
     linears = [layer for layer in model.modules() if bits and isinstance(layer, torch.nn.Linear)]
     hooks = [layer.register_forward_hook(lambda _layer, _inputs, y: rounded(y, bits)) for layer in linears]
     yield
@@ -151,7 +151,7 @@ def rounded_linears(model: torch.nn.Module, bits: int) -> Iterator[None]:
 
 
 def _batches(problems: list[Problem], size: int, seed: int) -> Iterator[list[Problem]]:
-    """Every problem once an epoch, in an order that depends on ``seed``."""
+    """Yield batches of every problem once per epoch, in an order that depends on ``seed``."""
     order = random.Random(seed)
     while True:
         shuffled = order.sample(problems, len(problems))

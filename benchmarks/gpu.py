@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every check that wants a GPU, in one run of a few minutes; needs PyTorch and transformers only.
+"""Run every check that needs a GPU, in a few minutes; needs PyTorch and transformers only.
 
     PYTHONPATH=. python benchmarks/gpu.py            # one CUDA device
-    PYTHONPATH=. python benchmarks/gpu.py --device cpu --layers 2 --hidden 64 --steps 2   # does the script itself work
+    PYTHONPATH=. python benchmarks/gpu.py --device cpu --layers 2 --hidden 64 --steps 2   # test the script itself
 
 1. FSDP1 and FSDP2 with verl's mixed precision: the rows of the precision report, and an overflow that is skipped.
-2. Log-prob error of BF16 and FP16 against FP32 on one model: the ratio that the paper's argument rests on.
+2. Log-prob error of BF16 and FP16 against FP32 on one model: the ratio behind the paper's argument.
 3. Time and peak memory of a training step, FP16 over BF16.
 
-Prints a table and exits with 1 when a check fails. Ratios compare runs side by side in this process; the absolute
-figures are this machine's.
+Prints a table and exits with 1 if a check fails. Ratios compare runs in this process; absolute figures apply to this
+machine only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What loss scaling adds to an optimizer step: stock BF16, stock FP16 and ours, side by side in one run.
+"""Measure what loss scaling adds to an optimizer step: stock BF16, stock FP16 and ours, in one run.
 
     PYTHONPATH=. python benchmarks/loss_scaling.py            # 50M parameters, FSDP2, 1 and 2 ranks; some minutes
     PYTHONPATH=. python benchmarks/loss_scaling.py --json     # the same as one JSON object, table included
     PYTHONPATH=. python benchmarks/loss_scaling.py --device cuda --ranks 1
 
 Needs PyTorch and transformers. Stock clipping is torch's clip_grad_norm_: verl 0.9.1's fsdp2_clip_grad_norm_ makes
-the same calls, and would want a CUDA device for the norm.
+the same calls, but needs a CUDA device for the norm.
 
 An update is everything between the backward and ``zero_grad``. All arms use the same weights, the same optimizer
 and the same gradients (the FP16 ones times the scale), and clip:
@@ -16,14 +16,14 @@ and the same gradients (the FP16 ones times the scale), and clip:
   an optimizer only; torch 2.13's cannot step a fused one on a CPU (its found_inf has the wrong shape).
 * ours: ``clip_and_step``, with the metrics of the gradients and without.
 
-The arms take turns in one process and each repetition is as slow as its slowest rank; a cell is the median. The
-cores are shared out among the ranks. "no optimizer" is one that does nothing: what is left is the scaler and the clip.
-Peak memory is that of one arm in a process of its own, fused AdamW, over the process before it had a model (CPU: Linux,
-resident; CUDA: allocated): weights, gradients, optimizer state and whatever the update needs, activations not. The
-median of five processes: one by itself is off by up to 0.6 %.
+The arms alternate in one process. Each repetition takes as long as its slowest rank; a cell is the median. The cores
+are divided among the ranks. "no optimizer" does nothing: what is left is the scaler and the clip.
+Peak memory is measured for one arm in its own process, with fused AdamW, minus the process before it had a model (CPU:
+Linux, resident; CUDA: allocated). It covers weights, gradients, optimizer state and temporary memory of the update, but
+not activations. It is the median of five processes; a single one is off by up to 0.6 %.
 The share of the metrics is what they add to an update with fused AdamW, over a whole FP16 step of the same model.
 
-Gradients are random numbers: no time here depends on their values. Ratios, not times, carry over to another machine.
+Gradients are random numbers: no time here depends on their values. Only the ratios apply to other machines.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ TARGETS = {  # the worst case over rank counts: at most this, or at least it
 
 class NoOptimizer(torch.optim.SGD):
     def step(self, closure: object = None) -> None:
-        """Change nothing."""
+        """Do nothing."""
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -79,7 +79,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Rig:
-    """A sharded model, gradients to fill it with, and the scalers."""
+    """Hold a sharded model, gradients to fill it with, and the scalers."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         torch.manual_seed(0)
@@ -141,7 +141,7 @@ class Rig:
         self.update("ours", optimizer)
 
     def seconds(self, call: Callable[..., None], *arguments: Any) -> float:
-        """Of the slowest rank."""
+        """Return the time of the slowest rank."""
         self.wait()
         start = time.perf_counter()
         call(*arguments)
@@ -158,7 +158,7 @@ class Rig:
 
 
 def times(options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of every arm with every optimizer, and of an FP16 training step."""
+    """Return the milliseconds of every arm with every optimizer, and of an FP16 training step."""
     rig = Rig(options)
     typical, fastest = {}, {}
     source = [gradient.clone() for gradient in rig.fill(1.0)]
@@ -179,7 +179,7 @@ def times(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(options: argparse.Namespace) -> float:
-    """Peak bytes of the updates of one arm, on the rank with the most."""
+    """Return the peak bytes of one arm's updates, on the rank with the most."""
     warm_up = torch.zeros(1, device=options.device)
     before = 0 if warm_up.is_cuda else resident("VmRSS")
     rig = Rig(options)
@@ -224,7 +224,7 @@ def spawn(ranks: int, what: Callable[..., Any], options: argparse.Namespace) -> 
 
 
 def case(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one number of ranks: the times and the five ratios."""
+    """Return the times and the five ratios for one number of ranks."""
     found = spawn(ranks, times, options)
     ms = found["ms"]
     peaks: dict[str, list[float]] = {"bf16": [], "ours": []}

@@ -3,9 +3,9 @@
 
     recipes_toy.py OUT [RECIPE ...]
 
-Without names: every recipe with a toy section, on every framework it is for. An arm that completed is recorded in
-benchmarks/recipes_toy.jsonl, and is not run again until its recipe says something else at toy scale; what completed in
-OUT is recorded as it is.
+Without names it runs every recipe with a toy section, on each of its frameworks. Completed arms are recorded in
+benchmarks/recipes_toy.jsonl, and run again only after their recipe changes at toy scale. Arms that are complete in OUT
+are recorded without running them again.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     failed = False
-    for path in [find(name) for name in asked.recipes] or every_recipe():
+    for path in [find(name) for name in arguments.recipes] or every_recipe():
         for framework in load(path, "toy").frameworks:
             missing = [arm for arm in load(path, "toy").arms if recorded(path, framework, arm) is None]
             if missing:
-                failed |= not run(asked.out, path, framework, missing)
+                failed |= not run(arguments.out, path, framework, missing)
     PAGE.write_text(page(), encoding="utf-8")
     return int(failed)
 
@@ -75,11 +75,11 @@ def every_recipe() -> list[Path]:
 
 
 def run(out: Path, path: Path, framework: str, arms: list[str]) -> bool:
-    """Run these arms and record those that completed, which is whether all did."""
+    """Run these arms, record the completed ones, and return whether all completed."""
     folder, name = out / f"{path.stem}-{framework}", str(load(path, "toy").world)
     world = out / "worlds" / name
     if world.exists() and not (folder / "world").exists():
-        shutil.copytree(world, folder / "world")  # found unharmed, it is used as it is
+        shutil.copytree(world, folder / "world")  # an unchanged toy task is reused
     overrides = TWO_STEPS[framework]
     run_recipe(path, folder, framework=framework, arms=arms, scale="toy", overrides=overrides, resume=True)
     if not world.exists():
@@ -91,7 +91,7 @@ def run(out: Path, path: Path, framework: str, arms: list[str]) -> bool:
 
 
 def record(path: Path, framework: str, arm: ArmRun) -> Record:
-    """What a run is remembered by."""
+    """Return the record of an arm."""
     return {
         "recipe": path.stem,
         "digest": digest(path),
@@ -107,19 +107,19 @@ def record(path: Path, framework: str, arm: ArmRun) -> Record:
 
 
 def digest(path: Path) -> str:
-    """Of what the recipe says at toy scale."""
+    """Return a digest of the recipe at toy scale."""
     return hashlib.sha256(load_at_scale(path, "toy")[1].encode()).hexdigest()[:12]
 
 
 def recorded(path: Path, framework: str, arm: str) -> Record | None:
-    """The last run of the arm, if the recipe still says the same."""
+    """Return the arm's last record of the recipe's current text, or None."""
     key = {"recipe": path.stem, "digest": digest(path), "framework": framework, "arm": arm}
     text = RECORDS.read_text(encoding="utf-8") if RECORDS.exists() else ""
     return next((r for r in map(json.loads, reversed(text.splitlines())) if key.items() <= r.items()), None)
 
 
 def page() -> str:
-    """docs/recipes-toy.md: a row for each arm of each recipe, run or not."""
+    """Return the text of docs/recipes-toy.md, with a row for each arm of each recipe."""
     return HEAD + text_table.markdown(HEADER, list(rows())) + "\n"
 
 

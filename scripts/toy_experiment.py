@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much mismatch training bears: run the dose-response recipes, seed by seed, and write docs/results-toy.md.
+"""Measure how much mismatch training tolerates: run the dose-response recipes and write docs/results-toy.md.
 
     toy_experiment.py OUT [--recipes NAME ...] [--arms NAME ...] [--seeds N ...] [--steps N]
 
-What OUT or benchmarks/toy_experiment.jsonl holds already is not run again, so that a later call adds arms and seeds.
-Without arms and seeds nothing is run and only the page is written. A run is a few kB of JSON: its curves, and the
-accuracy of the policy it trained, sampled from its weights in FP32 and so with nothing rounded.
+Runs that OUT or benchmarks/toy_experiment.jsonl already holds are not repeated, so a later call adds arms and seeds.
+Without arms and seeds only the page is written. The record of a run is a few kB of JSON: its curves, and the accuracy
+of the trained policy, sampled from its weights in FP32 without rounding.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from fp16_patch.lab.toy.sampling import solved_counts
 from fp16_patch.lab.toy.task import Problem, token_limits
 
 RECIPES = ("dose-response", "dose-response-pg-seq-is")
-"""Those with longer answers are run where they are asked for."""
+"""Recipes with longer answers run only if --recipes names them."""
 SEED_KEYS = ("data.seed", "actor_rollout_ref.rollout.seed")
-"""The order of the problems, and vLLM's sampling. The policy that a run starts from is the same for all seeds."""
+"""Seeds of the problems' order and of vLLM's sampling. All runs start from the same policy."""
 CURVES = ("reward", "prob_diff_mean", "k3_kl", "grad_norm")
 ANSWER_TOKENS = "response_length/mean"
 EFFECTIVE_SAMPLES = "actor/rollout_corr/rollout_is_eff_sample_size"
-"""Of the answers' importance weights, as a share of the answers: 1 where all weigh the same."""
+"""Effective sample size of the answers' importance weights, as a share of the answers; 1 if all are equal."""
 SAMPLES = 16
 
 
@@ -46,22 +46,22 @@ def main() -> int:
     parser.add_argument("--arms", nargs="*", default=[])
     parser.add_argument("--seeds", nargs="*", type=int, default=[])
     parser.add_argument("--steps", type=int, help="fewer than the recipe's: a look, kept apart from whole runs")
-    asked = parser.parse_args()
-    for seed, recipe, arm in ((s, r, a) for s in asked.seeds for r in asked.recipes for a in asked.arms):
-        steps = asked.steps or int(str(load(find(recipe)).hyperparameters["steps"].value))
+    arguments = parser.parse_args()
+    for seed, recipe, arm in ((s, r, a) for s in arguments.seeds for r in arguments.recipes for a in arguments.arms):
+        steps = arguments.steps or int(str(load(find(recipe)).hyperparameters["steps"].value))
         if not any(
             (r["recipe"], r["arm"], r["seed"], r["asked"]) == (recipe, arm, seed, steps) for r in read_records()
         ):
-            run_one(asked.out, recipe, arm, seed, steps)
+            run_one(arguments.out, recipe, arm, seed, steps)
     write_page()
     return int(any(record["status"] != "completed" for record in read_records()))
 
 
 def run_one(out: Path, recipe: str, arm: str, seed: int, steps: int) -> None:
-    """Run one arm, and append its record. A run that was left complete in OUT is recorded as it is."""
+    """Run one arm and append its record. A complete run in OUT is recorded without running it again."""
     folder, world = out / f"{recipe}-{steps}-seed{seed}", out / "world"
     if world.exists() and not (folder / "world").exists():
-        shutil.copytree(world, folder / "world")  # found unharmed, it is used as it is
+        shutil.copytree(world, folder / "world")  # an unchanged toy task is reused
     overrides = [*(f"{key}={seed}" for key in SEED_KEYS), f"trainer.total_training_steps={steps}"]
     run_recipe(find(recipe), folder, arms=[arm], overrides=overrides, resume=True)
     if not world.exists():
@@ -73,7 +73,7 @@ def run_one(out: Path, recipe: str, arm: str, seed: int, steps: int) -> None:
 
 
 def measured(run: ArmRun, folder: Path) -> dict[str, Any]:
-    """What a run is remembered by; a value that was not logged is null."""
+    """Return the record of a run; values that were not logged are null."""
     curves = {name: [_short(value) for value in run.series.values[name]] for name in CURVES}
     rollout = (run.precision_report or {}).get("roles", {}).get("rollout", {})
     return {
@@ -96,14 +96,14 @@ def _short(value: float | None) -> float | None:
 
 
 def logged_mean(metrics: Path, name: str) -> float | None:
-    """Mean over all steps of one of verl's metrics; None where it is not logged."""
+    """Return the mean of one of verl's metrics over all steps, or None if it is not logged."""
     rows = [json.loads(line)["data"] for line in metrics.read_text(encoding="utf-8").splitlines()]
     logged = [row[name] for row in rows if name in row]
     return float(f"{fmean(logged):.4g}") if logged else None
 
 
 def policy_accuracy(folder: Path, arm: Path) -> float | None:
-    """Share of right answers of the policy that the run saved, on the problems it trained on, in FP32."""
+    """Return the accuracy of the run's saved policy on its training problems, in FP32."""
     saved = sorted(arm.glob("checkpoints/global_step_*/actor/huggingface/config.json"))
     if not saved:
         return None

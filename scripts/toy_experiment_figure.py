@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figure of docs/results-toy.md: accuracy of the trained weights against the mismatch."""
+"""Draw the figure of docs/results-toy.md: accuracy of the trained weights against the mismatch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARKS = {
     "dose-response-long-pg-seq-is": "D",
 }
 PAPER_TOKEN = {"BF16": (0.004, 0.0155), "FP16": (0.0006, 0.0008)}
-"""Mean |pi - mu| of a 1.5B model in verl, by eye off Figure 3 of arXiv 2510.26788; BF16: from start to collapse."""
+"""Mean |pi - mu| of a 1.5B model in verl, by eye from Figure 3 of arXiv 2510.26788; BF16: from start to collapse."""
 PAPER_ANSWER = {"BF16": (7.2, 8.1), "FP16": (0.3, 0.34)}
 """KL[mu|pi] of its answers of up to 32,000 tokens, as Figure 5 states it: 7.64 and 0.32; drawn as bands to be seen."""
 Y_TICKS = (0.05, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97)
@@ -34,7 +34,7 @@ Measure = Callable[[Record], float | None]
 
 
 def draw(file: Path) -> None:
-    """Accuracy of the trained weights against the mismatch measured, by the token and by the answer."""
+    """Draw accuracy against the measured mismatch, per token and per answer."""
     runs = {"verl and vLLM, 100 steps": read_records(), "plain torch, 60 steps": read_plain()}
     figure = Figure(figsize=(16, 4.8), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
@@ -60,7 +60,7 @@ def draw(file: Path) -> None:
 
 
 def _points(axes: Axes, where: str, records: Sequence[Record], everything: Sequence[Record], measure: Measure) -> None:
-    """A point for each run, filled where the frameworks ran it; its arm beside it, and a line at BF16 and FP16."""
+    """Draw a point per run, filled for runs of the frameworks, with its arm, and a line at BF16 and FP16."""
     places: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in records:
         same = [other for other in everything if all(other[key] == record[key] for key in ("recipe", "arm"))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables and the figure of docs/results-toy.md, out of the runs kept in benchmarks/."""
+"""Write the tables and the figure of docs/results-toy.md from the runs in benchmarks/."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_page() -> None:
 
 
 def filled(text: str) -> str:
-    """The page's ``text`` with its tables as the kept runs make them."""
+    """Return the page's ``text`` with tables from the recorded runs."""
     parts = {"runs": read_records(), "plain": read_plain(), "varied": read_plain(varied=True)}
     for name, records in parts.items():
         part = re.compile(f"(<!-- {name}: [^>]*-->\n).*(<!-- end of {name} -->)", re.DOTALL)
@@ -87,7 +87,7 @@ def _row(group: Sequence[Record]) -> tuple[str, ...]:
 
 
 def interval(values: Sequence[float | None], form: str, *, spread: bool = True) -> str:
-    """Mean and, with ``spread``, half of its 95% interval over seeds (Student's t) where there are several."""
+    """Return the mean and, with ``spread``, half of its 95% interval over several seeds (Student's t)."""
     known = [value for value in values if value is not None]
     if len(known) < 2 or not spread:
         return form.format(fmean(known)) if known else "-"
@@ -96,6 +96,6 @@ def interval(values: Sequence[float | None], form: str, *, spread: bool = True) 
 
 
 def seeds_and_interval(values: Sequence[float | None]) -> str:
-    """The interval, and behind it each seed's value where there are several."""
+    """Return the interval, followed by the value of each seed if there are several."""
     each = " ".join("-" if value is None else f"{value:.3f}" for value in values)
     return interval(values, "{:.3f}") + (f" ({each})" if len(values) > 1 else "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs kept in benchmarks/, those of the recipes and those without the frameworks, and what is measured of one."""
+"""Read the runs in benchmarks/, with and without the frameworks, and compute their measures."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "benchmarks" / "toy_experiment.jsonl"
 PLAIN = ROOT / "benchmarks" / "dose_response.jsonl"
 VARIED = {"updates": "{} updates", "learning_rate": "learning rate {:g}", "layers": "{} layers"}
-"""What a run without the frameworks may have otherwise than its recipe, in words."""
+"""Settings that a run without the frameworks may change, with their labels."""
 AN_EPOCH = 10
-"""Steps in which every problem is asked once: what training accuracy is averaged over."""
+"""Steps per epoch: training accuracy is averaged over one epoch."""
 
 Record = Mapping[str, Any]
 
 
 def read_records() -> list[dict[str, Any]]:
-    """The runs of the recipes, in the order of their arms, and seeds."""
+    """Return the runs of the recipes, ordered by arm and seed."""
     arms = list(load(find("dose-response")).arms)
     return sorted(_lines(RUNS), key=lambda r: (r["recipe"], arms.index(r["arm"]), -r["asked"], r["seed"]))
 
 
 def read_plain(*, varied: bool = False) -> list[dict[str, Any]]:
-    """The runs without the frameworks, as if they were those of a recipe; or those that vary something of theirs."""
+    """Return the runs without the frameworks in the form of recipe runs, or those that vary a setting."""
     records = [
         {
             **record,
@@ -58,24 +58,24 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def accuracy(record: Record) -> float:
-    """Training accuracy over the last epoch, as the (rounded) rollout samples it."""
+    """Return the training accuracy over the last epoch, as sampled by the (rounded) rollout."""
     return fmean(record["reward"][-AN_EPOCH:])
 
 
 def by_quarters(record: Record) -> list[float]:
-    """Training accuracy over each quarter of the run."""
+    """Return the training accuracy over each quarter of the run."""
     rewards = record["reward"]
     ends = [len(rewards) * i // 4 for i in range(5)]
     return [fmean(rewards[start:end]) for start, end in pairwise(ends)]
 
 
 def token_mismatch(record: Record) -> float | None:
-    """Mean |pi - mu| over the steps of a run; None where the algorithm logs none."""
+    """Return the mean |pi - mu| over the steps of a run, or None if the algorithm does not log it."""
     return mean(record["prob_diff_mean"])
 
 
 def answer_kl(record: Record) -> float | None:
-    """KL[mu|pi] (k3) of a whole answer in nats, mean over the steps: its tokens' add up."""
+    """Return KL[mu|pi] (k3) of a whole answer in nats, the sum over its tokens, averaged over the steps."""
     kl = mean(record["k3_kl"])
     return None if kl is None else kl * record["answer_tokens"]
 
