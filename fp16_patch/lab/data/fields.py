@@ -91,8 +91,8 @@ def _question(cell: Any) -> str | tuple[Message, ...]:
 
 
 def _is_message(turn: Any) -> bool:
-    said = [turn.get("role"), turn.get("content")] if isinstance(turn, Mapping) else [None]
-    return all(isinstance(text, str) and text.strip() for text in said)
+    texts = [turn.get("role"), turn.get("content")] if isinstance(turn, Mapping) else [None]
+    return all(isinstance(text, str) and text.strip() for text in texts)
 
 
 def _answer(cell: Any, *, worked: bool = False) -> str:

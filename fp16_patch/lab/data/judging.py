@@ -59,12 +59,12 @@ def judge(
             yield scoring.ScoringCase(problem.source, problem.answer, sampled.answers)
 
     say(f"judging the answers by {reward.name}")
-    said = time.monotonic()
+    last_log = time.monotonic()
     solved = []
     for count in scoring.count_solved(reward, cases()):
         solved.append(count)
-        if time.monotonic() - said > _LOG_INTERVAL_S:
-            said = time.monotonic()
+        if time.monotonic() - last_log > _LOG_INTERVAL_S:
+            last_log = time.monotonic()
             say(f"judged the answers to {len(solved)} of {len(problems)} problems")
     right = dict(zip(samples, solved, strict=True))
     selection: Selection[Problem] = Selection(keep)
