@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One flag that runs RL fine-tuning in FP16 on both engines, trainer and rollout, and proves it.
+"""Run RL fine-tuning in FP16 on both engines, trainer and rollout, with one flag, and prove it.
 
-The flag itself and ``fp16-patch run`` turn it on. Importing this package changes nothing and imports none of torch,
-verl, vLLM or Ray.
+The flag and ``fp16-patch run`` turn it on. Importing this package changes nothing and imports none of torch, verl,
+vLLM and Ray.
 """
 
 from __future__ import annotations

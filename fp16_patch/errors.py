@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one error type that reaches users: what was found, what is allowed, what to do next."""
+"""Define the one error type that reaches users: what was found, what is allowed, what to do next."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ _SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 
 
 class Fp16PatchError(RuntimeError):
-    """Something would break the promise of the flag. Raised before training starts wherever possible.
+    """Raised when a run would not do what the flag says; before training starts wherever possible.
 
-    ``what`` is the finding, naming the key and its value; ``code`` names the situation for programs, in kebab-case,
-    and stays the same between releases; ``allowed`` says what would be accepted; ``next_step`` is the one thing to
-    do about it.
+    Args:
+        what: What was found, with the key and its value.
+        code: The situation in kebab-case, for programs. It stays the same between releases.
+        allowed: What would be accepted.
+        next_step: The one thing to do.
     """
 
     def __init__(self, what: str, *, code: str, allowed: str | None = None, next_step: str | None = None) -> None:
@@ -22,7 +24,7 @@ class Fp16PatchError(RuntimeError):
             raise ValueError(f"code={code!r} is not a slug such as 'unknown-setting'")
         self.what, self.code, self.allowed, self.next_step = what, code, allowed, next_step
         self.codes: tuple[str, ...] = (code,)
-        """The code of every problem that :func:`several` combined; of a single error its own."""
+        """The code of every problem that :func:`several` combined; of a single error only its own."""
         lines = [f"fp16_patch: {what}"]
         if allowed:
             lines.append(f"  allowed: {allowed}")
@@ -54,7 +56,7 @@ def _rebuild(
 
 
 def several(errors: Sequence[Fp16PatchError]) -> Fp16PatchError:
-    """One error out of many, so that a user mends a configuration once and not key by key."""
+    """Combine errors into one, so that a user corrects a configuration once and not key by key."""
     errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         return errors[0]

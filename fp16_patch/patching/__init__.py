@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a patch is; declare, check, apply and undo patches; the ledger. Knows no framework."""
+"""Declare, check, apply and undo patches, and keep the ledger. Imports no framework."""
 
 from __future__ import annotations
 
 from fp16_patch.patching.applying import apply, status, undo
-from fp16_patch.patching.checks import Finding, check_live, check_source, installed_version, refusal
+from fp16_patch.patching.checks import PatchStatus, check_live, check_source, installed_version, refusal
 from fp16_patch.patching.declare import add, hook, replace, scoped, wrap
 from fp16_patch.patching.import_hooks import when_imported
 from fp16_patch.patching.ledger import Ledger, LedgerEntry
@@ -12,11 +12,11 @@ from fp16_patch.patching.patch import Kind, Outcome, Patch, Release, validate_pl
 from fp16_patch.patching.process_kind import ProcessKind
 from fp16_patch.patching.registry import declared_in, plan, register_import_hooks, required
 from fp16_patch.patching.scoped_patches import attach, opened
-from fp16_patch.patching.source import Definition, find
+from fp16_patch.patching.source import Definition, find_definitions
 
 __all__ = [
     "Definition",
-    "Finding",
+    "PatchStatus",
     "Kind",
     "Ledger",
     "LedgerEntry",
@@ -30,7 +30,7 @@ __all__ = [
     "check_live",
     "check_source",
     "declared_in",
-    "find",
+    "find_definitions",
     "hook",
     "installed_version",
     "opened",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check everything, then apply everything; roll back in reverse when something fails."""
+"""Check all patches, then apply them; roll back in reverse if something fails."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from fp16_patch.errors import several
 from fp16_patch.patching import ledger
 from fp16_patch.patching.binding import MARK, Binding, function_of, holders, marked_by, rewrap
-from fp16_patch.patching.checks import Finding, check_live, refusal
+from fp16_patch.patching.checks import PatchStatus, check_live, refusal
 from fp16_patch.patching.ledger import Ledger, LedgerEntry
 from fp16_patch.patching.patch import Patch, validate_plan
 
 
 @dataclass
 class _Applied:
-    finding: Finding
+    finding: PatchStatus
     original: Any = None
     changes: list[tuple[Binding, Any, Any]] = field(default_factory=list)
-    """Where, what the owner itself held before (ABSENT if it inherited it or had none), what it holds now."""
+    """Binding, what its owner held before (ABSENT if inherited or missing), what it holds now."""
 
 
 _applied: dict[str, _Applied] = {}
@@ -32,10 +32,13 @@ _lock = threading.RLock()
 
 
 def apply(patches: Iterable[Patch]) -> list[LedgerEntry]:
-    """Apply the patches in order, all or none, and return their ledger entries. Doing it again is a no-op.
+    """Apply the patches in order, all or none, and return their ledger entries. Applying again is a no-op.
 
-    Imports the modules of the targets. Raises Fp16PatchError, with nothing applied, when a patch is refused or cannot
-    be made; ValueError when two of the patches cannot live together.
+    Imports the modules of the targets.
+
+    Raises:
+        Fp16PatchError: If a patch is refused or cannot be made; nothing is applied then.
+        ValueError: If two of the patches exclude each other.
     """
     findings = [check_live(patch) for patch in validate_plan(patches)]
     for finding in findings:
@@ -49,7 +52,7 @@ def apply(patches: Iterable[Patch]) -> list[LedgerEntry]:
 
 
 def undo(patches: Iterable[Patch] | None = None) -> list[LedgerEntry]:
-    """Undo these patches (all of them by default) in reverse. What someone has set since stays as it is.
+    """Undo these patches, all by default, in reverse. Leave alone what other code has set since.
 
     Returns the entries of the patches that are still in force for that reason.
     """
@@ -68,9 +71,9 @@ def status() -> Ledger:
     return ledger.current
 
 
-def _install(findings: list[Finding]) -> None:
+def _install(findings: list[PatchStatus]) -> None:
     done: list[_Applied] = []
-    current: Finding | None = None
+    current: PatchStatus | None = None
     try:
         for current in findings:
             with _lock:
@@ -109,20 +112,20 @@ def _set(applied: _Applied) -> None:
 
 
 def _restore(applied: _Applied) -> list[str]:
-    """Put back what is still ours. Returns the bindings that are not."""
+    """Put back what is still ours; return the other bindings."""
     ours = [change for change in applied.changes if change[0].own is change[2]]
     for binding, before, _ in reversed(ours):
         binding.set(before)
     for _, _, after in ours if applied.original is not None else ():
         for late in holders(after):
-            late.set(applied.original)  # it imported the patched function while the patch was on
+            late.set(applied.original)  # imported the patched function while the patch was on
     applied.changes = [change for change in applied.changes if change not in ours]
     if not applied.changes:
         _applied.pop(applied.finding.patch.name, None)
     return [str(binding) for binding, _, _ in applied.changes]
 
 
-def record(finding: Finding) -> LedgerEntry:
-    """Enter what became of a patch into this process's ledger."""
+def record(finding: PatchStatus) -> LedgerEntry:
+    """Enter the outcome of a patch into this process's ledger, and return the entry."""
     patch, outcome, version, message = finding.patch, finding.outcome, finding.version, finding.message
     return ledger.current.record(LedgerEntry(patch.name, patch.target, outcome, version, message, patch.process_names))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A name in a live module or class: read it raw, set it, put it back as it was."""
+"""Read, set and restore a name in a live module or class, descriptors included."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from types import ModuleType
 from typing import Any, Final
 
 MARK: Final = "__fp16_patch__"
-"""Attribute of each of our functions: the name of its patch."""
+"""Attribute of each function that a patch puts in place: the patch's name."""
 ABSENT: Final[Any] = object()
 
 
 @dataclass(frozen=True)
 class Binding:
-    """``owner`` is a module or a class, ``name`` an attribute of it that may be absent or inherited."""
+    """An attribute ``name`` of a module or class ``owner``. It may be absent or inherited."""
 
     owner: Any
     name: str
 
     @classmethod
     def at(cls, target: str) -> Binding:
-        """Return the place that ``package.module:Qual.name`` means. Imports the module; raises what that raises."""
+        """Return the binding of ``package.module:Qual.name``. Imports the module; raises what that raises."""
         module, _, qualname = target.partition(":")
         *path, name = qualname.split(".")
         owner: Any = importlib.import_module(module)
@@ -59,18 +59,19 @@ class Binding:
 
     @property
     def own(self) -> Any:
-        """The raw value that the owner itself holds, ABSENT if it inherits it or has none."""
+        """Return the raw value that the owner itself holds; ABSENT if it is inherited or missing."""
         return vars(self.owner).get(self.name, ABSENT)
 
     @property
     def raw(self) -> Any:
-        """The raw value, descriptors included, wherever it comes from. ABSENT if there is none."""
+        """Return the raw value, descriptors included, own or inherited; ABSENT if there is none."""
         try:
             return inspect.getattr_static(self.owner, self.name)
         except AttributeError:
             return getattr(self.owner, self.name, ABSENT)  # a module may make it in its __getattr__
 
     def set(self, raw: Any) -> None:
+        """Set the raw value on the owner; ABSENT deletes it."""
         """Bind ``raw`` at the owner; ABSENT removes the name there."""
         if raw is ABSENT:
             delattr(self.owner, self.name)
@@ -79,50 +80,50 @@ class Binding:
 
 
 def _class_behind(found: Any) -> Any:
-    """Return the class that ``@ray.remote`` made an actor class of, and ships; anything else as it is."""
+    """Return the class behind a ``@ray.remote`` actor class, which Ray ships; anything else unchanged."""
     return getattr(getattr(found, "__ray_metadata__", None), "modified_class", found)
 
 
 def function_of(raw: Any) -> Any:
-    """Return the function inside a staticmethod, classmethod or property; anything else as it is."""
+    """Return the function inside a staticmethod, classmethod or property; anything else unchanged."""
     if isinstance(raw, (staticmethod, classmethod)):
         return raw.__func__
     return raw.fget if isinstance(raw, property) else raw
 
 
 def rewrap(raw: Any, function: Any) -> Any:
-    """Return ``function`` in the kind of descriptor that ``raw`` is."""
+    """Return ``function`` in the same kind of descriptor as ``raw``."""
     if isinstance(raw, (staticmethod, classmethod)):
         return type(raw)(function)
     return raw.getter(function) if isinstance(raw, property) else function
 
 
 def layers(function: Any) -> list[Any]:
-    """Yield the function, what it wraps, what that wraps, and so on to the innermost."""
+    """Return the function, the one it wraps, and so on to the innermost."""
     inner = getattr(function, "__wrapped__", None)
     return [function] if inner is None else [function, *layers(inner)]
 
 
 def marked_by(raw: Any, name: str) -> bool:
-    """Whether patch ``name`` is in ``raw``, on top or under someone else's wrapper."""
+    """Return whether patch ``name`` is in ``raw``, on top or under another wrapper."""
     return any(getattr(layer, MARK, None) == name for layer in layers(function_of(raw)))
 
 
 def is_initialising(module: ModuleType) -> bool:
-    """Whether the module is in the middle of its import."""
+    """Return whether the module is being imported."""
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def holders(function: Any) -> Iterator[Binding]:
-    """Every name in an imported module that is bound to ``function``."""
+    """Yield every name in an imported module that is bound to ``function``."""
     for module in list(sys.modules.values()):
-        if issubclass(type(module), ModuleType):  # isinstance() and vars() would wake lazy stand-ins up
+        if issubclass(type(module), ModuleType):  # isinstance() and vars() would load lazy modules
             names: dict[str, Any] = object.__getattribute__(module, "__dict__")
             yield from (Binding(module, name) for name, value in list(names.items()) if value is function)
 
 
 def subclasses(cls: type[Any]) -> Iterator[type[Any]]:
-    """All of them, at any depth."""
+    """Yield all subclasses, at any depth."""
     direct: list[type[Any]] = type.__subclasses__(cls)
     for sub in direct:
         yield sub

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a patch fit? Asked of the files on disk, and again of the live objects. Changes nothing."""
+"""Check whether a patch fits the files on disk, and again the live objects. Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from types import FunctionType
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching.binding import ABSENT, Binding, function_of, holders, layers, marked_by, subclasses
 from fp16_patch.patching.patch import Outcome, Patch
-from fp16_patch.patching.source import Definition, exists, find, text_of
+from fp16_patch.patching.source import Definition, exists, find_definitions, text_of
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What would become of a patch here. ``outcome`` "applied" means that it fits."""
+class PatchStatus:
+    """The outcome of a check. ``applied`` means that the patch fits."""
 
     patch: Patch
     outcome: Outcome
@@ -25,20 +25,20 @@ class Finding:
 
 
 class _Misfit(Exception):
-    """The patch was not written for what is there."""
+    """Raised inside the checks: the patch was not written for what is installed."""
 
 
-def check_source(patch: Patch) -> Finding:
-    """Check the installed files, importing neither the target nor its parents. For doctor and the driver."""
+def check_source(patch: Patch) -> PatchStatus:
+    """Check the installed files for doctor and the driver. Imports neither the target nor its parents."""
     return _find_out(patch, _fits_source)
 
 
-def check_live(patch: Patch) -> Finding:
-    """Check the files, then the live objects, importing the target's module. For ``apply``."""
+def check_live(patch: Patch) -> PatchStatus:
+    """Check the files, then the live objects, for :func:`apply`. Imports the target's module."""
     return _find_out(patch, _fits_live)
 
 
-def refusal(finding: Finding) -> Fp16PatchError:
+def refusal(finding: PatchStatus) -> Fp16PatchError:
     """Return the error for a refused patch: target, version found, versions known, next step."""
     patch, names = finding.patch, " or ".join(finding.patch.distributions)
     return Fp16PatchError(
@@ -51,7 +51,7 @@ def refusal(finding: Finding) -> Fp16PatchError:
 
 
 def installed_version(distributions: Iterable[str]) -> str | None:
-    """Return the version of the first of these distributions that is installed."""
+    """Return the version of the first of these distributions that is installed; None if none is."""
     from importlib import metadata  # slow to import, and declaring a patch does not need it
 
     for name in distributions:
@@ -62,20 +62,20 @@ def installed_version(distributions: Iterable[str]) -> str | None:
     return None
 
 
-def _find_out(patch: Patch, fits: Callable[[Patch], str]) -> Finding:
+def _find_out(patch: Patch, fits: Callable[[Patch], str]) -> PatchStatus:
     version = installed_version(patch.distributions)
     if version is None:
-        return Finding(patch, "not_installed", None, f"{' or '.join(patch.distributions)} is not installed")
+        return PatchStatus(patch, "not_installed", None, f"{' or '.join(patch.distributions)} is not installed")
     try:
         if patch.native is not None and patch.native():
-            return Finding(patch, "native", version, "upstream already does it")
+            return PatchStatus(patch, "native", version, "upstream already does it")
         if not patch.accepts(version):
             raise _Misfit(f"version {version} is not in {patch.versions}")
-        return Finding(patch, "applied", version, fits(patch))
+        return PatchStatus(patch, "applied", version, fits(patch))
     except _Misfit as misfit:
-        return Finding(patch, "refused", version, str(misfit))
-    except Exception as error:  # a broken import, an unreadable file: all the same, it must not go on
-        return Finding(patch, "refused", version, f"the check failed with {type(error).__name__}: {error}")
+        return PatchStatus(patch, "refused", version, str(misfit))
+    except Exception as error:  # a broken import, an unreadable file: refuse
+        return PatchStatus(patch, "refused", version, f"the check failed with {type(error).__name__}: {error}")
 
 
 def _fits_source(patch: Patch) -> str:
@@ -86,14 +86,14 @@ def _fits_source(patch: Patch) -> str:
         if exists(patch.target):
             raise _Misfit("it is already there")
         return ""
-    candidates = find(patch.target)
+    candidates = find_definitions(patch.target)
     if not candidates:
         raise _Misfit("it is not a function in the source" if exists(patch.target) else "it is not there")
     problems = [_problem(patch, d, d.positional, d.keyword_only) for d in candidates]
     if all(problems):
         raise _Misfit(problems[-1])
     for alias in patch.also_bound:
-        if not any(definition in candidates for definition in find(alias)):
+        if not any(definition in candidates for definition in find_definitions(alias)):
             raise _Misfit(f"{alias} is not bound to it")
     return ""
 
@@ -129,7 +129,7 @@ def _provenance(patch: Patch, function: object) -> tuple[Definition, str]:
     if not isinstance(innermost, FunctionType):
         raise _Misfit(f"it is a {type(innermost).__name__}, not a Python function")
     text = text_of(innermost)
-    definition = next((d for d in find(patch.target) if d.text == text), None)
+    definition = next((d for d in find_definitions(patch.target) if d.text == text), None)
     if definition is None:
         code = innermost.__code__
         raise _Misfit(f"its file does not define what is there now: {code.co_filename}:{code.co_firstlineno}")
@@ -151,7 +151,7 @@ def _problem(patch: Patch, definition: Definition, positional: tuple[str, ...], 
 
 
 def _check_bindings(patch: Patch, target: Binding, function: object) -> list[str]:
-    """Every other name of the function must be declared. Returns the subclasses' own versions of it."""
+    """Refuse undeclared names of the function; return the subclasses' own versions of it."""
     known = [target]
     for alias in patch.also_bound:
         if binding := Binding.loaded(alias):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run something right after a module has been imported, without importing it."""
+"""Call a function right after a module is imported, without importing it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ _lock = threading.Lock()
 def when_imported(module_name: str, callback: Callback) -> None:
     """Call ``callback(module)`` once, right after the module's import, or now if it has been imported.
 
-    Callbacks of one module run in order, in the thread that imports it. What one of them raises goes to the
-    importer, and the module is not imported: the next attempt runs them all again. ``python -m module`` runs
-    the module under another name and does not count.
-    Raises Fp16PatchError in the middle of the module's own import, which is too late.
+    Callbacks of one module run in order, in the thread that imports it. If one raises, the import fails with that
+    error, and the next attempt runs them all again. ``python -m module`` runs the module under another name and does
+    not count.
+
+    Raises:
+        Fp16PatchError: If the module is being imported, which is too late.
     """
     with _lock:
         _waiting.setdefault(module_name, []).append(callback)
         if _finder not in sys.meta_path:
-            # A new list, here and in _done: a thread walking the old one must not skip a finder.
+            # A new list, here and in _done: a thread that iterates over the old one must not skip a finder.
             sys.meta_path = [_finder, *sys.meta_path]
     # Wait for an import in another thread that had passed the finders before ours was there.
     importlib._bootstrap._lock_unlock_module(module_name)  # type: ignore[attr-defined]
@@ -50,7 +52,7 @@ def when_imported(module_name: str, callback: Callback) -> None:
         _done(module_name, [callback])
     if is_initialising(module):
         raise Fp16PatchError(
-            f"{module_name} is in the middle of its own import, too late to wait for it",
+            f"{module_name} is being imported already: it is too late to wait for its import",
             code="imported-too-early",
             next_step=f"call when_imported before anything imports {module_name}",
         )
@@ -58,13 +60,13 @@ def when_imported(module_name: str, callback: Callback) -> None:
 
 
 class _Finder:
-    """Finds what the other finders find, and watches the loading if somebody waits for the module."""
+    """Find what the other finders find, and watch the loading of modules that have callbacks."""
 
     def __init__(self) -> None:
         self._thread = threading.local()
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        # Other tools' finders do as this one does: ask all finders, this one too.
+        # Finders of other tools also ask all finders, and so this one.
         if name not in _waiting or getattr(self._thread, "finding", None) == name:
             return None
         self._thread.finding = name
@@ -80,7 +82,7 @@ class _Finder:
 
 
 class _Loader:
-    """The real loader to whoever asks (runpy, inspect, importlib.resources), but callbacks follow."""
+    """Act as the real loader (for runpy, inspect, importlib.resources), and run the callbacks after it."""
 
     def __init__(self, real: Any) -> None:
         self._real = real

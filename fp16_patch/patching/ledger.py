@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of each patch in this process. The driver reads one of these from every process."""
+"""Record the outcome of each patch in this process. The driver collects the ledger of every process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fp16_patch.patching.patch import Outcome
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One patch. ``version`` is None if its distribution is not installed; ``process`` says who needs it."""
+    """One patch. ``version`` is None if its distribution is not installed; ``process`` names the kinds that need it."""
 
     name: str
     target: str
@@ -25,7 +25,7 @@ class LedgerEntry:
 
 @dataclass
 class Ledger:
-    """``role`` is what this process is, such as ``trainer rank 1``; the adapter sets it.
+    """The patches of one process. ``role`` is the process's name, such as ``trainer rank 1``.
 
     Thread-safe without a lock, which a fork might leave held: each method is one operation on a dict.
     """
@@ -37,35 +37,39 @@ class Ledger:
 
     @property
     def entries(self) -> tuple[LedgerEntry, ...]:
-        """In the order the patches were first recorded."""
+        """Return the entries in the order in which they were first recorded."""
         return tuple(self._entries.values())
 
     def get(self, name: str) -> LedgerEntry | None:
+        """Return the entry of a patch; None if it has none."""
         """Return the entry of the patch ``name``, or None."""
         return self._entries.get(name)
 
     def record(self, entry: LedgerEntry) -> LedgerEntry:
+        """Add or overwrite an entry, and return it."""
         """Add or replace the entry of a patch and return it."""
         self._entries[entry.name] = entry
         return entry
 
     def remove(self, name: str) -> None:
+        """Remove the entry of a patch, if any."""
         """Remove the entry of the patch ``name``, if there is one."""
         self._entries.pop(name, None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Strings, numbers, lists and dicts, ready for JSON."""
+        """Return the ledger, ready for JSON."""
         entries = [asdict(entry) for entry in self.entries]
         return {"role": self.role, "host": self.host, "pid": self.pid, "entries": entries}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Ledger:
+        """Build a ledger from :meth:`as_dict`."""
         """Return the ledger that :meth:`as_dict` described."""
         entries = [LedgerEntry(**entry) for entry in data["entries"]]
         return cls(data["role"], data["host"], data["pid"], {entry.name: entry for entry in entries})
 
 
 current = Ledger()
-"""This process's own."""
+"""The ledger of this process."""
 
 os.register_at_fork(after_in_child=lambda: setattr(current, "pid", os.getpid()))

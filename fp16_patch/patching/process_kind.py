@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of processes of a training run, in one vocabulary for patches, reports and errors."""
+"""Name the kinds of processes of a training run, for patches, reports and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProcessKind(str, Enum):
 
     @property
     def kinds(self) -> frozenset[ProcessKind]:
-        """The kinds whose patches this kind needs: itself, and what it is a case of."""
+        """Return the kinds whose patches this kind needs: its own, and those it is a case of."""
         if self in _RANKS:
             return frozenset({self, ProcessKind.TRAINER_RANK, ProcessKind.ANY})
         return frozenset({self, ProcessKind.ANY})

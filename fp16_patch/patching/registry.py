@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every declared patch. Plans, required ledgers, doctor, docs and tests are all read from here."""
+"""Keep every declared patch. Plans, required patches, doctor, docs and tests are read from here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _declared: dict[str, Patch] = {}
 
 
 def register(patch: Patch) -> Patch:
-    """Add a patch, and return it. Raises ValueError if another module has declared one of that name."""
+    """Add a patch, and return it.
+
+    Raises:
+        ValueError: If another module has declared a patch of that name.
+    """
     known = _declared.get(patch.name)
     if known is not None and known.module != patch.module:
         raise ValueError(f"{known.module} and {patch.module} both declare the patch {patch.name!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches that are in place during one call only, or on one object only."""
+"""Put patches in place during one call only, or on one object only."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from fp16_patch.patching.patch import Patch
 def opened(patch: Patch, *context: Any) -> Iterator[None]:
     """Put the function that ``patch.make(original, *context)`` returns at the target, and the original back.
 
-    Only the name of the target changes: others of the same function keep it. Raises :class:`Fp16PatchError` when the
-    patch does not fit what is installed.
+    Only the name of the target changes: other names of the same function keep it.
+
+    Raises:
+        Fp16PatchError: If the patch does not fit what is installed.
     """
     _check(patch)
     binding = Binding.at(patch.target)
@@ -33,7 +35,11 @@ def opened(patch: Patch, *context: Any) -> Iterator[None]:
 
 
 def attach(patch: Patch, instance: Any, *context: Any) -> None:
-    """Put the function at the target's name on ``instance``, for as long as that lives. Doing it again is a no-op."""
+    """Put the function at the target's name on ``instance``, for the instance's lifetime. Again is a no-op.
+
+    Raises:
+        Fp16PatchError: If the patch does not fit what is installed.
+    """
     name = patch.target.rpartition(".")[2]
     original = getattr(instance, name)
     if getattr(original, MARK, None) == patch.name:

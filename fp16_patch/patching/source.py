@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find a function in the files on disk, and read its text, without importing anything.
 
-Names are followed as Python would: through ``if`` and ``try`` blocks, imports, aliases and base classes. What
-is defined in several branches has several candidates, because only running the module tells which one counts.
+Names are followed as Python would: through ``if`` and ``try`` blocks, imports, aliases and base classes. A name
+defined in several branches has several candidates: only running the module tells which one counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Definition:
 
     @property
     def fingerprint(self) -> str:
-        """What a patch pins: the first 16 hexadecimal digits of the text's SHA-256."""
+        """Return what a patch pins: the first 16 hexadecimal digits of the text's SHA-256."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
@@ -53,18 +53,18 @@ class _Place:
 _Trail = frozenset[tuple[str, ...]]
 
 
-def find(target: str) -> list[Definition]:
-    """Every ``def`` that ``package.module:Qual.name`` may stand for; none if there is no such function."""
+def find_definitions(target: str) -> list[Definition]:
+    """Return every ``def`` that ``package.module:Qual.name`` may stand for; none if there is no such function."""
     return [_definition(p, p.node) for p in _lookup(*_parts(target)) if isinstance(p.node, _FUNCTION)]
 
 
 def exists(target: str) -> bool:
-    """Whether ``package.module:Qual.name``, or ``package.module``, is bound to anything at all."""
+    """Return whether ``package.module:Qual.name``, or ``package.module``, is bound to anything."""
     return bool(_lookup(*_parts(target)))
 
 
 def text_of(function: FunctionType) -> str | None:
-    """Return the text of a live function as ``Definition.text`` has it, or None if its file cannot be read."""
+    """Return the text of a live function, like ``Definition.text``; None if its file cannot be read."""
     code = function.__code__
     source = "".join(linecache.getlines(code.co_filename, function.__globals__))
     for node in ast.walk(_parse(source)):
@@ -109,7 +109,7 @@ def _members(place: _Place, name: str, trail: _Trail) -> list[_Place]:
 
 
 def _follow(place: _Place, statement: ast.stmt, name: str, trail: _Trail) -> list[_Place]:
-    """Where an import or an alias leads; the statement itself when it is a definition, or leads nowhere."""
+    """Follow an import or an alias; return the statement itself if it is a definition or leads nowhere."""
     found = []
     if isinstance(statement, ast.ImportFrom):
         imported = next(alias.name for alias in statement.names if _bound(alias) == name)
@@ -124,7 +124,7 @@ def _follow(place: _Place, statement: ast.stmt, name: str, trail: _Trail) -> lis
 
 
 def _binding(block: Iterable[ast.AST], name: str) -> list[ast.stmt]:
-    """Yield the statements that may bind ``name``: the last of a block, and of each branch."""
+    """Return the statements that may bind ``name``: the last of a block counts, each branch may be the one taken."""
     found: list[ast.stmt] = []
     for statement in block:
         if isinstance(statement, ast.stmt) and _binds(statement, name):
@@ -150,7 +150,7 @@ def _bound(alias: ast.alias) -> str:
 
 
 def _dotted(node: ast.expr) -> tuple[str, ...]:
-    """``a.b.c`` or ``a.b.c[...]`` as names; empty for any other expression."""
+    """Return the names of ``a.b.c`` or ``a.b.c[...]``; empty for any other expression."""
     if isinstance(node, ast.Subscript):
         return _dotted(node.value)
     if isinstance(node, ast.Attribute):
@@ -186,7 +186,7 @@ def _parse(source: str) -> ast.Module:
 
 
 def _read(module: str) -> _Place | None:
-    """Return the module on disk, like importlib.util.find_spec, but without importing its parents."""
+    """Read a module from disk. ``importlib.util.find_spec`` would import its parents."""
     import pkgutil  # slow to import, and declaring a patch does not need it
 
     top, *rest = module.split(".")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets every Hydra application find the config group ``precision``.
+"""Let every Hydra application find the config group ``precision``.
 
 Hydra discovers plugins in the namespace package ``hydra_plugins``; this is the whole plugin.
 """
@@ -11,12 +11,13 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class PrecisionSearchPath(SearchPathPlugin):
-    """Adds ``fp16_patch.frameworks.verl.conf`` to the search path; nothing else changes.
+    """Add ``fp16_patch.frameworks.verl.conf`` to the search path, and change nothing else.
 
-    It is the only place before Hydra reads the command line, where a misspelt setting beside the flag is Hydra's error.
+    It also checks the settings: once Hydra reads the command line, a misspelt one is Hydra's error.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folder of the config group. Exit with 2 if a setting beside the flag is misspelt."""
         if any(word.startswith("+precision@_global_") for word in sys.argv[1:]):
             _check_settings(sys.argv[1:])
         search_path.append(provider="fp16_patch", path="pkg://fp16_patch.frameworks.verl.conf")

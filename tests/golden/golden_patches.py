@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fp16_patch.patching import Patch, find, installed_version
+from fp16_patch.patching import Patch, find_definitions, installed_version
 
 FILE = Path(__file__).with_name("patches.json")
 Plan = dict[str, tuple[Patch, ...]]
@@ -147,7 +147,7 @@ class _Default:
 
 def stand_in(target: str) -> Any:
     """Build a function of the same name, signature and kind as the ``def`` of ``target``, with nothing in it."""
-    definitions = find(target)
+    definitions = find_definitions(target)
     assert definitions, f"{target} is not a function on disk"
     (node,) = ast.parse(definitions[0].text).body
     assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from raising import raises_code
 
-from fp16_patch.patching import Ledger, Patch, apply, find, status, undo
+from fp16_patch.patching import Ledger, Patch, apply, find_definitions, status, undo
 
 if TYPE_CHECKING:
     from conftest import Library
@@ -98,7 +98,7 @@ def test_applying_again_under_someone_elses_wrapper_is_a_no_op(optim: Any, decla
 @pytest.mark.parametrize("name", ["step", "Scaler.update", "Scaler.floor", "Scaler.build", "Scaler.scale"])
 @pytest.mark.parametrize("kind", ["wrap", "replace"])
 def test_every_kind_of_function_is_patched_and_put_back_raw(optim: Any, declare: Declare, name: str, kind: str) -> None:
-    more = {"fingerprint": find(f"acme.optim:{name}")[0].fingerprint} if kind == "replace" else {}
+    more = {"fingerprint": find_definitions(f"acme.optim:{name}")[0].fingerprint} if kind == "replace" else {}
     before = snapshot(optim, optim.Scaler)
     apply([declare(f"acme.optim:{name}", lambda _: lambda *_: "patched", **more)])
     scaler = optim.Scaler()

@@ -26,7 +26,7 @@ from fp16_patch.patching import (
     status,
     wrap,
 )
-from fp16_patch.patching.source import find
+from fp16_patch.patching.source import find_definitions
 
 if TYPE_CHECKING:
     from conftest import Library
@@ -85,7 +85,7 @@ def test_the_new_function_is_of_the_kind_of_its_handler(optim: Any, name: str) -
 
 
 def test_replace_and_add_get_no_original(optim: Any) -> None:
-    fingerprint = find("acme.optim:Scaler.update")[0].fingerprint
+    fingerprint = find_definitions("acme.optim:Scaler.update")[0].fingerprint
 
     @replace("acme.optim:Scaler.update", processes=RANK, fingerprint=fingerprint, **WHY)
     def update(self: Any, grads: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from raising import check_error
 
-from fp16_patch.patching import Finding, Patch, check_live, check_source, find, refusal
+from fp16_patch.patching import Patch, PatchStatus, check_live, check_source, find_definitions, refusal
 
 if TYPE_CHECKING:
     from conftest import Library
@@ -42,7 +42,7 @@ OPTIM = """
 """
 
 
-def both(patch: Patch) -> Finding:
+def both(patch: Patch) -> PatchStatus:
     """The finding, after checking that the file check and the live check agree."""
     from_file, live = check_source(patch), check_live(patch)
     assert (from_file.outcome, from_file.version) == (live.outcome, live.version)
@@ -53,9 +53,9 @@ def both(patch: Patch) -> Finding:
 @pytest.mark.parametrize("name", ["step", "Scaler.update", "Scaler.floor", "Sharded.update", "decorated"])
 def test_a_function_as_it_was_read_fits(library: Library, declare: Declare, name: str) -> None:
     library.write("1.0+cpu", optim=OPTIM)
-    (definition,) = find(f"acme.optim:{name}")
+    (definition,) = find_definitions(f"acme.optim:{name}")
     patch = declare(f"acme.optim:{name}", fingerprint=("0" * 16, definition.fingerprint))
-    assert both(patch) == Finding(patch, "applied", "1.0+cpu", "")
+    assert both(patch) == PatchStatus(patch, "applied", "1.0+cpu", "")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_first_installed_distribution_gives_the_version(library: Library, de
 
 def test_native_goes_before_the_version(library: Library, declare: Declare) -> None:
     library.write("2.0", optim=OPTIM)
-    native = declare("acme.optim:step", native=lambda: "clip" in find("acme.optim:step")[0].text)
+    native = declare("acme.optim:step", native=lambda: "clip" in find_definitions("acme.optim:step")[0].text)
     assert both(native).outcome == "native"
 
 
@@ -174,7 +174,7 @@ def test_someone_elses_wrapper_is_named_and_never_replaced(library: Library, dec
     optim.step = foreign(optim.step)
     wrap = declare("acme.optim:step", parameters=("grads",))
     assert check_live(wrap).message == f"on top of the wrapper that {__name__} put on it"
-    replacement = declare("acme.optim:step", fingerprint=find("acme.optim:step")[0].fingerprint)
+    replacement = declare("acme.optim:step", fingerprint=find_definitions("acme.optim:step")[0].fingerprint)
     assert check_live(replacement).outcome == "refused"
     assert f"would drop the wrapper that {__name__}" in check_live(replacement).message
 

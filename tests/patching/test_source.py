@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp16_patch.patching import Patch, check_source, find
+from fp16_patch.patching import Patch, check_source, find_definitions
 from fp16_patch.patching.binding import Binding, function_of, layers
 from fp16_patch.patching.source import exists, text_of
 
@@ -116,7 +116,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_files_and_live_objects_have_the_same_text_and_parameters(library: Library, name: str) -> None:
     library.write(tricky=TRICKY, base=BASE, extra="def starred(a):\n    return a\n")
-    candidates = find(f"acme.tricky:{name}")
+    candidates = find_definitions(f"acme.tricky:{name}")
     binding = Binding.at(f"acme.tricky:{name}")
     live = layers(function_of(binding.raw))[-1]
     assert text_of(live) in [candidate.text for candidate in candidates], f"{name}: look at source._members"
@@ -130,7 +130,7 @@ def test_files_and_live_objects_have_the_same_text_and_parameters(library: Libra
 
 def test_text_is_dedented_starts_at_the_decorator_and_ends_with_the_body(library: Library) -> None:
     library.write(tricky=TRICKY, base=BASE)
-    (decorated,) = find("acme.tricky:decorated")
+    (decorated,) = find_definitions("acme.tricky:decorated")
     assert decorated.text.startswith('@deco("a",\n      "b")\n@deco()\ndef decorated(')
     assert decorated.text.endswith("return x")
     assert decorated.decorators == 2
@@ -139,25 +139,25 @@ def test_text_is_dedented_starts_at_the_decorator_and_ends_with_the_body(library
 
 def test_the_last_definition_of_a_block_counts(library: Library) -> None:
     library.write(tricky=TRICKY, base=BASE)
-    assert [definition.text for definition in find("acme.tricky:over")] == ["def over(a):\n    return a"]
+    assert [definition.text for definition in find_definitions("acme.tricky:over")] == ["def over(a):\n    return a"]
 
 
 @pytest.mark.parametrize("name", ["missing", "Child.missing", "missing.own", "Child.Inner.missing", "deco.inner"])
 def test_what_is_not_there_is_not_found(library: Library, name: str) -> None:
     library.write(tricky=TRICKY, base=BASE)
     assert not exists(f"acme.tricky:{name}")
-    assert find(f"acme.tricky:{name}") == []
+    assert find_definitions(f"acme.tricky:{name}") == []
 
 
 @pytest.mark.parametrize("target", ["acme.none:f", "nowhere_at_all:f", "sys:exit", "acme.circle:f"])
 def test_modules_without_an_answer_have_none(library: Library, target: str) -> None:
     library.write(circle="from .back import f", back="from .circle import f")
-    assert find(target) == []
+    assert find_definitions(target) == []
 
 
 def test_folders_without_init_are_packages_too(library: Library) -> None:
     library.write(name__space__mod="def f(a): return a")
-    (definition,) = find("acme.name.space.mod:f")
+    (definition,) = find_definitions("acme.name.space.mod:f")
     assert definition.positional == ("a",)
 
 
@@ -173,7 +173,7 @@ def test_an_editable_install_is_found_by_its_own_finder(
             return importlib.util.spec_from_file_location(name, hidden) if name == "fancy" else None
 
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable])
-    assert [d.positional for d in find("fancy:f")] == [("a",)]
+    assert [d.positional for d in find_definitions("fancy:f")] == [("a",)]
     assert library.root.is_dir()
 
 
@@ -231,7 +231,7 @@ def test_any_function_reads_the_same_from_the_file_and_from_the_object(
     sys.path.insert(0, str(path.parent))
     importlib.invalidate_caches()
     try:
-        (definition,) = find(f"generated:{name}")
+        (definition,) = find_definitions(f"generated:{name}")
         live = Binding.at(f"generated:{name}").raw
         assert isinstance(live, FunctionType)
         assert text_of(live) == definition.text, source

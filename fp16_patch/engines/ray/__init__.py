@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on Ray need, whichever framework starts them: nodes, answers of actors, a flag that reaches workers."""
+"""Serve runs on Ray of any framework: check nodes, collect actors' answers, carry the flag to workers."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask actors and wait for what they say; silence is an error with the process's name."""
+"""Collect the answers of Ray actors; a missing answer is an error that names the process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 from fp16_patch.errors import Fp16PatchError
 
 SECONDS = 300.0
-"""How long a process may take to answer before it counts as missing."""
+"""Seconds that a process may take to answer before it counts as missing."""
 
 
 def answers(calls: Mapping[str, Any]) -> dict[str, Any]:
-    """Process -> what its Ray call returned. Raises :class:`Fp16PatchError` at the first failure or silence."""
+    """Return process -> the result of its Ray call.
+
+    Raises:
+        Fp16PatchError: If a call failed or timed out; the first one counts.
+    """
     import ray
 
     found = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask every node of the Ray cluster, before any worker starts, whether it has this package and the same versions."""
+"""Check, before any worker starts, that every node of the Ray cluster has this package and the same versions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.report.precision_report import versions
 
 SECONDS = 120.0
-"""How long a node may take to answer."""
+"""Seconds that a node may take to answer."""
 
 DECISIVE = ("fp16-patch", "verl", "openrlhf", "deepspeed", "vllm")
-"""Distributions that must not differ between nodes: patches were checked against the driver's."""
+"""Distributions that must not differ between nodes: patches are checked against the driver's."""
 
 
 def check_every_node() -> None:
-    """Raise :class:`Fp16PatchError` naming the nodes that lack this package or have other versions."""
+    """Compare the versions of every node with the driver's.
+
+    Raises:
+        Fp16PatchError: If a node lacks this package, has other versions or does not answer; names every such node.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -50,7 +54,7 @@ def _no_answer(address: str, error: Exception, here: dict[str, str]) -> Fp16Patc
 
 
 def _release(version: str | None) -> str | None:
-    """Without the local part, such as +cpu or +cu129: the build may differ, the source must not."""
+    """Drop the local part, such as +cpu or +cu129: the build may differ, the source must not."""
     return version.partition("+")[0] if version else None
 
 

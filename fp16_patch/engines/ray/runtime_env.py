@@ -21,7 +21,7 @@ _OURS = f"{__name__}.extend"
 def carry(setup: str, variables: Iterable[str]) -> None:
     """Have the workers of the next ``ray.init`` call ``setup`` (``package.module.function``) with these variables.
 
-    A hook that the user has set is called before ours.
+    The user's own hook, if any, is called before ours.
     """
     if (hook := os.environ.get(HOOK)) not in (None, _OURS):
         os.environ[envs.NEXT_RUNTIME_ENV_HOOK] = str(hook)
@@ -31,10 +31,10 @@ def carry(setup: str, variables: Iterable[str]) -> None:
 
 
 def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
-    """Add the flag to a job's runtime environment (``ray.init`` calls this).
+    """Return the runtime environment with our setup hook and variables. ``ray.init`` calls it.
 
     Raises:
-        Fp16PatchError: If another setup hook is set.
+        Fp16PatchError: If another ``worker_process_setup_hook`` is set.
     """
     if following := os.environ.get(envs.NEXT_RUNTIME_ENV_HOOK):
         from ray._common.utils import load_class
@@ -44,7 +44,7 @@ def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
     setup = os.environ[envs.SETUP]
     if (other := extended.get("worker_process_setup_hook")) not in (None, setup):
         raise Fp16PatchError(
-            f"Ray's runtime environment has worker_process_setup_hook={other!r}, and has room for one only",
+            f"worker_process_setup_hook={other!r} is already set; Ray supports only one",
             code="setting-contradicts",
             allowed=setup,
             next_step=f"call {setup}() from your own hook, and start without this launcher's",

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's own processes need, shared by every framework that generates with vLLM."""
+"""Serve vLLM's own processes, for every framework that generates with vLLM."""

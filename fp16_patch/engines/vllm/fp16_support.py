@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model types that vLLM refuses to run in float16, read from the installed vLLM."""
+"""Find the model types that the installed vLLM refuses to run in float16."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 
 def float16_refusing_model_types() -> dict[str, str]:
-    """Model type -> vLLM's reason; empty when vLLM is not installed or no longer keeps such a table.
+    """Return model type -> vLLM's reason; empty if vLLM is not installed or has no such table.
 
-    Read from the source of ``vllm/config/model.py`` because importing vLLM takes tens of seconds.
+    Reads the source, ``vllm/config/model.py``, because importing vLLM takes tens of seconds.
     """
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
@@ -31,9 +31,9 @@ def float16_refusing_model_types() -> dict[str, str]:
 
 
 def model_type_of(model: str) -> tuple[str, ...]:
-    """Return the ``model_type`` of a local model folder or a hub id, outer and text model's.
+    """Return the ``model_type`` of a local model folder or a hub id, and of its text model.
 
-    Empty when its ``config.json`` cannot be read here: vLLM itself then refuses, later and as loudly.
+    Empty if its ``config.json`` cannot be read here; vLLM itself then refuses the model later.
     """
     described = describe(model)
     types = (described.get("model_type"), (described.get("text_config") or {}).get("model_type"))
@@ -41,7 +41,7 @@ def model_type_of(model: str) -> tuple[str, ...]:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """Return the ``config.json`` of a local model folder or a hub id; empty when it cannot be read here."""
+    """Return the ``config.json`` of a local model folder or a hub id; empty if it cannot be read here."""
     local: Path | None = Path(model).expanduser() / "config.json"
     if local is not None and not local.is_file():
         local = _from_the_hub(model)
@@ -49,11 +49,11 @@ def describe(model: str) -> dict[str, Any]:
     return found
 
 
-@functools.cache  # without a network the hub's client tries for half a minute
+@functools.cache  # offline the hub's client retries for half a minute
 def _from_the_hub(model: str) -> Path | None:
     try:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(model, "config.json"))
-    except Exception:  # offline, no such model, a remote file system: not ours to report
+    except Exception:  # offline, no such model, a remote file system: vLLM reports it
         return None

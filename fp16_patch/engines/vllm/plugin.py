@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's own way into each of its processes: the entry point group ``vllm.general_plugins``.
+"""Activate this package in vLLM's processes, through the entry point group ``vllm.general_plugins``.
 
-vLLM calls ``activate`` in every process that holds an engine or a worker, also in those that it starts by itself.
+vLLM calls ``activate`` in every process that has an engine or a worker, also in those that vLLM starts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fp16_patch import envs, platforms
 
 
 def activate() -> None:
-    """Do what the environment asks for; nothing where it asks for nothing. What it raises ends the process."""
+    """Activate what the environment variables name, if anything. An error ends the process."""
     platforms.activate()
     if setup := os.environ.get(envs.SETUP):
         pkgutil.resolve_name(setup)()

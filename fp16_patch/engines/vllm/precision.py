@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the precision in force off a live vLLM worker (``vllm.v1.worker``)."""
+"""Read the dtypes in force from a live vLLM worker (``vllm.v1.worker``)."""
 
 from __future__ import annotations
 
