@@ -17,7 +17,7 @@ SETTINGS = {
 
 
 def optimizer_config(settings: LossScaling) -> dict[str, Any]:
-    """The fields that say the same as ``settings``, so that what Megatron prints and saves is true.
+    """Return the fields that say the same as ``settings``, so that what Megatron prints and saves is true.
 
     It has no words for ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``; the scaler
     that :func:`~fp16_patch.engines.megatron.scaler.install_loss_scaler` installs knows them all.

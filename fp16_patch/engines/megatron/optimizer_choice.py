@@ -16,6 +16,8 @@ KEY = "use_precision_aware_optimizer"
 
 @dataclass(frozen=True)
 class OptimizerChoice:
+    """The optimizer that was chosen, and how the precision report names it."""
+
     precision_aware: bool
     """For ``OptimizerConfig.use_precision_aware_optimizer``."""
     line: str
