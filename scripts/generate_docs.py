@@ -15,8 +15,8 @@ import toy_experiment_page
 
 from fp16_patch import text_table
 from fp16_patch.cli.patches import as_markdown
-from fp16_patch.engines.deepspeed.releases import RELEASES as DEEPSPEED
-from fp16_patch.frameworks.openrlhf.releases import RELEASES as OPENRLHF
+from fp16_patch.engines.deepspeed.releases import RELEASE as DEEPSPEED
+from fp16_patch.frameworks.openrlhf.releases import RELEASE as OPENRLHF
 from fp16_patch.frameworks.verl.releases import RELEASES as VERL
 from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, list_row, render_recipe, render_sources
 from fp16_patch.lab.recipes.load import available, load
@@ -95,8 +95,8 @@ def versions() -> str:
         ("verl", VERL.removeprefix("=="), f"FSDP1, FSDP2, {megatron}", rollout),
         (
             "OpenRLHF",
-            OPENRLHF.removeprefix("=="),
-            f"DeepSpeed {DEEPSPEED.removeprefix('==')}, ZeRO-2 and ZeRO-3",
+            OPENRLHF.versions.removeprefix("=="),
+            f"DeepSpeed {DEEPSPEED.versions.removeprefix('==')}, ZeRO-2 and ZeRO-3",
             "as above",
         ),
     ]

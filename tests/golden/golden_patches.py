@@ -41,8 +41,8 @@ def plans() -> dict[str, Plan]:
 
     return {
         "verl": VERL,
-        "openrlhf": OPENRLHF,
-        "openrlhf driver": {"openrlhf.utils.config": (entry._accepting({}),)},
+        "openrlhf": _sorted_as_saved("openrlhf", OPENRLHF),
+        "openrlhf driver": {"openrlhf.utils.config": (entry.follow_arguments,)},
         "deepspeed": DEEPSPEED,
         "cpu verl": _at_their_targets(PATCHES),
         "cpu openrlhf": _at_their_targets(OPENRLHF_PATCHES),
@@ -62,6 +62,12 @@ def required() -> dict[str, dict[str, tuple[Patch, ...]]]:
         "openrlhf": openrlhf.REQUIRED,
         "openrlhf, shipped with the class": openrlhf.SHIPPED,
     }
+
+
+def _sorted_as_saved(name: str, plan: Plan) -> Plan:
+    """Return the plan with its modules in the order of ``patches.json``: hooks of different modules are independent."""
+    saved: list[str] = list(json.loads(FILE.read_text())["plans"][name])
+    return {module: plan[module] for module in dict.fromkeys((*saved, *plan)) if module in plan}
 
 
 def _at_their_targets(patches: Iterable[Patch]) -> Plan:

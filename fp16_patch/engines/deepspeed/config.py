@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a DeepSpeed configuration that FP16 concerns."""
+"""Write the parts of a DeepSpeed configuration that concern FP16."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fp16_patch.loss_scaling import LossScaling
 
 
 def fp16_block(settings: LossScaling) -> dict[str, Any]:
-    """The ``fp16`` block that says the same as ``settings``, so that what DeepSpeed prints and saves is true.
+    """Return the ``fp16`` block that agrees with ``settings``, so that DeepSpeed prints and saves true values.
 
-    It has no words for ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``, and only
-    whole numbers for the floor; the scaler installed by the patches knows them all.
+    It cannot express ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``, and its floor
+    is an integer. The scaler that the patches install uses them all.
     """
     return {
         "enabled": True,
@@ -27,9 +27,9 @@ def fp16_block(settings: LossScaling) -> dict[str, Any]:
     }
 
 
-def configured(config: Mapping[str, Any], settings: LossScaling) -> dict[str, Any]:
-    """A copy of ``config`` for FP16: ``settings``, and gradients accumulated in FP32 unless it names a dtype."""
+def with_fp16(config: Mapping[str, Any], settings: LossScaling) -> dict[str, Any]:
+    """Return a copy of ``config`` with ``settings``, and gradients accumulated in FP32 unless it names a dtype."""
     types = dict(config.get("data_types") or {})
     if types.get("grad_accum_dtype") is None:
-        types["grad_accum_dtype"] = "fp32"  # DeepSpeed's default is the model's: sums of micro-batches in FP16
+        types["grad_accum_dtype"] = "fp32"  # DeepSpeed's default is the model's, FP16
     return {**config, "fp16": {**(config.get("fp16") or {}), **fp16_block(settings)}, "data_types": types}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This rank's scaled gradients as a ZeRO optimizer holds them, between the end of the backward and the step."""
+"""Read this rank's scaled gradients from a ZeRO optimizer, between the end of the backward and the step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 
 def measure_headroom(engine: Engine, scaler: Any) -> tuple[float | None, float | None]:
-    """Headroom in bits and underflow share, of a sixteenth of the gradients; collective.
+    """Return headroom in bits and underflow share, measured on a sixteenth of the gradients; collective.
 
-    None and None where the optimizer is on the CPU, whose gradients have left the device in one piece by now, and
-    where sums are in FP16.
+    Return None and None where the optimizer is on the CPU, because its gradients have left the device by now, and
+    where gradients are accumulated in FP16.
     """
     if engine.zero_use_cpu_optimizer() or not _in_fp32(engine):
         return None, None
-    headroom, share = scaler.measure_headroom(_gradients(engine.optimizer, scaler.embedding_param_ids), engine.device)
-    return headroom, share
+    gradients = _gradients(engine.optimizer, scaler.embedding_param_ids)
+    measured: tuple[float | None, float | None] = scaler.measure_headroom(gradients, engine.device)
+    return measured
 
 
 def _in_fp32(engine: Engine) -> bool:
@@ -30,12 +31,12 @@ def _in_fp32(engine: Engine) -> bool:
 
 
 def _gradients(optimizer: Any, embedding_param_ids: frozenset[int]) -> Iterator[Gradient]:
-    """Every element is on one rank only. What only fills a partition up is left out."""
+    """Yield every element on one rank only. Padding is left out."""
     sharded = hasattr(optimizer, "fp16_groups")  # ZeRO-3
     groups = optimizer.fp16_groups if sharded else optimizer.params_in_partition
     for number, parameters in enumerate(groups):
         held = optimizer.averaged_gradients.get(number) or ()
-        for gradient, parameter in zip(held, parameters, strict=False):  # ZeRO-2 fills up with one more
+        for gradient, parameter in zip(held, parameters, strict=False):  # ZeRO-2 pads with one more
             part = gradient.reshape(-1)
             if sharded:
                 part = part[: _own_elements(optimizer, parameter)]
@@ -43,7 +44,7 @@ def _gradients(optimizer: Any, embedding_param_ids: frozenset[int]) -> Iterator[
 
 
 def _own_elements(optimizer: Any, parameter: Any) -> int:
-    """ZeRO-3 cuts a parameter into equal pieces, the last ones filled up."""
+    """Return how many elements of this rank's piece are not padding. ZeRO-3 cuts a parameter into equal pieces."""
     import torch.distributed as dist
 
     length = int(parameter.partition_numel())

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which patches apply when which of DeepSpeed's modules is imported: a part of the plan of whoever starts it."""
+"""Say which patches apply when which module of DeepSpeed is imported. A framework's plan includes this one."""
 
 from __future__ import annotations
 
 from fp16_patch.engines.deepspeed import checkpoint, gradient_accumulation, step
-from fp16_patch.patching import Patch
+from fp16_patch.patching import declared_in, plan
 
-PLAN: dict[str, tuple[Patch, ...]] = {
-    "deepspeed.runtime.zero.stage_1_and_2": gradient_accumulation.PATCHES,
-    "deepspeed.runtime.engine": step.PATCHES + checkpoint.PATCHES,
-}
+PATCHES = declared_in(gradient_accumulation, step, checkpoint)
+PLAN = plan(PATCHES)

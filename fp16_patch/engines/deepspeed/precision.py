@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the precision in force off a live DeepSpeed engine, its ZeRO optimizer and its scaler."""
+"""Read the precision in force from a live DeepSpeed engine, its ZeRO optimizer and its scaler."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 
 def describe_engine(engine: Any) -> dict[str, str]:
-    """Rows for the precision report. An engine that only evaluates has no row of its optimizer.
+    """Return rows for the precision report. An engine that only evaluates has no rows of an optimizer.
 
     ``master_weights`` are what the optimizer steps on, ``compute`` the parameters that the model runs with. DeepSpeed
-    makes optimizer state before the first step.
+    creates optimizer state before the first step.
     """
     optimizer = engine.optimizer
     computing = [p.dtype for p in engine.module.parameters() if p.is_floating_point()]
@@ -36,7 +36,7 @@ def describe_engine(engine: Any) -> dict[str, str]:
 
 
 def _master_weights(optimizer: Any) -> list[Any]:
-    """ZeRO-1 and 2 keep this rank's partition of each group, ZeRO-3 flat groups of partitions."""
+    """Return this rank's partition of each group (ZeRO-1 and 2), or flat groups of partitions (ZeRO-3)."""
     for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
         if groups := getattr(optimizer, name, None):
             return list(groups)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The releases of DeepSpeed that every patch here was read against and run with."""
+"""Name the releases of DeepSpeed that the patches were written for and tested with."""
 
-DISTRIBUTION = "deepspeed"
-RELEASES = "==0.19.6"
+from __future__ import annotations
+
+from fp16_patch.patching import Release
+
+RELEASE = Release("deepspeed", "==0.19.6")

@@ -5,15 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.attached_state import attached
 from fp16_patch.log import logger
 from fp16_patch.precision import Precision
 
-_RUN = "_fp16_patch_run"  # on an engine: its role, how BF16 is asked for, and its last micro-batch as a function
-
 Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
+
+
+@dataclass
+class _LastBatch:
+    """Hold an engine's last micro-batch as a function, the engine's role, and how to train it in BF16."""
+
+    run: Callable[[], object] | None = None
+    role: str = "model"
+    in_bf16: str = "train in BF16"
 
 
 def remember(engine: Engine, run: Callable[[], object], *, role: str = "model", in_bf16: str = "train in BF16") -> None:
@@ -21,7 +30,8 @@ def remember(engine: Engine, run: Callable[[], object], *, role: str = "model", 
 
     ``role`` names the engine in reports; ``in_bf16`` is the advice on how to train it in BF16.
     """
-    setattr(engine, _RUN, (run, role, in_bf16))
+    last = attached(engine, _LastBatch)
+    last.run, last.role, last.in_bf16 = run, role, in_bf16
 
 
 def trace_if_asked(engine: Engine, scaler: Any, run: Callable[[], object], *, role: str = "model") -> bool:
@@ -48,15 +58,15 @@ def stop_after_too_many(engine: Engine, scaler: Any, update: Any) -> None:
 
     if (reason := reason_to_stop(scaler, update.skipped)) is None:
         return
-    run, role, in_bf16 = getattr(engine, _RUN, (None, "model", ""))
-    if run is None:
-        raise stop_unseen(role, scaler, reason)
+    last = attached(engine, _LastBatch)
+    if last.run is None:
+        raise stop_unseen(last.role, scaler, reason)
     now, scaler.rule.scale = scaler.rule.scale, update.loss_scale
     try:
-        seen, path = _examine(engine, scaler, run, reason, f"overflow_report_{role}", in_bf16)
+        seen, path = _examine(engine, scaler, last.run, reason, f"overflow_report_{last.role}", last.in_bf16)
     finally:
         scaler.rule.scale = now
-    raise stop(role, scaler, seen, path)
+    raise stop(last.role, scaler, seen, path)
 
 
 def _examine(

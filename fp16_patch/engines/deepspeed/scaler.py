@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSpeed's DynamicLossScaler with this package's rule. Imports deepspeed: import it where deepspeed is already.
+"""A DynamicLossScaler of DeepSpeed with this package's scale rule. Imports deepspeed, so import it late.
 
-What is wrong with DeepSpeed's (0.19.6, runtime/fp16/loss_scaler.py): it grows without a ceiling; at the floor it
-raises an Exception without a reason; its hysteresis of 2 leaves the scale as it is on a first overflow; and it moves
-in the middle of an optimizer step, so that gradients are divided by another scale than they were multiplied by.
+DeepSpeed's own (0.19.6, runtime/fp16/loss_scaler.py) has four defects. It grows without a ceiling. At the floor it
+raises an Exception without a reason. Its hysteresis of 2 keeps the scale on a first overflow. It moves the scale in
+the middle of an optimizer step, so gradients are divided by another scale than the loss was multiplied by.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
 from fp16_patch.loss_scaling.scaler_base import ScalerBase
 
 
-class BoundedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc]  # deepspeed is read through Any
-    """To DeepSpeed its own scaler; to this package what :class:`~fp16_patch.engines.fsdp.scaler.FsdpLossScaler` is."""
+class DeepSpeedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc]  # deepspeed is read through Any
+    """Move the scale by this package's rule behind the interface of DeepSpeed's own scaler.
+
+    ``embedding_param_ids`` is as in :class:`~fp16_patch.loss_scaling.gradients.Layout`.
+    """
 
     def __init__(self, settings: LossScaling, embedding_param_ids: frozenset[int] = frozenset()) -> None:
         ScalerBase.__init__(self, settings)
         self.embedding_param_ids = embedding_param_ids
-        """As in :class:`~fp16_patch.loss_scaling.gradients.Layout`."""
-        self._steps_open = 0
-        self._overflow: bool | None = None
-        self._look: Callable[[], None] | None = None
+        self._open_steps = 0
+        self._deferred_overflow: bool | None = None
+        self._on_finite_gradients: Callable[[], None] | None = None
         DynamicLossScaler.__init__(self, **_stock_arguments(settings))
 
     @property
     def cur_scale(self) -> float:
-        """DeepSpeed's name; it reads and sets this one."""
+        """Return or set the scale, under DeepSpeed's name."""
         return self.rule.scale
 
     @cur_scale.setter
@@ -43,42 +45,43 @@ class BoundedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc]  #
         self.rule.set_scale(scale)
 
     def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return ``loss`` multiplied by the scale."""
         return self.scale(loss)
 
     def update_scale(self, overflow: bool) -> None:
-        """Move the scale; while :meth:`standing_still`, at its end."""
-        if self._steps_open:
-            self._overflow = bool(overflow)
-            if self._look is not None and not overflow:
-                self._look()
+        """Move the scale, or defer that to the end of :meth:`defer_scale_update`."""
+        if self._open_steps:
+            self._deferred_overflow = bool(overflow)
+            if self._on_finite_gradients is not None and not overflow:
+                self._on_finite_gradients()
         else:
             self.rule.update(skipped=bool(overflow))
 
     @contextmanager
-    def standing_still(self, look: Callable[[], None] | None = None) -> Iterator[None]:
-        """For one optimizer step: it divides by the scale after it has asked for the next one.
+    def defer_scale_update(self, on_finite_gradients: Callable[[], None] | None = None) -> Iterator[None]:
+        """Keep the scale constant during one optimizer step: DeepSpeed updates it before it divides by it.
 
-        ``look`` is called in between, with the gradients complete and finite and still multiplied by the scale.
+        ``on_finite_gradients`` is called when the gradients are complete, finite and still multiplied by the scale.
         """
-        self._steps_open += 1
-        self._look = look
+        self._open_steps += 1
+        self._on_finite_gradients = on_finite_gradients
         try:
             yield
         finally:
-            self._steps_open -= 1
-            self._look = None
-            overflow, self._overflow = self._overflow, None
+            self._open_steps -= 1
+            self._on_finite_gradients = None
+            overflow, self._deferred_overflow = self._deferred_overflow, None
             if overflow is not None:
                 self.update_scale(overflow)
 
-    def continue_from(self, stock: DynamicLossScaler, skipped: int) -> None:
-        """Go on from the scale and the trackers of DeepSpeed's own scaler; this one's settings hold."""
+    def load_stock_scaler(self, stock: DynamicLossScaler, skipped: int) -> None:
+        """Take the scale and the trackers of DeepSpeed's own scaler. The settings of this one hold."""
         tracker = (stock.cur_iter - stock.last_overflow_iter - 1) % stock.scale_window
         counts = Counts(updates=stock.cur_iter, skipped=min(skipped, stock.cur_iter))
         self.rule = ScaleRule.from_native_scaler(self.settings, stock.cur_scale, tracker, stock.cur_hysteresis, counts)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Into a checkpoint goes DeepSpeed's own class, which loads without this package."""
+        """Pickle as DeepSpeed's own class, which loads without this package."""
         stock = DynamicLossScaler(**_stock_arguments(self.settings))
         stock.cur_scale, stock.scale_factor = self.rule.scale, self.settings.growth_factor
         stock.cur_hysteresis, stock.cur_iter = self.rule.hysteresis_left, self.counts.updates
@@ -87,7 +90,7 @@ class BoundedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc]  #
 
 
 def _stock_arguments(settings: LossScaling) -> dict[str, Any]:
-    """In the order of its parameters."""
+    """Return the arguments of DynamicLossScaler, in the order of its parameters."""
     return {
         "init_scale": settings.init_scale,
         "scale_window": settings.growth_interval,
@@ -99,8 +102,8 @@ def _stock_arguments(settings: LossScaling) -> dict[str, Any]:
     }
 
 
-def usable(scaler: Any) -> bool:
-    """Whether ``scaler``, unpickled from a checkpoint, is a dynamic one with numbers to go on from."""
+def is_resumable(scaler: Any) -> bool:
+    """Return whether ``scaler``, unpickled from a checkpoint, is dynamic and holds valid numbers."""
     if not isinstance(scaler, DynamicLossScaler):
         return False
     counts = (scaler.cur_iter, scaler.last_overflow_iter, scaler.scale_window, scaler.cur_hysteresis)

@@ -1,129 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeepSpeed's ZeRO engines with our scaler: settings that hold, a scale that stands still, skips everybody sees."""
+"""Install our loss scaler in DeepSpeed's ZeRO engines, keep the scale constant during a step, and report skips."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fp16_patch.engines.deepspeed import releases
+from fp16_patch.attached_state import attached
+from fp16_patch.engines.deepspeed.releases import RELEASE
 from fp16_patch.errors import several
-from fp16_patch.patching import Patch
+from fp16_patch.patching import ProcessKind, wrap
 from fp16_patch.precision import Precision
 
+if TYPE_CHECKING:
+    from fp16_patch.loss_scaling.update import Update
+
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
-_UPDATE = "_fp16_patch_update"  # on an engine: what its last step() was
 
 Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 
-def scaler_of(engine: Engine) -> Any:
-    """The engine's :class:`BoundedLossScaler`, or None where it trains without (BF16, FP32, a reference)."""
-    from fp16_patch.engines.deepspeed.scaler import BoundedLossScaler
+@dataclass
+class _LastStep:
+    """Hold what an engine's last ``step()`` was."""
+
+    update: Update | None = None
+
+
+def get_loss_scaler(engine: Engine) -> Any:
+    """Return the engine's :class:`DeepSpeedLossScaler`, or None if it trains without one (BF16, FP32, reference)."""
+    from fp16_patch.engines.deepspeed.scaler import DeepSpeedLossScaler
 
     scaler = getattr(getattr(engine, "optimizer", None), "loss_scaler", None)
-    return scaler if isinstance(scaler, BoundedLossScaler) else None
+    return scaler if isinstance(scaler, DeepSpeedLossScaler) else None
 
 
-def last_update(engine: Engine) -> Any:
-    """The :class:`~fp16_patch.loss_scaling.update.Update` that the engine's last ``step()`` was; None where it only
-    accumulated, or has no scaler."""
-    return getattr(engine, _UPDATE, None)
+def last_update(engine: Engine) -> Update | None:
+    """Return the update that the engine's last ``step()`` was. None if it only accumulated, or has no scaler."""
+    return attached(engine, _LastStep).update
 
 
-def install_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Our scaler in place of DeepSpeed's, in an FP16 engine; or a refusal."""
-
-    @functools.wraps(original)
-    def _configure_optimizer(self: Engine, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        precision = Precision.current()
-        if precision.train_dtype == "fp16":
-            from fp16_patch.engines.deepspeed.refusals import refusals
-
-            if errors := refusals(self):
-                raise several(errors)
-            if self.fp16_enabled():
-                from fp16_patch.engines.deepspeed.scaler import BoundedLossScaler
-                from fp16_patch.loss_scaling.gradients import embedding_param_ids
-
-                embeddings = embedding_param_ids(self.module)
-                self.optimizer.loss_scaler = BoundedLossScaler(precision.loss_scaling, embeddings)
-        return result
-
-    return _configure_optimizer
-
-
-def watch_updates(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The scale stands still for the step; no norm of a step that was not made; the stop after too many skips."""
-
-    @functools.wraps(original)
-    def step(self: Engine, *args: Any, **kwargs: Any) -> Any:
-        scaler = scaler_of(self)
-        if scaler is None:
-            return original(self, *args, **kwargs)
-        from fp16_patch.engines.deepspeed import gradients, replay
-        from fp16_patch.loss_scaling.update import Update
-
-        health: list[tuple[float | None, float | None]] = []
-        before, loss_scale = scaler.counts.updates, scaler.get_scale()
-        setattr(self, _UPDATE, None)
-        with scaler.standing_still(lambda: health.append(gradients.measure_headroom(self, scaler))):
-            result = original(self, *args, **kwargs)
-        if scaler.counts.updates > before:  # not only accumulated
-            skipped = scaler.counts.consecutive > 0
-            if skipped:  # DeepSpeed leaves the last one there
-                self._global_grad_norm = self.optimizer._global_grad_norm = None
-            norm = None if skipped else float(self._global_grad_norm)
-            headroom, share = health[0] if health else (None, None)
-            update = Update(
-                skipped=skipped,
-                grad_norm=norm,
-                loss_scale=loss_scale,
-                headroom_bits=headroom,
-                underflow_share=share,
-            )
-            setattr(self, _UPDATE, update)
-            replay.stop_after_too_many(self, scaler, update)
-        return result
-
-    return step
-
-
-def _patch(name: str, target: str, **kwargs: Any) -> Patch:
-    return Patch(
-        name=name,
-        target=target,
-        kind="wrap",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
-        **kwargs,
-    )
-
-
-PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "deepspeed-loss-scaler",
-        f"{_ENGINE}._configure_optimizer",
-        make=install_scaler,
-        parameters=("self",),
-        reason="DeepSpeed's scaler has no ceiling, ends the run at the floor without a reason, and lets a first "
-        "overflow pass without lowering the scale. A subclass of it takes its place in FP16 engines; others are "
-        "left alone",
-        upstream="deepspeed runtime/fp16/loss_scaler.py:183-237",
-        remove_when="DeepSpeed bounds its scaler and takes hysteresis and factors as settings",
-    ),
-    _patch(
-        "deepspeed-step",
-        f"{_ENGINE}.step",
-        make=watch_updates,
-        parameters=("self",),
-        reason="DeepSpeed grows the scale before it divides the gradients by it, so that the optimizer sees half of "
-        "them, and ZeRO-3 reports half the norm; a skipped step keeps the norm of the one before. The growth is held "
-        "back until the step is over",
-        upstream="deepspeed runtime/zero/stage_1_and_2.py:2304 and 2446, stage3.py:2560, 2626 and 2703",
-        remove_when="DeepSpeed unscales by the scale that the loss was multiplied by",
-    ),
+@wrap(
+    f"{_ENGINE}._configure_optimizer",
+    name="deepspeed-loss-scaler",
+    release=RELEASE,
+    processes={ProcessKind.TRAINER_RANK},
+    engine="deepspeed",
+    reason="DeepSpeed's scaler has no ceiling, ends the run at the floor without a reason, and does not lower the "
+    "scale on a first overflow. A subclass of it takes its place in FP16 engines. Others do not change",
+    upstream="deepspeed runtime/fp16/loss_scaler.py:183-237",
+    remove_when="DeepSpeed bounds its scaler and takes hysteresis and factors as settings",
 )
+def install_loss_scaler(original: Any, self: Engine, *args: Any, **kwargs: Any) -> Any:
+    """Install our scaler in an FP16 engine, or refuse the engine."""
+    result = original(self, *args, **kwargs)
+    precision = Precision.current()
+    if precision.train_dtype == "fp16":
+        from fp16_patch.engines.deepspeed.refusals import refusals
+
+        if errors := refusals(self):
+            raise several(errors)
+        if self.fp16_enabled():
+            from fp16_patch.engines.deepspeed.scaler import DeepSpeedLossScaler
+            from fp16_patch.loss_scaling.gradients import embedding_param_ids
+
+            embeddings = embedding_param_ids(self.module)
+            self.optimizer.loss_scaler = DeepSpeedLossScaler(precision.loss_scaling, embeddings)
+    return result
+
+
+@wrap(
+    f"{_ENGINE}.step",
+    name="deepspeed-step",
+    release=RELEASE,
+    processes={ProcessKind.TRAINER_RANK},
+    engine="deepspeed",
+    reason="DeepSpeed grows the scale before it divides the gradients by it, so the optimizer sees half of them, and "
+    "ZeRO-3 reports half the norm. A skipped step keeps the norm of the step before. The growth is deferred "
+    "until the step is over",
+    upstream="deepspeed runtime/zero/stage_1_and_2.py:2304 and 2446, stage3.py:2560, 2626 and 2703",
+    remove_when="DeepSpeed unscales by the scale that the loss was multiplied by",
+)
+def track_updates(original: Any, self: Engine, *args: Any, **kwargs: Any) -> Any:
+    """Keep the scale constant during the step, drop the norm of a skipped step, and abort after too many skips."""
+    scaler = get_loss_scaler(self)
+    if scaler is None:
+        return original(self, *args, **kwargs)
+    from fp16_patch.engines.deepspeed import replay
+    from fp16_patch.engines.deepspeed.gradients import measure_headroom
+    from fp16_patch.loss_scaling.update import Update
+
+    last = attached(self, _LastStep)
+    last.update = None
+    measured: list[tuple[float | None, float | None]] = []
+    updates, loss_scale = scaler.counts.updates, scaler.get_scale()
+    with scaler.defer_scale_update(on_finite_gradients=lambda: measured.append(measure_headroom(self, scaler))):
+        result = original(self, *args, **kwargs)
+    if scaler.counts.updates == updates:  # it only accumulated
+        return result
+    skipped = scaler.counts.consecutive > 0
+    if skipped:  # DeepSpeed keeps the last norm
+        self._global_grad_norm = self.optimizer._global_grad_norm = None
+    headroom, share = measured[0] if measured else (None, None)
+    last.update = Update(
+        skipped=skipped,
+        grad_norm=None if skipped else float(self._global_grad_norm),
+        loss_scale=loss_scale,
+        headroom_bits=headroom,
+        underflow_share=share,
+    )
+    replay.stop_after_too_many(self, scaler, last.update)
+    return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flag on OpenRLHF: ``--ds.param_dtype`` is its own, our settings come before the ``--`` of ``fp16-patch run``."""
+"""Read the flag on OpenRLHF: its own ``--ds.param_dtype``, and our settings before the ``--`` of ``fp16-patch run``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fp16_patch.precision.setting_names import check_settings
 
 
 def settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["fp16_patch.loss_scaling.init_scale=1024"]`` -> ``{"loss_scaling": {"init_scale": 1024}}``.
+    """Return ``{"loss_scaling": {"init_scale": 1024}}`` for ``["fp16_patch.loss_scaling.init_scale=1024"]``.
 
-    Values are read as Hydra reads them on verl. Raises :class:`Fp16PatchError` on an unknown key, and on a value that
-    no run could use, before anything of OpenRLHF is imported.
+    Read values as Hydra reads them on verl. Raise :class:`Fp16PatchError` on an unknown key, and on a value that no
+    run can use, before anything of OpenRLHF is imported.
     """
     from omegaconf import OmegaConf
     from yaml import YAMLError
@@ -38,15 +38,15 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def precision(args: Any, given: dict[str, Any]) -> Precision:
-    """Return what ``--ds.param_dtype`` and our settings ask for; the rollout follows the trainer by default."""
+    """Return the precision of ``--ds.param_dtype`` and our settings. The default rollout dtype is the trainer's."""
     train = short_name("--ds.param_dtype", args.ds.param_dtype)
     wanted = given.get("train_dtype")
     if wanted is not None and short_name("fp16_patch.train_dtype", wanted) != train:
         raise Fp16PatchError(
             f"fp16_patch.train_dtype={wanted} contradicts --ds.param_dtype {args.ds.param_dtype}",
             code="setting-contradicts",
-            allowed="one of the two, or both alike",
-            next_step="set --ds.param_dtype, and fp16_patch.rollout_dtype where the rollout should differ",
+            allowed="one of the two, or the same value in both",
+            next_step="set --ds.param_dtype, and fp16_patch.rollout_dtype if the rollout should differ",
         )
     return Precision.from_mapping({"rollout_dtype": train, **_of_precision(given), "train_dtype": train})
 
@@ -56,7 +56,7 @@ def _of_precision(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:
-    """Change what can be changed in the arguments themselves; return every change the flag makes, these and others."""
+    """Change the arguments in place where possible. Return every change that the flag makes, in them and elsewhere."""
     changes = [_change("vLLM dtype", "bfloat16", long_name(precision.rollout_dtype))]
     if precision.train_dtype == "fp16":
         if args.ds.grad_accum_dtype != "fp32":

@@ -1,143 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of OpenRLHF's training loop: proof before the first update, no weight sync without one.
+"""Patch OpenRLHF's training loop: report the precision before the first update, and sync weights only after updates.
 
-They run in the PPO trainer's Ray actor, the single controller; those of the trainer itself are patched in the driver
-and shipped with its class. Each stops the run by raising there. The async trainer runs the same steps in a class of
-its own.
+The patches run in the PPO trainer's Ray actor, the single controller. The driver patches the trainer's class and Ray
+ships it. Each patch stops the run by raising there. The async trainer runs the same steps in another class,
+``TrainingActor``. Most of the steps are methods of a base class, but Ray has copied them into the class it ships.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray import node_check
-from fp16_patch.frameworks.openrlhf import releases
-from fp16_patch.frameworks.openrlhf.reporting import gather, publish
-from fp16_patch.patching import Patch
+from fp16_patch.frameworks.openrlhf.releases import RELEASE
+from fp16_patch.frameworks.openrlhf.reports import gather, publish
+from fp16_patch.patching import ProcessKind, hook, wrap
 
 Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
 
-_REPORTED = "_fp16_patch_reported"  # on the controller: how far the precision report has come
-_UPDATED = "_fp16_patch_updated"  # on the controller: whether the last ppo_train has changed weights
+_TRAINER = "openrlhf.trainer.ppo_trainer:PPOTrainer"
+_ASYNC_TRAINER = "openrlhf.trainer.ppo_trainer_async:TrainingActor"
+_SYNC: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.CONTROLLER}, "shipped": True}
+_ASYNC: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.ASYNC_CONTROLLER}, "shipped": True}
+
+_REPORT = "prints and saves the dtypes in force once, before the first update"
+_COMPLETE = "completes the saved report: optimizer state and synced weights exist only after the first step"
+_SKIPPED: dict[str, Any] = {
+    "reason": "OpenRLHF sends all weights after a skipped update too, although none has changed",
+    "upstream": "OpenRLHF trainer/ppo_trainer.py:247",
+    "remove_when": "OpenRLHF skips the sync when nothing was updated",
+}
+
+_UPDATED = "_fp16_patch_updated"
+"""On the controller: whether the last ppo_train has changed weights. Not attached state: see below."""
 
 
-def check_processes(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Nodes and ledgers, before anything is sampled. Shipped with the class: it runs where nothing else would."""
+@dataclass
+class _Report:
+    """Hold how far the precision report of a controller has come."""
 
-    @functools.wraps(original)
-    def fit(self: Controller, *args: Any, **kwargs: Any) -> Any:
-        node_check.check_every_node()
-        gather(self)
-        return original(self, *args, **kwargs)
-
-    return fit
+    stage: Literal["none", "before", "after"] = "none"
 
 
-def report_before_first_update(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Print the precision report after the first log-probs, and note whether the updates have changed weights."""
-
-    @functools.wraps(original)
-    def ppo_train(self: Controller, global_steps: int) -> dict[str, Any]:
-        if not hasattr(self, _REPORTED):
-            publish(self, when="before the first update")
-            setattr(self, _REPORTED, "before")
-        status: dict[str, Any] = original(self, global_steps)
-        setattr(self, _UPDATED, status.get("actor/update_skipped") != 1)
-        return status
-
-    return ppo_train
-
-
-def sync_after_updates_only(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Skip the weight sync when every update of a step was skipped: the rollout has these weights already."""
-
-    @functools.wraps(original)
-    def broadcast_to_vllm(self: Controller) -> Any:
-        changed = getattr(self, _UPDATED, True)
-        setattr(self, _UPDATED, True)
-        return original(self) if changed else None
-
-    return broadcast_to_vllm
-
-
-def complete_report(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Complete the saved report after the first step with what exists only now: optimizer state, what travelled."""
-
-    @functools.wraps(original)
-    def train_step(self: Controller, rollout_samples: Any, global_step: int) -> Any:
-        result = original(self, rollout_samples, global_step)
-        if getattr(self, _REPORTED, None) == "before":
-            publish(self, when="after the first update")
-            setattr(self, _REPORTED, "after")
-        return result
-
-    return train_step
-
-
-def _patch(process: str, name: str, target: str, **kwargs: Any) -> Patch:
-    return Patch(
-        name=f"openrlhf-{name}",
-        target=target,
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process=process,
-        kind="wrap",
-        **kwargs,
-    )
-
-
-def _steps(process: str, prefix: str, loop: str) -> tuple[Patch, ...]:
-    """Not of the base class, where most of these are defined: Ray has copied its methods into the class it ships."""
-    return (
-        _patch(
-            process,
-            f"{prefix}precision-report",
-            f"{loop}.ppo_train",
-            make=report_before_first_update,
-            parameters=("self", "global_steps"),
-            reason="prints and saves the dtypes in force once, before the first update",
-            upstream="none: our own proof",
-            remove_when="never",
-        ),
-        _patch(
-            process,
-            f"{prefix}sync-after-updates-only",
-            f"{loop}.broadcast_to_vllm",
-            make=sync_after_updates_only,
-            parameters=("self",),
-            reason="OpenRLHF sends all weights after a skipped update too, although none has changed",
-            upstream="OpenRLHF trainer/ppo_trainer.py:247",
-            remove_when="OpenRLHF skips the sync when nothing was updated",
-        ),
-        _patch(
-            process,
-            f"{prefix}precision-report-complete",
-            f"{loop}.train_step",
-            make=complete_report,
-            parameters=("self", "rollout_samples", "global_step"),
-            reason="optimizer state and weights on the wire exist only after the first step; completes the saved "
-            "report",
-            upstream="none: our own proof",
-            remove_when="never",
-        ),
-    )
-
-
-PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "controller",
-        "check-processes",
-        "openrlhf.trainer.ppo_trainer:PPOTrainer.fit",
-        make=check_processes,
-        parameters=("self",),
-        reason="every hook that brings us into a process can fail silently, so a missing ledger stops the run",
-        upstream="none: our own proof",
-        remove_when="never",
-    ),
-    *_steps("controller", "", "openrlhf.trainer.ppo_trainer:PPOTrainer"),
+@hook(
+    f"{_TRAINER}.fit",
+    name="openrlhf-check-processes",
+    reason="every hook that loads this package in a process can fail silently, so a missing ledger stops the run",
+    **_SYNC,
 )
+def check_processes(original: Any, self: Controller, *args: Any, **kwargs: Any) -> Any:
+    """Check nodes and ledgers before anything is sampled. Runs in every case, because it comes with the class."""
+    node_check.check_every_node()
+    gather(self)
+    return original(self, *args, **kwargs)
 
-ASYNC_PATCHES = _steps("async controller", "async-", "openrlhf.trainer.ppo_trainer_async:TrainingActor")
-"""Its processes are checked by whoever starts it and the sampler: ``coordinator``."""
+
+@hook(f"{_ASYNC_TRAINER}.ppo_train", name="openrlhf-async-precision-report", reason=_REPORT, **_ASYNC)
+@hook(f"{_TRAINER}.ppo_train", name="openrlhf-precision-report", reason=_REPORT, **_SYNC)
+def report_before_first_update(original: Any, self: Controller, global_steps: int) -> Any:
+    """Publish the precision report after the first log-probs. Remember whether the updates have changed weights."""
+    report = attached(self, _Report)
+    if report.stage == "none":
+        publish(self, when="before the first update")
+        report.stage = "before"
+    status = original(self, global_steps)
+    setattr(self, _UPDATED, status.get("actor/update_skipped") != 1)
+    return status
+
+
+@wrap(f"{_ASYNC_TRAINER}.broadcast_to_vllm", name="openrlhf-async-sync-after-updates-only", **_SKIPPED, **_ASYNC)
+@wrap(f"{_TRAINER}.broadcast_to_vllm", name="openrlhf-sync-after-updates-only", **_SKIPPED, **_SYNC)
+def sync_after_updates_only(original: Any, self: Controller) -> Any:
+    """Sync no weights if every update of the step was skipped: the rollout has these weights already."""
+    # Uses nothing of this package, so that Ray can ship it to where the package is not installed.
+    changed = getattr(self, _UPDATED, True)
+    setattr(self, _UPDATED, True)
+    return original(self) if changed else None
+
+
+@hook(f"{_ASYNC_TRAINER}.train_step", name="openrlhf-async-precision-report-complete", reason=_COMPLETE, **_ASYNC)
+@hook(f"{_TRAINER}.train_step", name="openrlhf-precision-report-complete", reason=_COMPLETE, **_SYNC)
+def complete_report(original: Any, self: Controller, rollout_samples: Any, global_step: int) -> Any:
+    """Complete the saved report after the first step with optimizer state and the dtypes of the weight sync."""
+    result = original(self, rollout_samples, global_step)
+    report = attached(self, _Report)
+    if report.stage == "before":
+        publish(self, when="after the first update")
+        report.stage = "after"
+    return result

@@ -1,53 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenRLHF's moving average of the weights, kept in FP32."""
+"""Keep OpenRLHF's moving average of the weights in FP32."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from fp16_patch.frameworks.openrlhf.engines import engine_of
+from fp16_patch.attached_state import attached
+from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update
+from fp16_patch.frameworks.openrlhf.releases import RELEASE
+from fp16_patch.frameworks.openrlhf.trainer import engine_of
+from fp16_patch.patching import ProcessKind, wrap
 
-_AVERAGES = "_fp16_patch_averages"  # on the averaged model: one FP32 tensor for each trainable parameter
+
+@dataclass
+class _Averages:
+    """Hold an averaged model's FP32 averages: a tensor for each trainable parameter; None before the first update."""
+
+    tensors: list[Any] | None = None
 
 
-def average_in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Average the weights in FP32, once for each update that was made; the model gets the average rounded.
+@wrap(
+    "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.moving_average",
+    name="openrlhf-average-in-fp32",
+    release=RELEASE,
+    processes={ProcessKind.TRAINER_RANK},
+    reason="an FP16 average of FP16 weights loses most of what an update adds to it, and it moves on skipped "
+    "updates too",
+    upstream="OpenRLHF utils/deepspeed/deepspeed.py:503",
+    remove_when="OpenRLHF keeps its average in FP32",
+)
+def average_in_fp32(
+    original: Any, self: Any, model: Any, model_ema: Any, beta: float = 0.992, device: str = "cpu", **kwargs: Any
+) -> Any:
+    """Average in FP32, once for each update that was not skipped. The model gets the average cast to its dtype.
 
-    In FP16 ``beta * average`` is off by up to 5e-4 of a weight at every step, more than most updates move it. ZeRO-3
-    keeps parts of a parameter on every rank, alike for both models, and the average is taken part by part; upstream
-    gathers them and drops what it has written.
+    In FP16 ``beta * average`` is off by up to 5e-4 of a weight at every step, more than most updates change it.
+    ZeRO-3 shards a parameter over the ranks, both models alike, so each rank averages its shard. Upstream gathers the
+    shards and drops what it has written.
     """
+    import torch
 
-    @functools.wraps(original)
-    def moving_average(
-        self: Any, model: Any, model_ema: Any, beta: float = 0.992, device: str = "cpu", **kwargs: Any
-    ) -> Any:
-        import torch
-
-        from fp16_patch.engines.deepspeed.step import last_update, scaler_of
-
-        engine = engine_of(model)
-        if scaler_of(engine) is None:
-            return original(self, model, model_ema, beta, device, **kwargs)
-        update = last_update(engine)
-        if update is None or update.skipped:  # it only accumulated, or changed nothing
-            return None
-        pairs = list(_parts(model, model_ema))
-        if not hasattr(model_ema, _AVERAGES):
-            setattr(model_ema, _AVERAGES, [average.detach().float().clone() for _, average in pairs])
-        with torch.no_grad():
-            for (weight, rounded), average in zip(pairs, getattr(model_ema, _AVERAGES), strict=True):
-                average.lerp_(weight.to(average.device, torch.float32), 1 - beta)
-                rounded.copy_(average)
+    engine = engine_of(model)
+    if get_loss_scaler(engine) is None:
+        return original(self, model, model_ema, beta, device, **kwargs)
+    update = last_update(engine)
+    if update is None or update.skipped:  # it only accumulated, or changed nothing
         return None
+    pairs = list(_shards(model, model_ema))
+    averages = attached(model_ema, _Averages)
+    if averages.tensors is None:
+        averages.tensors = [average.detach().float().clone() for _, average in pairs]
+    with torch.no_grad():
+        for (weight, rounded), average in zip(pairs, averages.tensors, strict=True):
+            average.lerp_(weight.to(average.device, torch.float32), 1 - beta)
+            rounded.copy_(average)
+    return None
 
-    return moving_average
 
-
-def _parts(model: Any, model_ema: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield this rank's part of each trainable parameter, and of its average."""
+def _shards(model: Any, model_ema: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield this rank's shard of each trainable parameter, and of its average."""
     for weight, average in zip(model.parameters(), model_ema.parameters(), strict=True):
         if weight.requires_grad:
             yield (getattr(weight, "ds_tensor", weight).data, getattr(average, "ds_tensor", average).data)

@@ -1,75 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver: check what is installed, arm this process and Ray's workers, then run OpenRLHF's own module.
+"""Start in the driver: check the installation, register the patches here and in Ray's workers, then run OpenRLHF.
 
-OpenRLHF parses its arguments in its main block, so the flag is read where they first appear whole:
+OpenRLHF parses its arguments in its main block, so the flag is read where they are first complete:
 ``openrlhf.utils.config.hierarchize``. Nothing has been started by then.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
 import platform
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fp16_patch import envs
 from fp16_patch.engines.ray import runtime_env
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.frameworks.installation import unfit
-from fp16_patch.frameworks.openrlhf import config, plan, refusals, releases
+from fp16_patch.frameworks.openrlhf import config, plan, refusals
+from fp16_patch.frameworks.openrlhf.releases import RELEASE
 from fp16_patch.log import logger
-from fp16_patch.patching import Patch, apply, when_imported
+from fp16_patch.patching import ProcessKind, apply, when_imported, wrap
 
 MODULE = "openrlhf.cli.train_ppo_ray"
 SETUP = "fp16_patch.frameworks.openrlhf.worker.activate"
 
-CARRIED = (
-    envs.PRECISION,
-    envs.REPORTS,
-    envs.RUN_RECORD,
-    envs.PLATFORM,
-    envs.METRICS,
-)
+CARRIED = (envs.PRECISION, envs.REPORTS, envs.RUN_RECORD, envs.PLATFORM, envs.METRICS)
+
+_settings: dict[str, Any] = {}  # those of this driver's command line
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run ``MODULE`` of ``[KEY=VALUE ...] -- MODULE [ARGUMENT ...]``; exit with 2 when it cannot be done honestly."""
+    """Run ``MODULE`` of ``[KEY=VALUE ...] -- MODULE [ARGUMENT ...]``. Exit with 2 if the flag cannot be honoured."""
     split = list(arguments).index("--")
     overrides, (module, *rest) = arguments[:split], arguments[split + 1 :]
     try:
-        settings = config.settings(overrides)
-        if problems := unfit_installation(module):
+        _settings.update(config.settings(overrides))
+        if problems := installation_problems(module):
             raise several(problems)
     except Fp16PatchError as error:
         _stop(error)
-    when_imported("openrlhf.utils.config", lambda _: apply([_accepting(settings)]))
-    plan.arm()
+    when_imported(follow_arguments.trigger, lambda _: apply([follow_arguments]))
+    plan.register_import_hooks()
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def unfit_installation(module: str) -> list[Fp16PatchError]:
-    """Everything about the command and the installed packages that the flag cannot work with. Imports none of them."""
+def installation_problems(module: str) -> list[Fp16PatchError]:
+    """Return why the flag cannot work with this command and the installed packages. Imports none of them."""
     if module != MODULE:
         return [
             Fp16PatchError(
-                f"python -m {module} is not a command this package runs in another precision",
+                f"python -m {module} is not supported under the flag",
                 code="command-not-supported",
                 allowed=f"python -m {MODULE}",
                 next_step="start it without fp16-patch",
             )
         ]
-    patches = (*plan.ALL_PATCHES, _accepting({}))
-    return flash_attention_missing() + unfit("OpenRLHF", releases.DISTRIBUTION, releases.RELEASES, patches)
+    patches = (*plan.ALL_PATCHES, follow_arguments)
+    return flash_attention_missing() + unfit("OpenRLHF", "openrlhf", RELEASE.versions, patches)
 
 
 def flash_attention_missing() -> list[Fp16PatchError]:
-    """OpenRLHF's models import it whether it is used or not; the CPU platform stands in for it."""
+    """Return an error if flash-attn is missing: OpenRLHF always imports it. The CPU platform installs a stub."""
     if importlib.util.find_spec("flash_attn") is not None or os.environ.get(envs.PLATFORM):
         return []
     return [
@@ -82,10 +78,10 @@ def flash_attention_missing() -> list[Fp16PatchError]:
     ]
 
 
-def accept(args: Any, settings: dict[str, Any]) -> None:
-    """Take the flag from OpenRLHF's parsed arguments: refuse, or rewrite them and tell every process to come.
+def apply_flag(args: Any, settings: dict[str, Any]) -> None:
+    """Read the flag from OpenRLHF's parsed arguments, rewrite them, and set the environment of every process.
 
-    Raises :class:`Fp16PatchError` with every problem found and nothing changed.
+    Raise :class:`Fp16PatchError` with every problem, before anything is changed.
     """
     precision = config.precision(args, settings)
     if problems := refusals.unsupported(args, precision):
@@ -107,33 +103,24 @@ def accept(args: Any, settings: dict[str, Any]) -> None:
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
 
 
-def _accepting(settings: dict[str, Any]) -> Patch:
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def hierarchize(args: Any) -> Any:
-            nested = original(args)
-            try:
-                accept(nested, settings)
-            except Fp16PatchError as error:
-                _stop(error)
-            return nested
-
-        return hierarchize
-
-    return Patch(
-        name="openrlhf-follow-arguments",
-        target="openrlhf.utils.config:hierarchize",
-        kind="wrap",
-        make=make,
-        parameters=("args",),
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="driver",
-        reason="the first place where all arguments are there and nothing has been started: the flag follows "
-        "--ds.param_dtype, and what cannot be honoured is refused",
-        upstream="none: our own entry",
-        remove_when="OpenRLHF's parser can be imported",
-    )
+@wrap(
+    "openrlhf.utils.config:hierarchize",
+    name="openrlhf-follow-arguments",
+    release=RELEASE,
+    processes={ProcessKind.DRIVER},
+    reason="the first place where all arguments are known and nothing has been started: the flag follows "
+    "--ds.param_dtype, and what cannot be honoured is refused",
+    upstream="none: our own entry",
+    remove_when="OpenRLHF's parser can be imported",
+)
+def follow_arguments(original: Any, args: Any) -> Any:
+    """Apply the flag to OpenRLHF's arguments. Exit with 2 on a refusal."""
+    nested = original(args)
+    try:
+        apply_flag(nested, _settings)
+    except Fp16PatchError as error:
+        _stop(error)
+    return nested
 
 
 def _stop(error: Fp16PatchError) -> NoReturn:

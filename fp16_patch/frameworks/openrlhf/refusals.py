@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cannot be kept in the chosen precision on OpenRLHF, or cannot be proven to be: refused before any actor starts.
+"""Refuse, before any actor starts, the arguments of OpenRLHF that the flag cannot honour.
 
 Each refusal names the place in OpenRLHF 0.11.2 or DeepSpeed 0.19.6 that makes it necessary.
 """
@@ -17,7 +17,7 @@ Args = Any  # OpenRLHF's arguments, nested as its utils/config.py nests them
 
 
 def unsupported(args: Args, precision: Precision) -> list[Fp16PatchError]:
-    """Every argument of this run that the flag cannot honour."""
+    """Return an error for every argument of this run that the flag cannot honour."""
     return [
         *_rollout(args, precision),
         *(_trainer(args) if precision.train_dtype == "fp16" else ()),
@@ -57,25 +57,25 @@ def _trainer(args: Args) -> Iterator[Fp16PatchError]:
         yield _refusal(key, value, why, "1", "use ZeRO-3 and ring attention instead")
     if ds.zero_stage not in (2, 3):
         why = (
-            "with FP32 sums it averages no gradients over the ranks (deepspeed runtime/zero/stage_1_and_2.py:1148)"
+            "with FP32 accumulation it does not average gradients (deepspeed runtime/zero/stage_1_and_2.py:1148)"
             if ds.zero_stage == 1
             else "without ZeRO, DeepSpeed's FP16 optimizer has another scaler, which is not covered"
         )
         yield _refusal("--ds.zero_stage", ds.zero_stage, why, "2 or 3", "set --ds.zero_stage 2")
     if ds.adam_offload and ds.zero_stage == 2 and _micro_batches(args) > 1:
-        why = f"stage 2 adds the {_micro_batches(args)} micro-batches of an update up in FP16 on the CPU"
+        why = f"stage 2 accumulates the {_micro_batches(args)} micro-batches of an update in FP16 on the CPU"
         yield _refusal("--ds.adam_offload", True, why, "stage 3, or one micro-batch", "set --ds.zero_stage 3")
     if args.train.dynamic_batch_enable:
-        why = "how DeepSpeed adds up its micro-batches has not been proven (it needs flash-attn)"
+        why = "how DeepSpeed accumulates its micro-batches is untested (it needs flash-attn)"
         yield _refusal("--train.dynamic_batch_enable", True, why, "False", "use fixed micro-batches")
     if ds.grad_accum_dtype not in (None, "fp32"):
-        why = "gradients would be added up in half precision"
+        why = "gradients would be accumulated in half precision"
         yield _refusal("--ds.grad_accum_dtype", ds.grad_accum_dtype, why, "fp32", "remove it: the flag sets fp32")
     if ds.deepcompile:
-        why = "compiled engines have not been proven"
+        why = "compiled engines are untested"
         yield _refusal("--ds.deepcompile", True, why, "False", "turn it off")
     if ds.use_universal_ckpt:
-        why = "universal checkpoints carry DeepSpeed's own scaler past ours"
+        why = "universal checkpoints restore DeepSpeed's own scaler in place of ours"
         yield _refusal("--ds.use_universal_ckpt", True, why, "False", "turn it off")
     for role in ("actor", "critic"):
         if getattr(args, role).optim == "muon":
@@ -84,7 +84,7 @@ def _trainer(args: Args) -> Iterator[Fp16PatchError]:
 
 
 def _micro_batches(args: Args) -> int:
-    """Of one update on one rank, as OpenRLHF counts them (utils/deepspeed/deepspeed.py, setup_distributed)."""
+    """Count those of one update on one rank as OpenRLHF does (utils/deepspeed/deepspeed.py, setup_distributed)."""
     ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
     return int(args.train.batch_size * args.ds.ring_attn_size // args.train.micro_batch_size // ranks)
 
@@ -92,7 +92,7 @@ def _micro_batches(args: Args) -> int:
 def _fp32_modules(precision: Precision) -> Iterator[Fp16PatchError]:
     if precision.fp32_modules:
         key, value = "fp16_patch.fp32_modules", list(precision.fp32_modules)
-        why = "DeepSpeed turns the whole model into half precision, whatever its modules are"
+        why = "DeepSpeed casts the whole model to half precision"
         yield _refusal(key, value, why, "unset", "remove it; on verl's FSDP engines it works")
 
 
@@ -101,8 +101,8 @@ def _kept_log_probs(args: Args, precision: Precision) -> Iterator[Fp16PatchError
         return
     key, level = "--algo.advantage.is_correction_level", args.algo.advantage.is_correction_level
     if level == "off":
-        why = "vLLM is not asked for its log-probs then, which fp16_patch.keep_log_probs is to keep"
-        yield _refusal(key, level, why, "token, seq", f"set {key} token; clipped to [1, 1] it corrects nothing")
+        why = "OpenRLHF then does not ask vLLM for log-probs, which fp16_patch.keep_log_probs needs"
+        yield _refusal(key, level, why, "token, seq", f"set {key} token; with the threshold 1 1 it corrects nothing")
 
 
 def _refusal(key: str, value: object, why: str, allowed: str, next_step: str) -> Fp16PatchError:

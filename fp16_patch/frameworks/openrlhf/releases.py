@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The releases of OpenRLHF that the patches were written for and tested with."""
+"""Name the releases of OpenRLHF that the patches were written for and tested with."""
 
-DISTRIBUTION = "openrlhf"
-RELEASES = "==0.11.2"
+from __future__ import annotations
+
+from fp16_patch.patching import Release
+
+RELEASE = Release("openrlhf", "==0.11.2")

@@ -1,26 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask every process of an OpenRLHF run for its report. Runs in the controller."""
+"""Gather the reports of every process of an OpenRLHF run, check them and publish them. Runs in the controller."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from fp16_patch import envs
+from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import SECONDS, answers
 from fp16_patch.engines.vllm.precision import REPORT
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf.rollout import LOOP, SERVER_PATCHES
-from fp16_patch.patching import Ledger, LedgerEntry, Patch, status
+from fp16_patch.frameworks.openrlhf.rollout import EventLoop, set_rollout_dtype
+from fp16_patch.frameworks.openrlhf.trainer import describe_actor
+from fp16_patch.patching import Ledger, LedgerEntry, Patch, ProcessKind, status
 from fp16_patch.patching.binding import marked_by
-from fp16_patch.report.process_report import this_process
+from fp16_patch.precision import Precision, long_name
+from fp16_patch.report import precision_report
+from fp16_patch.report.process_report import require, this_process
 
 Report = dict[str, Any]
+Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
+
+REQUIRED: dict[ProcessKind, tuple[Patch, ...]] = {}
+"""Kind of process -> the patches that its ledger must show as applied or native. ``plan`` fills it."""
+
+SHIPPED: dict[ProcessKind, tuple[Patch, ...]] = {}
+"""Kind of process -> the patches that come with its class from the driver. ``plan`` fills it."""
+
+
+@dataclass
+class _ExtraReports:
+    """Hold the reports that the async trainer's other processes made before they were busy."""
+
+    by_kind: dict[str, list[Report]] = field(default_factory=lambda: {"coordinator": [], "sampler": []})
+
+
+def gather(controller: Controller) -> list[Report]:
+    """Return every process's report. Raise :class:`Fp16PatchError` if a process or a required patch is missing."""
+    asynchronous = controller.args.train.async_enable
+    kind = ProcessKind.ASYNC_CONTROLLER if asynchronous else ProcessKind.CONTROLLER
+    roles = {
+        "actor": controller.actor_model_group,
+        "reference": controller.reference_model_group,
+        "critic": controller.critic_model_group,
+        "reward": controller.reward_model_group,
+    }
+    reports = {
+        kind.value: [shipped_class_report(kind, type(controller))],
+        **(attached(controller, _ExtraReports).by_kind if asynchronous else {}),
+        **from_trainers(roles),
+        **from_rollout(controller.vllm_engines, controller.args.vllm.tensor_parallel_size),
+    }
+    if not REQUIRED:
+        raise Fp16PatchError(
+            "fp16_patch.frameworks.openrlhf.worker.activate was not called in the controller",
+            code="flag-not-propagated",
+            next_step="start with `fp16-patch run -- python -m openrlhf.cli.train_ppo_ray ...`",
+        )
+    require(reports, {kind.value: patches for kind, patches in REQUIRED.items()})
+    return [report for some in reports.values() for report in some]
+
+
+def keep_and_gather(controller: Controller, extra_reports: dict[str, list[Report]]) -> None:
+    """Keep the reports of the async trainer's other processes for every later :func:`gather`, and gather."""
+    attached(controller, _ExtraReports).by_kind = extra_reports
+    gather(controller)
+
+
+def publish(controller: Controller, when: str) -> None:
+    """Gather the reports, check them against the flag, print them the first time, and save them."""
+    record = json.loads(os.environ[envs.RUN_RECORD])
+    driver = {"process": "driver", **record["driver"], "ledger": [], "roles": {}}
+    reports = [driver, *gather(controller)]
+    precision = Precision.current()
+    precision_report.publish(
+        precision, reports, record["changes"], record["report_path"], when, _deepspeed_dtypes(precision)
+    )
+
+
+def _deepspeed_dtypes(precision: Precision) -> Mapping[str, tuple[str, ...]]:
+    """Return the rows in which DeepSpeed's half precision is expected: reduction, and in BF16 accumulation."""
+    half = (long_name(precision.train_dtype),)
+    return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train_dtype == "bf16" else {})
 
 
 def from_trainers(groups: dict[str, Any]) -> dict[str, list[Report]]:
-    """Role (``"actor"``) -> one report from every rank of its group; groups that are None are left out."""
+    """Return role (``"actor rank"``) -> one report of every rank of its group. Groups that are None are left out."""
     found: dict[str, list[Report]] = {}
     for role, group in groups.items():
         if group is not None:
@@ -33,9 +103,7 @@ def from_trainers(groups: dict[str, Any]) -> dict[str, list[Report]]:
 
 
 def trainer_report(actor: Any, role: str) -> Report:
-    """Return a model actor's report. Runs inside that actor: Ray hands over the instance."""
-    from fp16_patch.frameworks.openrlhf.trainer import describe_actor
-
+    """Return the report of a model actor. Runs inside it: Ray passes the instance."""
     return this_process(f"{role} rank {actor._rank}", status(), {role: describe_actor(actor)})
 
 
@@ -60,19 +128,24 @@ def from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Report
 
 
 def server_report(actor: Any, number: int) -> Report:
-    """Return a vLLM actor's report. Runs inside that actor, whose class came from the driver with its patches."""
-    return this_process(f"vLLM server {number}", with_shipped(status(), type(actor), SERVER_PATCHES), {})
+    """Return the report of a vLLM actor. Runs inside it; its class came from the driver with its patches."""
+    return this_process(f"vLLM server {number}", _with_shipped(status(), type(actor), (set_rollout_dtype,)), {})
 
 
 def sampler_report(_actor: Any) -> Report:
-    """Return the sampler's report. Runs inside the async trainer's sampler."""
+    """Return the report of the async trainer's sampler. Runs inside it."""
     return this_process("sampler", status(), {})
 
 
-def with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
-    """``ledger`` with what is true of ``cls``, which Ray brought here by value: the driver has patched it, or has not.
+def shipped_class_report(kind: ProcessKind, cls: type) -> Report:
+    """Return the report of this process, a controller or coordinator, whose class ``cls`` came from the driver."""
+    return this_process(kind.value, _with_shipped(status(), cls, SHIPPED.get(kind, ())), {})
 
-    What this process did to its own copy of the class counts for nothing.
+
+def _with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
+    """Return ``ledger`` with those of ``patches`` that ``cls`` brought along: Ray shipped it by value from the driver.
+
+    What this process did to its own copy of the class does not count.
     """
     names = {patch.name for patch in patches}
     found = Ledger()
@@ -88,7 +161,8 @@ def with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
 
 
 def worker_reports(actor: Any) -> list[str]:
-    """Return the reports of a vLLM actor's workers. Runs inside that actor, in a thread beside its event loop."""
-    question = asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(REPORT), getattr(actor, LOOP))
-    told: list[str] = question.result(SECONDS)
-    return told
+    """Return the reports of a vLLM actor's workers. Runs inside the actor, in a thread beside its event loop."""
+    loop = attached(actor, EventLoop).loop
+    assert loop is not None, "the vLLM actor was not initialised under the flag"
+    replies: list[str] = asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(REPORT), loop).result(SECONDS)
+    return replies

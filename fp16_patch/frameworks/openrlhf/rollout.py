@@ -1,148 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of OpenRLHF's vLLM actor, of its sampling, and of its worker extension inside vLLM's own processes."""
+"""Patch OpenRLHF's vLLM actor, its sampling, and its worker extension inside vLLM's own processes."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from fp16_patch.attached_state import attached
 from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
-from fp16_patch.frameworks.openrlhf import releases
-from fp16_patch.patching import Patch
+from fp16_patch.frameworks.openrlhf.releases import RELEASE
+from fp16_patch.patching import ProcessKind, add, hook, wrap
 from fp16_patch.precision import Precision, long_name
 
 _EXTENSION = "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap"
-LOOP = "_fp16_patch_loop"  # on a vLLM actor: its event loop, for calls that Ray makes in other threads
+_WORKER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.VLLM_WORKER}}
+_RECEIVE: dict[str, Any] = {
+    "parameters": ("self", "name", "dtype"),
+    "reason": "OpenRLHF requires one dtype for trainer and rollout, so no one-sided run is possible; and the precision "
+    "report states the dtype of the weight sync",
+    "upstream": "OpenRLHF trainer/ray/vllm_worker_wrap.py:39",
+    "remove_when": "OpenRLHF takes weights of another dtype",
+}
 
 
-def rollout_in_its_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
-    """vLLM in the flag's rollout dtype.
+@dataclass
+class EventLoop:
+    """Hold a vLLM actor's event loop, for calls that Ray makes in other threads."""
 
-    Ray ships the actor class by value from the driver: this runs in the actor, whose environment has the flag, or it
-    raises.
-    """
-
-    @functools.wraps(original)
-    async def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        setattr(self, LOOP, asyncio.get_running_loop())
-        kwargs["dtype"] = long_name(Precision.current().rollout_dtype)
-        await original(self, *args, **kwargs)
-
-    return __init__
+    loop: asyncio.AbstractEventLoop | None = None
 
 
-def receive_weight(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Note the dtype that a weight comes in; vLLM rounds it to its own where the two differ."""
-
-    @functools.wraps(original)
-    def update_weight(self: Any, name: str, dtype: Any, *args: Any, **kwargs: Any) -> Any:
-        record_weight_dtypes(self, [dtype])
-        receiver = self
-        if dtype != self.model_config.dtype:
-            # Upstream asserts that they are equal, and reads nothing else there.
-            receiver = copy.copy(self)
-            receiver.model_config = copy.copy(self.model_config)
-            receiver.model_config.dtype = dtype
-        return original(receiver, name, dtype, *args, **kwargs)
-
-    return update_weight
-
-
-def observe_logits(original: Callable[..., Any]) -> Callable[..., Any]:
-    """From the first contact with the trainer on, note the dtype of vLLM's logits."""
-
-    @functools.wraps(original)
-    def init_process_group(self: Any, *args: Any, **kwargs: Any) -> Any:
-        record_logits_dtype(self)
-        return original(self, *args, **kwargs)
-
-    return init_process_group
-
-
-def sample_from_the_policy(original: Callable[..., Any]) -> Callable[..., Any]:
-    """No token is forbidden at the first position, so that mu is the policy itself there too."""
-
-    @functools.wraps(original)
-    def _dispatch_prompts_to_vllm(self: Any, prompts: Any, labels: Any, **generate_kwargs: Any) -> Any:
-        return original(self, prompts, labels, **{"min_new_tokens": 0, **generate_kwargs})
-
-    return _dispatch_prompts_to_vllm
-
-
-def _patch(process: str, name: str, **kwargs: Any) -> Patch:
-    name = f"openrlhf-{name}"
-    return Patch(name=name, distribution=releases.DISTRIBUTION, versions=releases.RELEASES, process=process, **kwargs)
-
-
-SERVER_PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "vLLM server",
-        name="rollout-dtype",
-        target="openrlhf.trainer.ray.vllm_engine:RolloutRayActor.__init__",
-        kind="wrap",
-        make=rollout_in_its_dtype,
-        parameters=("self",),
-        reason="OpenRLHF hard-codes BF16 for vLLM; with an FP16 trainer the first weight sync then fails. The class is "
-        "patched in the driver, and Ray ships it to every node",
-        upstream="OpenRLHF trainer/ray/vllm_engine.py:273",
-        remove_when="OpenRLHF gives vLLM the trainer's dtype",
-    ),
+@wrap(
+    "openrlhf.trainer.ray.vllm_engine:RolloutRayActor.__init__",
+    name="openrlhf-rollout-dtype",
+    release=RELEASE,
+    processes={ProcessKind.VLLM_SERVER},
+    shipped=True,
+    reason="OpenRLHF hard-codes BF16 for vLLM; with an FP16 trainer the first weight sync then fails. The class is "
+    "patched in the driver, and Ray ships it to every node",
+    upstream="OpenRLHF trainer/ray/vllm_engine.py:273",
+    remove_when="OpenRLHF gives vLLM the trainer's dtype",
 )
+async def set_rollout_dtype(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    """Start vLLM in the flag's rollout dtype. Raise if the actor's environment does not have the flag."""
+    attached(self, EventLoop).loop = asyncio.get_running_loop()
+    kwargs["dtype"] = long_name(Precision.current().rollout_dtype)
+    await original(self, *args, **kwargs)
 
-SAMPLING_PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "controller or sampler",
-        name="first-token",
-        target="openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator._dispatch_prompts_to_vllm",
-        kind="wrap",
-        make=sample_from_the_policy,
-        parameters=("self", "prompts", "labels"),
-        reason="min_tokens=1 forbids EOS at the first position, and vLLM's log-probs there are those of the masked, "
-        "renormalised distribution: mu differs from pi by log(1 - p(EOS)) in any precision. Without it an empty "
-        "answer can be sampled, as the policy would; it is EOS alone, one token that is trained on",
-        upstream="OpenRLHF trainer/ppo_utils/samples_generator.py:204",
-        remove_when="OpenRLHF samples without min_tokens, or corrects the first log-prob",
-    ),
-)
 
-WORKER_PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "vLLM worker",
-        name="worker-report",
-        target=f"{_EXTENSION}.{REPORT}",
-        kind="add",
-        make=report_method,
-        reason="vLLM's worker processes are no Ray actors; this method is how their ledger reaches the controller",
-        upstream="none: our own proof",
-        remove_when="never",
-    ),
-    _patch(
-        "vLLM worker",
-        name="observe-rollout-logits",
-        target=f"{_EXTENSION}.init_process_group",
-        kind="wrap",
-        make=observe_logits,
-        parameters=("self",),
-        reason="the precision report states the dtype of the rollout's logits; reads it, changes nothing",
-        upstream="none: our own proof",
-        remove_when="never",
-    ),
-    *(
-        _patch(
-            "vLLM worker",
-            name=name,
-            target=f"{_EXTENSION}.{method}",
-            kind="wrap",
-            make=receive_weight,
-            parameters=("self", "name", "dtype"),
-            reason="OpenRLHF insists that trainer and rollout have one dtype, so no one-sided run is possible; and the "
-            "precision report states in which dtype weights travel",
-            upstream="OpenRLHF trainer/ray/vllm_worker_wrap.py:39",
-            remove_when="OpenRLHF takes weights of another dtype",
-        )
-        for name, method in (("receive-weight", "update_weight"), ("receive-shared-weight", "update_weight_cuda_ipc"))
-    ),
+@add(
+    f"{_EXTENSION}.{REPORT}",
+    name="openrlhf-worker-report",
+    reason="vLLM's worker processes are not Ray actors; this method sends their ledger to the controller",
+    upstream="none: our own proof",
+    remove_when="never",
+    maker=True,
+    **_WORKER,
 )
+def add_report_method(original: Any) -> Any:
+    """Return the method that reports a worker's ledger."""
+    return report_method(original)
+
+
+@hook(
+    f"{_EXTENSION}.init_process_group",
+    name="openrlhf-observe-rollout-logits",
+    reason="the precision report states the dtype of the rollout's logits; reads it, changes nothing",
+    **_WORKER,
+)
+def observe_logits(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Record the dtype of vLLM's logits from the first contact with the trainer on."""
+    record_logits_dtype(self)
+    return original(self, *args, **kwargs)
+
+
+@wrap(f"{_EXTENSION}.update_weight_cuda_ipc", name="openrlhf-receive-shared-weight", **_RECEIVE, **_WORKER)
+@wrap(f"{_EXTENSION}.update_weight", name="openrlhf-receive-weight", **_RECEIVE, **_WORKER)
+def receive_weight(original: Any, self: Any, name: str, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+    """Record the dtype of a received weight. vLLM casts it to its own dtype."""
+    record_weight_dtypes(self, [dtype])
+    receiver = self
+    if dtype != self.model_config.dtype:
+        # Upstream asserts that they are equal, and reads nothing else there.
+        receiver = copy.copy(self)
+        receiver.model_config = copy.copy(self.model_config)
+        receiver.model_config.dtype = dtype
+    return original(receiver, name, dtype, *args, **kwargs)
+
+
+@wrap(
+    "openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator._dispatch_prompts_to_vllm",
+    name="openrlhf-first-token",
+    release=RELEASE,
+    processes={ProcessKind.CONTROLLER, ProcessKind.SAMPLER},
+    reason="min_tokens=1 forbids EOS at the first position, and vLLM's log-probs there are those of the masked, "
+    "renormalised distribution: mu differs from pi by log(1 - p(EOS)) in any precision. Without it an empty "
+    "answer can be sampled, as the policy would; it is EOS alone, one token that is trained on",
+    upstream="OpenRLHF trainer/ppo_utils/samples_generator.py:204",
+    remove_when="OpenRLHF samples without min_tokens, or corrects the first log-prob",
+)
+def allow_first_eos(original: Any, self: Any, prompts: Any, labels: Any, **generate_kwargs: Any) -> Any:
+    """Forbid no token at the first position, so that mu is the policy itself there too."""
+    return original(self, prompts, labels, **{"min_new_tokens": 0, **generate_kwargs})

@@ -1,222 +1,213 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of OpenRLHF's DeepSpeed strategy and of its actor's and critic's training steps.
+"""Patch OpenRLHF's DeepSpeed strategy and the training steps of its actor and critic.
 
-The scaler, the repaired step and the checkpoints are DeepSpeed's matter (``engines/deepspeed``); here they get
-their settings, and what became of each update reaches OpenRLHF's metrics.
+``engines/deepspeed`` has the scaler, the repaired step and the checkpoints. The patches here pass it the settings, and
+log in OpenRLHF's metrics what became of each update.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+from fp16_patch.attached_state import attached
 from fp16_patch.engines.deepspeed import replay
-from fp16_patch.engines.deepspeed.config import configured
+from fp16_patch.engines.deepspeed.config import with_fp16
 from fp16_patch.engines.deepspeed.precision import describe_engine
-from fp16_patch.engines.deepspeed.step import last_update, scaler_of
-from fp16_patch.frameworks.openrlhf import releases
-from fp16_patch.frameworks.openrlhf.ema import average_in_fp32
-from fp16_patch.frameworks.openrlhf.engines import engine_of, watch
-from fp16_patch.loss_scaling.update import combined, describe
-from fp16_patch.patching import Patch
+from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update
+from fp16_patch.frameworks.openrlhf.releases import RELEASE
+from fp16_patch.loss_scaling.update import Update, combined, describe
+from fp16_patch.patching import ProcessKind, hook, wrap
 from fp16_patch.precision import Precision
-from fp16_patch.report.observed_dtypes import recorded_dtypes
+from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 
 Strategy = Any  # openrlhf.utils.deepspeed.DeepspeedStrategy
 Trainer = Any  # openrlhf.trainer.ray.ppo_actor.ActorPPOTrainer, or ppo_critic's
 
 IN_BF16 = "train in BF16: --ds.param_dtype bf16"
-_UPDATES = "_fp16_patch_updates"  # on a trainer: (update, metrics of it) since ppo_train began
-_REPEATING = "_fp16_patch_repeating"  # on a strategy: a batch is run again to be looked at, and nothing may step
+
+_ACTOR = "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer"
+_CRITIC = "openrlhf.trainer.ray.ppo_critic:CriticPPOTrainer"
+_STRATEGY = "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy"
+_OF_ACTOR: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.ACTOR_RANK}}
+_OF_CRITIC: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.CRITIC_RANK}}
+_OF_STRATEGY: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TRAINER_RANK}}
+_UPDATES: dict[str, Any] = {
+    "reason": "DeepSpeed skips updates without telling anybody; counts them, and keeps the batch for a diagnosis",
+    "remove_when": "OpenRLHF reports skipped updates",
+}
+_METRICS: dict[str, Any] = {
+    "reason": "OpenRLHF reports neither the loss scale nor skips, and after a skip the norm of another update",
+    "remove_when": "OpenRLHF reports the loss scale and skipped updates",
+}
 
 
-def with_our_loss_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Our settings in DeepSpeed's configuration, so that what it prints and saves is true."""
+@dataclass
+class _Updates:
+    """Hold each update of a trainer, and its metrics, since ppo_train began."""
 
-    @functools.wraps(original)
-    def get_ds_train_config(self: Strategy, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        config: dict[str, Any] = original(self, *args, **kwargs)
-        if config["fp16"]["enabled"]:
-            config = configured(config, Precision.current().loss_scaling)
-        return config
-
-    return get_ds_train_config
+    made: list[tuple[Update, dict[str, float]]] = field(default_factory=list)
 
 
-def watch_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Note the dtypes of what leaves each model, policies and critics alike."""
+@dataclass
+class _Replay:
+    """Hold whether a strategy runs a batch again to diagnose it. Nothing may step then."""
 
-    @functools.wraps(original)
-    def prepare(self: Strategy, *args: Any) -> Any:
-        result = original(self, *args)
-        for entry in result if isinstance(result, list) else [result]:
-            model = entry[0] if isinstance(entry, tuple) else entry
-            if model is not None:
-                watch(model)
-        return result
-
-    return prepare
+    running: bool = False
 
 
-def no_step_while_repeating(original: Callable[..., Any]) -> Callable[..., Any]:
-    """End a batch that is run again, to see where it overflows, before the optimizer's step."""
-
-    @functools.wraps(original)
-    def optimizer_step(self: Strategy, *args: Any, **kwargs: Any) -> Any:
-        return None if getattr(self, _REPEATING, False) else original(self, *args, **kwargs)
-
-    return optimizer_step
-
-
-@contextmanager
-def _repeating(strategy: Strategy) -> Iterator[None]:
-    setattr(strategy, _REPEATING, True)
-    try:
-        yield
-    finally:
-        setattr(strategy, _REPEATING, False)
-
-
-def account_for_updates(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Keep what became of each update; keep the batch for a diagnosis; trace the update that was asked for."""
-
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def training_step(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-            engine = engine_of(getattr(self, role))
-            scaler = scaler_of(engine)
-            if scaler is None or getattr(self.strategy, _REPEATING, False):
-                return original(self, *args, **kwargs)
-
-            def again() -> None:
-                with _repeating(self.strategy):
-                    original(self, *args, **kwargs)
-
-            replay.remember(engine, again, role=role, in_bf16=IN_BF16)
-            results: list[Any] = []
-            if not replay.trace_if_asked(
-                engine, scaler, lambda: results.append(original(self, *args, **kwargs)), role=role
-            ):
-                results.append(original(self, *args, **kwargs))
-            if (update := last_update(engine)) is not None:
-                self.__dict__.setdefault(_UPDATES, []).append((update, describe(update, scaler.counts)))
-            return results[0]
-
-        return training_step
-
-    return make
-
-
-def publish_updates(role: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Metrics of the scaler beside OpenRLHF's own; its gradient norm is that of updates that were made, or absent."""
-
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def ppo_train(self: Trainer, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            setattr(self, _UPDATES, [])
-            status: dict[str, Any] = original(self, *args, **kwargs)
-            updates = getattr(self, _UPDATES)
-            if not updates:
-                return status
-            status |= {f"{role}/{name}": value for name, value in combined(m for _, m in updates).items()}
-            norms = [update.grad_norm for update, _ in updates if update.grad_norm is not None]
-            status.pop(f"{role}_grad_norm", None)
-            if norms:
-                status |= {f"{role}_grad_norm": norms[-1], f"{role}/grad_norm": sum(norms) / len(norms)}
-            return status
-
-        return ppo_train
-
-    return make
+def engine_of(model: Any) -> Any:
+    """Return the engine of ``model``: OpenRLHF's Actor holds one, critic and reward are engines themselves."""
+    inner = getattr(model, "model", None)
+    return inner if hasattr(inner, "backward") else model
 
 
 def describe_actor(actor: Any) -> dict[str, str]:
-    """Rows for the precision report of one model actor (policy, reference, critic or reward)."""
+    """Return rows for the precision report of one model actor (policy, reference, critic or reward)."""
     model = next(getattr(actor, name) for name in ("actor", "critic", "model") if hasattr(actor, name))
     engine = engine_of(model)
     return describe_engine(engine) | recorded_dtypes(engine)
 
 
-def _patch(name: str, target: str, **kwargs: Any) -> Patch:
-    return Patch(
-        name=f"openrlhf-{name}",
-        target=target,
-        kind="wrap",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
-        **kwargs,
-    )
-
-
-_STRATEGY = "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy"
-
-STRATEGY_PATCHES: tuple[Patch, ...] = (
-    _patch(
-        "deepspeed-settings",
-        f"{_STRATEGY}.get_ds_train_config",
-        make=with_our_loss_scaling,
-        parameters=("self",),
-        reason="OpenRLHF's fp16 block says only that it is enabled: no way to set the scale, its interval, hysteresis "
-        "or floor; and gradients of micro-batches are added up in FP16",
-        upstream="OpenRLHF utils/deepspeed/deepspeed_utils.py:52",
-        remove_when="OpenRLHF takes loss-scaling settings",
-    ),
-    _patch(
-        "observe-outputs",
-        f"{_STRATEGY}.prepare",
-        make=watch_outputs,
-        parameters=("self",),
-        reason="the precision report states dtypes seen on live tensors; reads them, changes nothing",
-        upstream="none: our own proof",
-        remove_when="never",
-    ),
-    _patch(
-        "no-step-while-repeating",
-        f"{_STRATEGY}.optimizer_step",
-        make=no_step_while_repeating,
-        parameters=("self",),
-        reason="a run that stops after too many skipped updates runs its last batch again to say where it overflows",
-        upstream="none: our own diagnosis",
-        remove_when="never",
-    ),
-    _patch(
-        "average-in-fp32",
-        f"{_STRATEGY}.moving_average",
-        make=average_in_fp32,
-        parameters=("self", "model", "model_ema", "beta", "device"),
-        reason="an FP16 average of FP16 weights loses most of what an update adds to it, and it moves on skipped "
-        "updates too",
-        upstream="OpenRLHF utils/deepspeed/deepspeed.py:503",
-        remove_when="OpenRLHF keeps its average in FP32",
-    ),
+@hook(
+    f"{_CRITIC}.training_step",
+    name="openrlhf-critic-updates",
+    upstream="OpenRLHF trainer/ray/ppo_critic.py, training_step",
+    **_UPDATES,
+    **_OF_CRITIC,
 )
+@hook(
+    f"{_ACTOR}.training_step",
+    name="openrlhf-actor-updates",
+    upstream="OpenRLHF trainer/ray/ppo_actor.py, training_step",
+    **_UPDATES,
+    **_OF_ACTOR,
+)
+def record_update(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """Record each update, keep its batch for a diagnosis, and trace the update that the settings name."""
+    role = _role_of(self)
+    engine = engine_of(getattr(self, role))
+    scaler = get_loss_scaler(engine)
+    if scaler is None or attached(self.strategy, _Replay).running:
+        return original(self, *args, **kwargs)
+    results: list[Any] = []
+
+    def run() -> None:
+        results.append(original(self, *args, **kwargs))
+
+    def run_again() -> None:
+        with _replaying(self.strategy):
+            original(self, *args, **kwargs)
+
+    replay.remember(engine, run_again, role=role, in_bf16=IN_BF16)
+    if not replay.trace_if_asked(engine, scaler, run, role=role):
+        run()
+    if (update := last_update(engine)) is not None:
+        attached(self, _Updates).made.append((update, describe(update, scaler.counts)))
+    return results[0]
 
 
-def _training(role: str, trainer: str) -> tuple[Patch, ...]:
-    return (
-        _patch(
-            f"{role}-updates",
-            f"{trainer}.training_step",
-            make=account_for_updates(role),
-            parameters=("self",),
-            reason="nobody hears of DeepSpeed's skips; afterwards each is counted, and its batch kept for a diagnosis",
-            upstream=f"OpenRLHF trainer/ray/ppo_{role}.py, training_step",
-            remove_when="OpenRLHF reports skipped updates",
-        ),
-        _patch(
-            f"{role}-metrics",
-            f"{trainer}.ppo_train",
-            make=publish_updates(role),
-            parameters=("self",),
-            reason="OpenRLHF reports neither the loss scale nor skips, and after a skip the norm of another update",
-            upstream=f"OpenRLHF trainer/ray/ppo_{role}.py, ppo_train; utils/deepspeed/deepspeed.py:196",
-            remove_when="OpenRLHF reports the loss scale and skipped updates",
-        ),
-    )
+@wrap(
+    f"{_CRITIC}.ppo_train",
+    name="openrlhf-critic-metrics",
+    upstream="OpenRLHF trainer/ray/ppo_critic.py, ppo_train; utils/deepspeed/deepspeed.py:196",
+    **_METRICS,
+    **_OF_CRITIC,
+)
+@wrap(
+    f"{_ACTOR}.ppo_train",
+    name="openrlhf-actor-metrics",
+    upstream="OpenRLHF trainer/ray/ppo_actor.py, ppo_train; utils/deepspeed/deepspeed.py:196",
+    **_METRICS,
+    **_OF_ACTOR,
+)
+def log_updates(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """Add the scaler's metrics, and the gradient norms of the updates that were not skipped."""
+    updates = attached(self, _Updates)
+    updates.made = []
+    status: dict[str, Any] = original(self, *args, **kwargs)
+    if not updates.made:
+        return status
+    role = _role_of(self)
+    status |= {f"{role}/{name}": value for name, value in combined(m for _, m in updates.made).items()}
+    norms = [update.grad_norm for update, _ in updates.made if update.grad_norm is not None]
+    status.pop(f"{role}_grad_norm", None)
+    if norms:
+        status |= {f"{role}_grad_norm": norms[-1], f"{role}/grad_norm": sum(norms) / len(norms)}
+    return status
 
 
-ACTOR_PATCHES = _training("actor", "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer")
-CRITIC_PATCHES = _training("critic", "openrlhf.trainer.ray.ppo_critic:CriticPPOTrainer")
+def _role_of(trainer: Trainer) -> str:
+    return "actor" if hasattr(trainer, "actor") else "critic"
+
+
+@wrap(
+    f"{_STRATEGY}.get_ds_train_config",
+    name="openrlhf-deepspeed-settings",
+    reason="OpenRLHF's fp16 block says only that it is enabled: no way to set the scale, its interval, hysteresis "
+    "or floor; and gradients of micro-batches are accumulated in FP16",
+    upstream="OpenRLHF utils/deepspeed/deepspeed_utils.py:52",
+    remove_when="OpenRLHF takes loss-scaling settings",
+    **_OF_STRATEGY,
+)
+def set_loss_scaling(original: Any, self: Strategy, *args: Any, **kwargs: Any) -> Any:
+    """Put our settings in DeepSpeed's configuration, so that it prints and saves true values."""
+    config: dict[str, Any] = original(self, *args, **kwargs)
+    return with_fp16(config, Precision.current().loss_scaling) if config["fp16"]["enabled"] else config
+
+
+@hook(
+    f"{_STRATEGY}.prepare",
+    name="openrlhf-observe-outputs",
+    reason="the precision report states dtypes seen on live tensors; reads them, changes nothing",
+    **_OF_STRATEGY,
+)
+def observe_outputs(original: Any, self: Strategy, *args: Any) -> Any:
+    """Record the dtypes of the outputs of each model, policies and critics alike."""
+    result = original(self, *args)
+    for entry in result if isinstance(result, list) else [result]:
+        model = entry[0] if isinstance(entry, tuple) else entry
+        if model is not None:
+            _observe(model)
+    return result
+
+
+def _observe(model: Any) -> None:
+    """Record the dtypes of logits, log-probs, values and rewards at every forward."""
+    engine = engine_of(model)
+    engine.module.register_forward_hook(lambda _module, _inputs, output: _record_output(engine, output))
+    if engine is not model:
+        model.register_forward_hook(lambda _module, _inputs, output: _record_output(engine, output, "log_probs"))
+
+
+def _record_output(engine: Any, output: Any, name: str = "values") -> None:
+    first = output[0] if isinstance(output, tuple) else output
+    if hasattr(first, "dtype"):
+        record_dtype(engine, name, first.dtype)
+    elif (logits := getattr(first, "logits", None)) is not None and "logits" not in recorded_dtypes(engine):
+        record_dtype(engine, "logits", logits.dtype)  # the first: OpenRLHF replaces them by FP32 copies later
+
+
+@wrap(
+    f"{_STRATEGY}.optimizer_step",
+    name="openrlhf-no-step-while-repeating",
+    reason="a run that stops after too many skipped updates runs its last batch again to find where it overflows",
+    upstream="none: our own diagnosis",
+    remove_when="never",
+    **_OF_STRATEGY,
+)
+def skip_step_in_replay(original: Any, self: Strategy, *args: Any, **kwargs: Any) -> Any:
+    """End a batch that is run again before the optimizer's step."""
+    return None if attached(self, _Replay).running else original(self, *args, **kwargs)
+
+
+@contextmanager
+def _replaying(strategy: Strategy) -> Iterator[None]:
+    state = attached(strategy, _Replay)
+    state.running = True
+    try:
+        yield
+    finally:
+        state.running = False

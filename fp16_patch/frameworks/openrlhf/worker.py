@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arms a process that the driver's job has started: Ray calls it in its workers, vLLM's plugin in vLLM's own."""
+"""Register the patches in a process of the job: Ray calls this in its workers, vLLM's plugin in vLLM's own."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf import plan
 from fp16_patch.precision import Precision
 
-_armed = False
+_activated = False
 
 
 def activate() -> None:
-    """Once a process. Raises :class:`Fp16PatchError` where the flag is not in the environment."""
-    global _armed
+    """Register the patches, once a process. Raise :class:`Fp16PatchError` if the environment has no flag."""
+    global _activated
     if Precision.from_environment() is None:
         raise Fp16PatchError(
             f"{__name__}.activate was called without {envs.PRECISION}",
             code="flag-not-propagated",
             next_step="start with `fp16-patch run -- python -m openrlhf.cli.train_ppo_ray ...`",
         )
-    if not _armed:
-        plan.arm()
-        _armed = True
+    if not _activated:
+        plan.register_import_hooks()
+        _activated = True

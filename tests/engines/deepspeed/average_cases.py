@@ -28,7 +28,7 @@ def averaged(rank: int, *, settings: LossScaling | None, stage: int) -> Result:
 
     moving_average = DeepspeedStrategy.moving_average
     if settings is not None:
-        moving_average = average_in_fp32(moving_average)
+        moving_average = average_in_fp32.make(moving_average)
     strategy = SimpleNamespace(stage=stage, accumulated_gradient=1, use_dynamic_batch=False, time_steps={"ema": 0})
     engine = new_engine(stage, settings, lr=1e-3, fp16={"initial_scale_power": 8})
     average = evaluating(stage)

@@ -16,8 +16,8 @@ from engine_ranks import Result
 from zero_building import digest, new_engine, norm_of, scale_of, spoilt, train
 from zero_registry import case, folder, stock
 
-from fp16_patch.engines.deepspeed.scaler import BoundedLossScaler
-from fp16_patch.engines.deepspeed.step import scaler_of
+from fp16_patch.engines.deepspeed.scaler import DeepSpeedLossScaler
+from fp16_patch.engines.deepspeed.step import get_loss_scaler
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.state_file import FILE
 
@@ -41,7 +41,7 @@ def run_on(
     engine = new_engine(stage, settings, schedule=True, **engine_options)
     engine.load_checkpoint(str(path))
     start, resumed_at = engine.global_steps, scale_of(engine)
-    state = scaler_of(engine).state_dict() if settings else dict(vars(engine.optimizer.loss_scaler), dtype=None)
+    state = get_loss_scaler(engine).state_dict() if settings else dict(vars(engine.optimizer.loss_scaler), dtype=None)
     made: dict[str, Any] = {}
     for step in range(start + 1, steps + 1):
         if kill is not None:
@@ -111,9 +111,9 @@ OTHER_BLOCK = {"fp16": {"initial_scale_power": 4, "loss_scale_window": 7, "hyste
 
 def without_this_package(rank: int, *, stage: int, **options: Any) -> Result:
     """DeepSpeed reads what we saved, where nothing of ours can be imported."""
-    package = BoundedLossScaler.__module__.rpartition(".")[0]
+    package = DeepSpeedLossScaler.__module__.rpartition(".")[0]
     hidden = [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
-    assert {BoundedLossScaler.__module__, scaler_of.__module__} <= set(hidden), hidden
+    assert {DeepSpeedLossScaler.__module__, get_loss_scaler.__module__} <= set(hidden), hidden
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]
     result = copied(rank, stage=stage, **options)
@@ -169,7 +169,7 @@ def module_only(rank: int, *, settings: LossScaling) -> Result:
     """Weights alone are a new start of the scale."""
     engine = new_engine(2, settings, schedule=True)
     engine.load_checkpoint(str(folder() / "checkpoints-whole-2"), load_module_only=True)
-    return {"scale": scale_of(engine), "updates": scaler_of(engine).counts.updates}
+    return {"scale": scale_of(engine), "updates": get_loss_scaler(engine).counts.updates}
 
 
 case("module-only", module_only, settings=JUMPY)

@@ -8,7 +8,7 @@ from golden_saved import BAD, SETTINGS, UPDATES, copy_of, write_facts
 from zero_building import digest, new_engine, scale_of, train
 from zero_registry import case, folder
 
-from fp16_patch.engines.deepspeed.step import scaler_of
+from fp16_patch.engines.deepspeed.step import get_loss_scaler
 from fp16_patch.loss_scaling import LossScaling
 
 STAGE = 2
@@ -20,17 +20,17 @@ def written(rank: int, *, settings: LossScaling) -> Result:
         train(engine, float("inf") if update in BAD else 1.0)
     into = folder() / "golden-written"
     engine.save_checkpoint(str(into), client_state={})
-    return write_facts(into, scaler_of(engine).state_dict(), digest(engine))
+    return write_facts(into, get_loss_scaler(engine).state_dict(), digest(engine))
 
 
 def loaded(rank: int, *, settings: LossScaling) -> Result:
     engine = new_engine(STAGE, settings, schedule=True)
     before = digest(engine)
     engine.load_checkpoint(str(copy_of("deepspeed", folder())))
-    found = {"state": scaler_of(engine).state_dict(), "weights": digest(engine), "before": before}
+    found = {"state": get_loss_scaler(engine).state_dict(), "weights": digest(engine), "before": before}
     scale = scale_of(engine)
     train(engine)
-    return {**found, "next": {"scale": scale, "state": scaler_of(engine).state_dict()}}
+    return {**found, "next": {"scale": scale, "state": get_loss_scaler(engine).state_dict()}}
 
 
 case("golden-written", written, ranks=1, settings=SETTINGS)

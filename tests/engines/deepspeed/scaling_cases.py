@@ -15,7 +15,7 @@ from zero_registry import STAGES, case, stock
 
 from fp16_patch import envs
 from fp16_patch.engines.deepspeed.replay import remember, trace_if_asked
-from fp16_patch.engines.deepspeed.step import last_update, scaler_of
+from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scale_rule import ScaleRule
 from fp16_patch.loss_scaling.update import describe
@@ -118,7 +118,7 @@ def skip_then_step(rank: int, *, settings: LossScaling | None, stage: int, **eng
                 "scales": [scale, scale_of(engine)],
                 "norm": norm_of(engine),
                 "update": vars(update) if update else None,
-                "metrics": describe(update, scaler_of(engine).counts) if update else None,
+                "metrics": describe(update, get_loss_scaler(engine).counts) if update else None,
             }
         )
     return {"updates": updates}
@@ -169,7 +169,7 @@ def sequence(rank: int, *, settings: LossScaling, stage: int) -> Result:
         rule.update(skipped=letter == "x")
         scales.append(scale_of(engine))
         expected.append(rule.scale)
-    ours = scaler_of(engine)
+    ours = get_loss_scaler(engine)
     return {"scales": scales, "expected": expected, "state": ours.state_dict(), "rule": rule.state_dict()}
 
 
@@ -184,7 +184,7 @@ def accumulated(rank: int, *, settings: LossScaling) -> Result:
     for _ in range(4):
         train(engine)
         made.append(last_update(engine) is not None)
-    return {"made": made, "updates": scaler_of(engine).counts.updates}
+    return {"made": made, "updates": get_loss_scaler(engine).counts.updates}
 
 
 case("accumulated", accumulated, settings=LossScaling(init_scale=2.0**8))
@@ -264,7 +264,7 @@ def traced(rank: int, *, settings: LossScaling, stage: int, reports: str) -> Res
     engine = new_engine(stage, settings, accumulate=2)
     norms, done = [], []
     for _ in range(6):
-        done.append(trace_if_asked(engine, scaler_of(engine), lambda: backward(engine), role="actor"))
+        done.append(trace_if_asked(engine, get_loss_scaler(engine), lambda: backward(engine), role="actor"))
         if not done[-1]:
             backward(engine)
         engine.step()
@@ -302,7 +302,7 @@ def reference(rank: int, *, settings: LossScaling) -> Result:
 
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 0}, "fp16": {"enabled": True}}
     engine = deepspeed.initialize(model=Net(), config=config)[0]
-    return {"finite": bool(engine(inputs(0)).isfinite()), "scaler": scaler_of(engine)}
+    return {"finite": bool(engine(inputs(0)).isfinite()), "scaler": get_loss_scaler(engine)}
 
 
 case("reference", reference, ranks=1)

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp16_patch.engines.deepspeed.config import configured, fp16_block
+from fp16_patch.engines.deepspeed.config import fp16_block, with_fp16
 from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.loss_scaling import LossScaling
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 loss_scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler", reason="deepspeed is not installed")
 
-from fp16_patch.engines.deepspeed.scaler import BoundedLossScaler, usable  # noqa: E402
+from fp16_patch.engines.deepspeed.scaler import DeepSpeedLossScaler, is_resumable  # noqa: E402
 
 UNTIMED = hypothesis.settings(deadline=None)
 POWERS = st.integers(-4, 20).map(lambda power: 2.0**power)
@@ -48,8 +48,8 @@ def torch_s(chosen: LossScaling) -> FsdpLossScaler:
 OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
-def both_update(ours: BoundedLossScaler, other: FsdpLossScaler, overflow: bool) -> None:
-    with ours.standing_still():
+def both_update(ours: DeepSpeedLossScaler, other: FsdpLossScaler, overflow: bool) -> None:
+    with ours.defer_scale_update():
         before = ours.loss_scale
         ours.update_scale(overflow)
         assert ours.loss_scale == before, "the scale moved in the middle of a step"
@@ -60,7 +60,7 @@ def both_update(ours: BoundedLossScaler, other: FsdpLossScaler, overflow: bool) 
 @UNTIMED
 @given(settings(), OVERFLOWS)
 def test_every_setting_means_what_it_means_on_fsdp(chosen: LossScaling, overflows: list[bool]) -> None:
-    ours, other = BoundedLossScaler(chosen), torch_s(chosen)
+    ours, other = DeepSpeedLossScaler(chosen), torch_s(chosen)
     for overflow in overflows:
         both_update(ours, other, overflow)
         assert ours.cur_scale == ours.loss_scale == ours.get_scale() == other.get_scale()
@@ -72,7 +72,7 @@ def test_every_setting_means_what_it_means_on_fsdp(chosen: LossScaling, overflow
 def test_a_state_goes_from_one_to_the_other(
     old: LossScaling, new: LossScaling, before: list[bool], after: list[bool]
 ) -> None:
-    first, resumed, other = BoundedLossScaler(old), BoundedLossScaler(new), torch_s(new)
+    first, resumed, other = DeepSpeedLossScaler(old), DeepSpeedLossScaler(new), torch_s(new)
     for overflow in before:
         first.update_scale(overflow)
     resumed.load_state_dict(first.state_dict())
@@ -85,7 +85,7 @@ def test_a_state_goes_from_one_to_the_other(
 @UNTIMED
 @given(settings(), OVERFLOWS)
 def test_in_a_pickle_it_is_deepspeeds_own(chosen: LossScaling, overflows: list[bool]) -> None:
-    ours = BoundedLossScaler(chosen)
+    ours = DeepSpeedLossScaler(chosen)
     for overflow in overflows:
         ours.update_scale(overflow)
     text = pickle.dumps(ours)
@@ -95,9 +95,9 @@ def test_in_a_pickle_it_is_deepspeeds_own(chosen: LossScaling, overflows: list[b
     stock = pickle.loads(text)
     assert type(stock) is loss_scaler.DynamicLossScaler
     assert stock.loss_scale == ours.loss_scale
-    assert usable(stock)
-    back = BoundedLossScaler(chosen)
-    back.continue_from(stock, skipped=ours.counts.skipped)
+    assert is_resumable(stock)
+    back = DeepSpeedLossScaler(chosen)
+    back.load_stock_scaler(stock, skipped=ours.counts.skipped)
     for name in ("scale", "growth_tracker", "hysteresis_left"):
         assert getattr(back.rule, name) == getattr(ours.rule, name)
     assert (back.counts.updates, back.counts.skipped) == (ours.counts.updates, ours.counts.skipped)
@@ -105,7 +105,7 @@ def test_in_a_pickle_it_is_deepspeeds_own(chosen: LossScaling, overflows: list[b
 
 def test_an_unpickled_one_goes_on_counting() -> None:
     """DeepSpeed counts one update more to an interval, from an overflow on."""
-    ours = BoundedLossScaler(LossScaling(init_scale=256.0, growth_interval=4))
+    ours = DeepSpeedLossScaler(LossScaling(init_scale=256.0, growth_interval=4))
     for overflow in (True, False, False):
         ours.update_scale(overflow)
     stock = pickle.loads(pickle.dumps(ours))
@@ -117,10 +117,10 @@ def test_an_unpickled_one_goes_on_counting() -> None:
 
 
 def test_a_step_that_fails_lets_the_scale_go() -> None:
-    ours = BoundedLossScaler(LossScaling(growth_interval=1))
+    ours = DeepSpeedLossScaler(LossScaling(growth_interval=1))
 
     def step() -> None:
-        with ours.standing_still():
+        with ours.defer_scale_update():
             ours.update_scale(False)
             raise MemoryError
 
@@ -132,21 +132,21 @@ def test_a_step_that_fails_lets_the_scale_go() -> None:
 
 
 def test_a_step_without_a_check_is_no_update() -> None:
-    ours = BoundedLossScaler(LossScaling(growth_interval=1))
-    with ours.standing_still():
+    ours = DeepSpeedLossScaler(LossScaling(growth_interval=1))
+    with ours.defer_scale_update():
         pass
     assert ours.counts.updates == 0
 
 
 def test_deepspeed_may_set_the_scale_within_bounds() -> None:
-    ours = BoundedLossScaler(LossScaling(max_scale=2.0**17))
+    ours = DeepSpeedLossScaler(LossScaling(max_scale=2.0**17))
     ours.cur_scale = 2.0**20
     assert ours.loss_scale == 2.0**17
     assert list(ours.history) == [(0, 65536.0), (0, 2.0**17)]
 
 
 def test_a_loss_is_multiplied_once() -> None:
-    ours = BoundedLossScaler(LossScaling(init_scale=8.0))
+    ours = DeepSpeedLossScaler(LossScaling(init_scale=8.0))
     assert ours.scale_loss(torch.tensor(3.0)) == 24
     weight = torch.nn.Parameter(torch.tensor(2.0))
     ours.backward(weight * 3)
@@ -158,14 +158,14 @@ def test_a_loss_is_multiplied_once() -> None:
     [("cur_scale", 0.0), ("cur_scale", float("nan")), ("cur_scale", "1"), ("scale_window", 0), ("cur_iter", -1)],
 )
 def test_numbers_that_no_scaler_has_are_not_gone_on_from(field: str, value: object) -> None:
-    stock = pickle.loads(pickle.dumps(BoundedLossScaler(LossScaling())))
-    assert usable(stock)
+    stock = pickle.loads(pickle.dumps(DeepSpeedLossScaler(LossScaling())))
+    assert is_resumable(stock)
     setattr(stock, field, value)
-    assert not usable(stock)
+    assert not is_resumable(stock)
 
 
 def test_a_static_one_neither() -> None:
-    assert not usable(loss_scaler.LossScaler(scale=128.0))
+    assert not is_resumable(loss_scaler.LossScaler(scale=128.0))
 
 
 # The configuration.
@@ -184,12 +184,12 @@ def test_deepspeed_accepts_every_block_and_reads_what_it_can_say(chosen: LossSca
 
 
 def test_sums_are_in_fp32_unless_the_user_says_otherwise() -> None:
-    assert configured({}, LossScaling())["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert with_fp16({}, LossScaling())["data_types"] == {"grad_accum_dtype": "fp32"}
     given_types = {"data_types": {"grad_accum_dtype": None, "other": 1}, "fp16": {"auto_cast": True}, "x": 1}
-    made = configured(given_types, LossScaling())
+    made = with_fp16(given_types, LossScaling())
     assert made["data_types"] == {"grad_accum_dtype": "fp32", "other": 1}
     assert made["fp16"]["auto_cast"]
     assert made["x"] == 1
     assert given_types["data_types"] == {"grad_accum_dtype": None, "other": 1}, "the caller's own stays as it was"
-    kept = configured({"data_types": {"grad_accum_dtype": "fp16"}}, LossScaling())
+    kept = with_fp16({"data_types": {"grad_accum_dtype": "fp16"}}, LossScaling())
     assert kept["data_types"] == {"grad_accum_dtype": "fp16"}

@@ -205,7 +205,7 @@ def test_the_ceiling_holds(results: Outcomes) -> None:
     assert max(results("stock-ceiling")[0]["scales"]) > 2**18
 
 
-# Left alone, refused, configured.
+# Not changed, refused, configured.
 
 
 @pytest.mark.parametrize("case", ["bf16", "bf16-under-fp16"])

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-from fp16_patch.engines.deepspeed.config import configured
+from fp16_patch.engines.deepspeed.config import with_fp16
 from fp16_patch.loss_scaling import LossScaling
 
 # DeepSpeed asks oneDNN whether a CPU is fast in FP16, not whether torch can do it; and builds an operator with gcc
@@ -69,7 +69,7 @@ def new_engine(
         dtype: {"enabled": True},
     }
     if settings is not None and dtype == "fp16":
-        whole = configured(whole, settings)
+        whole = with_fp16(whole, settings)
     for key, value in config.items():
         whole[key] = {**whole.get(key, {}), **value} if isinstance(value, dict) else value
     if schedule:

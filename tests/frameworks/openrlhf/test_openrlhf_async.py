@@ -11,8 +11,8 @@ import pytest
 from raising import check_error
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf import plan, reporting
-from fp16_patch.patching import Ledger, LedgerEntry, Patch
+from fp16_patch.frameworks.openrlhf import plan, reports
+from fp16_patch.patching import Ledger, LedgerEntry, Patch, ProcessKind
 from fp16_patch.patching.binding import MARK
 from fp16_patch.patching.checks import check_source
 from fp16_patch.report.process_report import this_process
@@ -21,7 +21,7 @@ from fp16_patch.report.process_report import this_process
 def method_of_openrlhf(*_: object) -> None: ...
 
 
-SHIPPED = plan.SHIPPED["async controller"]
+SHIPPED = plan.SHIPPED[ProcessKind.ASYNC_CONTROLLER]
 
 
 def controller(without: Patch | None = None) -> Any:
@@ -45,7 +45,7 @@ def controller(without: Patch | None = None) -> Any:
 def said(kind: str, *patches: Patch) -> dict[str, list[dict[str, Any]]]:
     ledger = Ledger()
     for patch in patches:
-        ledger.record(LedgerEntry(patch.name, patch.target, "applied", "0.11.2", "", patch.process))
+        ledger.record(LedgerEntry(patch.name, patch.target, "applied", "0.11.2", "", patch.process_names))
     return {kind: [this_process(kind, ledger, {})]}
 
 
@@ -63,20 +63,20 @@ def test_its_patches_fit_the_installed_source() -> None:
 
 
 def test_without_the_coordinator_s_check_nothing_is_proven() -> None:
-    check_error(refused(reporting.gather, controller()), "process-missing", "sampler", "coordinator")
+    check_error(refused(reports.gather, controller()), "process-missing", "sampler", "coordinator")
 
 
 def test_a_sampler_that_forbids_the_first_eos_is_named() -> None:
-    beside = said("coordinator", *plan.REQUIRED["coordinator"]) | said("sampler")
-    error = refused(reporting.gather_with, controller(), beside)
+    extra = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR]) | said("sampler")
+    error = refused(reports.keep_and_gather, controller(), extra)
     check_error(error, "patch-missing", "sampler (pid", "openrlhf-first-token")
     assert "coordinator" not in str(error)
 
 
 def test_a_controller_whose_class_came_unpatched_is_named() -> None:
-    beside = said("coordinator", *plan.REQUIRED["coordinator"]) | said("sampler", *plan.REQUIRED["sampler"])
+    extra = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR]) | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
     missing, *others = SHIPPED
-    error = refused(reporting.gather_with, controller(without=missing), beside)
+    error = refused(reports.keep_and_gather, controller(without=missing), extra)
     check_error(error, "patch-missing", missing.name)
     assert all(other.name not in str(error) for other in others)
     assert "sampler (pid" not in str(error)
@@ -84,8 +84,8 @@ def test_a_controller_whose_class_came_unpatched_is_named() -> None:
 
 def test_what_was_said_before_the_loops_began_is_kept() -> None:
     made = controller()
-    beside = said("coordinator", *plan.REQUIRED["coordinator"]) | said("sampler", *plan.REQUIRED["sampler"])
-    for error in (refused(reporting.gather_with, made, beside), refused(reporting.gather, made)):
+    extra = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR]) | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
+    for error in (refused(reports.keep_and_gather, made, extra), refused(reports.gather, made)):
         assert "sampler" not in str(error)
         assert "coordinator" not in str(error)
         check_error(error, "process-missing", "vLLM server")  # what is not there must still be missed

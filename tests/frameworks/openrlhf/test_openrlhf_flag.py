@@ -101,7 +101,7 @@ REFUSED = {
     ("ds__tensor_parallel_size", 2): "--ds.tensor_parallel_size 2",
     ("ds__zero_stage", 0): "--ds.zero_stage 0",
     ("ds__zero_stage", 1): "--ds.zero_stage 1",
-    ("ds__adam_offload", True): "--ds.adam_offload True: stage 2 adds the 4 micro-batches",
+    ("ds__adam_offload", True): "--ds.adam_offload True: stage 2 accumulates the 4 micro-batches",
     ("train__dynamic_batch_enable", True): "--train.dynamic_batch_enable",
     ("ds__grad_accum_dtype", "fp16"): "--ds.grad_accum_dtype fp16",
     ("ds__deepcompile", True): "--ds.deepcompile",
@@ -186,7 +186,7 @@ def test_another_release_is_refused(
     monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
     monkeypatch.setattr(checks, "installed_version", other)
     monkeypatch.setattr(installation, "installed_version", other)
-    problems = entry.unfit_installation(entry.MODULE)
+    problems = entry.installation_problems(entry.MODULE)
     assert problems
     for problem in problems:
         check_error(problem, code, named, "next step: ")
@@ -199,12 +199,12 @@ def test_this_installation_is_fit_on_the_cpu_platform(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         entry.importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find_spec(name)
     )
-    (problem,) = entry.unfit_installation(entry.MODULE)
+    (problem,) = entry.installation_problems(entry.MODULE)
     assert "flash-attn" in str(problem)
     assert "FP16_PATCH_PLATFORM=cpu" in str(problem)
     monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
-    assert entry.unfit_installation(entry.MODULE) == []
-    (problem,) = entry.unfit_installation("openrlhf.cli.train_sft")
+    assert entry.installation_problems(entry.MODULE) == []
+    (problem,) = entry.installation_problems("openrlhf.cli.train_sft")
     assert "openrlhf.cli.train_sft" in str(problem)
 
 
@@ -212,7 +212,7 @@ def test_a_refused_run_leaves_nothing_behind(arguments: Arguments) -> None:
     before = dict(os.environ)
     args = arguments(ds__zero_stage=0)
     with pytest.raises(Fp16PatchError):
-        entry.accept(args, {})
+        entry.apply_flag(args, {})
     assert dict(os.environ) == before
     assert args.ds.grad_accum_dtype is None
 

@@ -34,10 +34,10 @@ def after_ours(callback):
 
 def lose_a_patch(_) -> None:
     """A patch that is gone again: the process says nothing, only its ledger does."""
-    from fp16_patch.engines.deepspeed.step import PATCHES
+    from fp16_patch.engines.deepspeed.step import track_updates
     from fp16_patch.patching import undo
 
-    undo([patch for patch in PATCHES if patch.name == "deepspeed-step"])
+    undo([track_updates])
 
 
 def lose_the_setup(_) -> None:
