@@ -49,6 +49,9 @@ def said(kind: str, *patches: Patch) -> dict[str, list[dict[str, Any]]]:
     return {kind: [this_process(kind, ledger, {})]}
 
 
+COORDINATOR = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR])
+
+
 def refused(ask: Callable[..., Any], *given: Any) -> Fp16PatchError:
     with pytest.raises(Fp16PatchError) as problem:
         ask(*given)
@@ -67,14 +70,16 @@ def test_without_the_coordinator_s_check_nothing_is_proven() -> None:
 
 
 def test_a_sampler_that_forbids_the_first_eos_is_named() -> None:
-    extra = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR]) | said("sampler")
+    extra = COORDINATOR | said("sampler")
     error = refused(reports.keep_and_gather, controller(), extra)
     check_error(error, "patch-missing", "sampler (pid", "openrlhf-first-token")
     assert "coordinator" not in str(error)
 
 
 def test_a_controller_whose_class_came_unpatched_is_named() -> None:
-    extra = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR]) | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
+    extra = COORDINATOR | said(
+        "sampler", *plan.REQUIRED[ProcessKind.SAMPLER]
+    )
     missing, *others = SHIPPED
     error = refused(reports.keep_and_gather, controller(without=missing), extra)
     check_error(error, "patch-missing", missing.name)
@@ -84,7 +89,9 @@ def test_a_controller_whose_class_came_unpatched_is_named() -> None:
 
 def test_what_was_said_before_the_loops_began_is_kept() -> None:
     made = controller()
-    extra = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR]) | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
+    extra = COORDINATOR | said(
+        "sampler", *plan.REQUIRED[ProcessKind.SAMPLER]
+    )
     for error in (refused(reports.keep_and_gather, made, extra), refused(reports.gather, made)):
         assert "sampler" not in str(error)
         assert "coordinator" not in str(error)
