@@ -77,9 +77,7 @@ def test_a_sampler_that_forbids_the_first_eos_is_named() -> None:
 
 
 def test_a_controller_whose_class_came_unpatched_is_named() -> None:
-    extra = COORDINATOR | said(
-        "sampler", *plan.REQUIRED[ProcessKind.SAMPLER]
-    )
+    extra = COORDINATOR | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
     missing, *others = SHIPPED
     error = refused(reports.keep_and_gather, controller(without=missing), extra)
     check_error(error, "patch-missing", missing.name)
@@ -89,9 +87,7 @@ def test_a_controller_whose_class_came_unpatched_is_named() -> None:
 
 def test_what_was_said_before_the_loops_began_is_kept() -> None:
     made = controller()
-    extra = COORDINATOR | said(
-        "sampler", *plan.REQUIRED[ProcessKind.SAMPLER]
-    )
+    extra = COORDINATOR | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
     for error in (refused(reports.keep_and_gather, made, extra), refused(reports.gather, made)):
         assert "sampler" not in str(error)
         assert "coordinator" not in str(error)
