@@ -19,9 +19,9 @@ from fp16_patch.lab.cli import recipes_data
 from fp16_patch.lab.recipes.schema import SCALES
 
 _ABOUT_COMMANDS = """\
-# Not composed yet: `fp16-patch recipes check` does that, and so does a run before it starts.
-# Python and absolute paths are this machine's, relative ones start here. On a cluster every node needs them under these
-# names, with this package in its environment, and RAY_ADDRESS has to name the cluster.
+# These commands are not composed yet: `fp16-patch recipes check` does that, and so does a run before it starts.
+# Python and absolute paths are those of this machine; relative paths start in this folder. On a cluster every node
+# needs the same paths and this package in its environment, and RAY_ADDRESS must name the cluster.
 """
 
 
@@ -41,34 +41,34 @@ def add_parser(subparsers: Any) -> None:
     recipes.set_defaults(run=_run_handler)
     commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    listing = commands.add_parser("list", help="the shipped recipes: what each reproduces, where, with which numbers")
-    listing.add_argument("--json", action="store_true", help="everything that the recipes say, as JSON")
+    listing = commands.add_parser(
+        "list", help="list the shipped recipes, with the figure and the numbers that each reproduces"
+    )
+    listing.add_argument("--json", action="store_true", help="print the whole recipes as JSON")
     listing.set_defaults(handler=_list)
 
     show = commands.add_parser("show", help="print a recipe with its shared settings, loss and sources")
     show.add_argument("recipe", metavar="NAME", help="a shipped recipe, or the path of a .yaml file")
-    show.add_argument("--yaml", action="store_true", help="as one YAML file, at one scale")
-    show.add_argument("--scale", choices=SCALES, help="only that one (default: both; with --yaml the larger there is)")
+    show.add_argument("--yaml", action="store_true", help="print one YAML file, at one scale")
+    show.add_argument(
+        "--scale", choices=SCALES, help="print this scale only (default: both; with --yaml the larger one)"
+    )
     show.set_defaults(handler=_show)
 
-    check = commands.add_parser("check", help="compose recipes against the installed frameworks; starts nothing")
+    check = commands.add_parser("check", help="compose recipes with the installed frameworks; start nothing")
     check.add_argument("recipes", metavar="NAME", nargs="*", help="shipped recipes, or paths of .yaml files")
     check.add_argument("--all", action="store_true", help="every shipped recipe")
-    check.add_argument("--json", action="store_true", help="the findings as JSON")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(handler=_check)
 
     run = commands.add_parser(
-        "run", help="run the arms of a recipe, side by side where there is room, and compare them"
+        "run", help="run the arms of a recipe, several at a time where there are GPUs, and compare them"
     )
     run.add_argument("recipe", metavar="NAME_OR_PATH", help="a shipped recipe, or the path of a .yaml file")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the framework, added to every arm")
+    run.add_argument("--framework", metavar="F", help="verl or openrlhf (default: the recipe's first)")
     run.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="further options of the framework, for every arm"
-    )
-    run.add_argument(
-        "--framework", metavar="F", help="verl or openrlhf, where the recipe has both (default: its first)"
-    )
-    run.add_argument(
-        "--scale", choices=SCALES, help="as the paper, or toy: two CPU cores (default: paper, if it has it)"
+        "--scale", choices=SCALES, help="paper, or toy for two CPU cores (default: paper if the recipe has it)"
     )
     run.add_argument("--print", action="store_true", dest="only_print", help="print the commands and start nothing")
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
@@ -79,42 +79,45 @@ def add_parser(subparsers: Any) -> None:
         "--jobs",
         type=recipes_data.positive,
         metavar="N",
-        help="arms at a time (default: as many as the GPUs of this machine hold; on a CPU, and on a cluster, one)",
+        help="number of arms at a time (default: as many as there are GPUs for; on a CPU and on a cluster: 1)",
     )
     run.add_argument("--timeout", type=_minutes, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
     run.add_argument(
         "--resume",
         action="store_true",
-        help="keep the arms that completed in --out with the same settings, and run only the others, from their start",
+        help="keep the arms in --out that completed with the same settings; run the others from their first step",
     )
     run.set_defaults(handler=_run)
 
     compare = commands.add_parser(
         "compare",
-        help="the report of any finished or running runs: figure, collapse, time to a reward, the paper's numbers",
+        help="report on finished or running runs: figure, collapse, time to a reward, the paper's numbers",
     )
     compare.add_argument(
         "sources",
         nargs="+",
         metavar="RUN_DIR|ARM=PATH",
-        help="what `recipes run` wrote; or for an arm of --recipe the log of another run: a folder of TensorBoard "
-        "events, a .csv that wandb exported, a .jsonl of verl or of wandb's history; several are read together",
+        help="a folder that `recipes run` wrote; or, for an arm of --recipe, the log of another run: a folder of "
+        "TensorBoard events, a .csv that wandb exported, a .jsonl of verl or of wandb's history; several logs of one "
+        "arm are merged",
     )
-    compare.add_argument("--out", type=Path, help="folder for the report (default: RUN_DIR; needed for anything else)")
-    compare.add_argument("--recipe", metavar="NAME_OR_PATH", help="what the logs given as ARM=PATH are runs of")
-    compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper, if it has it)")
+    compare.add_argument(
+        "--out", type=Path, help="folder for the report (default: RUN_DIR; required with several runs or with ARM=PATH)"
+    )
+    compare.add_argument("--recipe", metavar="NAME_OR_PATH", help="the recipe that the ARM=PATH logs are runs of")
+    compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper if it has it)")
     compare.add_argument(
         "--reward",
         type=_number,
         metavar="X",
-        help="count time and tokens to this smoothed reward (default: nine tenths of the way from the start to the "
-        "highest that every arm reaches)",
+        help="report time and tokens to this smoothed reward (default: 90% of the way from the start to the highest "
+        "reward that every arm reaches)",
     )
     compare.add_argument(
         "--smooth",
-        type=_window,
+        type=recipes_data.positive,
         metavar="STEPS",
-        help="window of the smoothing, the same for every arm (default: a fortieth of the longest, at least 5)",
+        help="window of the smoothing, 1 for none (default: 1/40 of the longest run, at least 5)",
     )
     compare.add_argument(
         "--allow-different", action="store_true", help="compare runs with different settings; the report names them"
@@ -200,8 +203,8 @@ def _run(arguments: argparse.Namespace) -> int:
         results = run_recipe(path, out, **chosen, timeout_s=timeout_s, resume=arguments.resume, jobs=arguments.jobs)
     except (KeyboardInterrupt, SystemExit) as stopped:  # Ctrl-C, SIGTERM
         print(
-            f"\ninterrupted; what there is: fp16-patch recipes compare {out}"
-            "\nthe arms still missing: the same command with --resume"
+            f"\ninterrupted; compare what has run: fp16-patch recipes compare {out}"
+            "\nrun the missing arms: the same command with --resume"
         )
         return 130 if isinstance(stopped, KeyboardInterrupt) else int(stopped.code or 0)
     compare(out, allow_different=True)  # what has been run is reported, whatever it is
@@ -221,12 +224,6 @@ def _compare(arguments: argparse.Namespace) -> int:
         allow_different=arguments.allow_different,
     )
     return 0
-
-
-def _window(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 1 or more (1: no smoothing)")
-    return int(text)
 
 
 def _minutes(text: str) -> float:

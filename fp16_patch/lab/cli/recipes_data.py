@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
 
     sanity = commands.add_parser(
         "sanity",
-        help="keep the problems that a model solves now and then",
+        help="keep the problems that a model solves in some of its samples",
         description="Sample answers to every problem with vLLM, judge them, keep the problems solved in a share of the "
         "samples. The same command resumes a run that was killed. Another --reward, --keep or --limit uses the samples "
         "again.",
@@ -54,17 +54,19 @@ def add_parser(subparsers: Any) -> None:
     )
     sanity.set_defaults(handler=_sanity)
 
-    convert = commands.add_parser("convert", help="write a dataset's problems as parquet for verl, JSONL for OpenRLHF")
+    convert = commands.add_parser(
+        "convert", help="write a dataset's problems as parquet for verl and JSON Lines for OpenRLHF"
+    )
     _add_dataset(convert)
     convert.set_defaults(handler=_convert)
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, metavar="D", help="a file, a folder, or a hub id")
-    parser.add_argument("--config", metavar="C", help="of a dataset that has several, such as main of openai/gsm8k")
-    parser.add_argument("--split", metavar="S", help="of a dataset that has several (default: train)")
-    parser.add_argument("--question-key", metavar="K", help="column of the question, where it is none of the usual")
-    parser.add_argument("--answer-key", metavar="K", help="column of the answer, where it is none of the usual")
+    parser.add_argument("--config", metavar="C", help="configuration of the dataset, such as main of openai/gsm8k")
+    parser.add_argument("--split", metavar="S", help="split of the dataset (default: train)")
+    parser.add_argument("--question-key", metavar="K", help="column of the question, if it has an unusual name")
+    parser.add_argument("--answer-key", metavar="K", help="column of the answer, if it has an unusual name")
     parser.add_argument(
         "--template",
         metavar="T",
@@ -73,7 +75,9 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N problems only")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-    parser.add_argument("--name", default="train", metavar="N", help="of the files, without an ending (default: train)")
+    parser.add_argument(
+        "--name", default="train", metavar="N", help="name of the files without the suffix (default: train)"
+    )
 
 
 def _sanity(arguments: argparse.Namespace) -> int:
