@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,7 @@ def _sanity(arguments: argparse.Namespace) -> int:
 
     sanity = Sanity(
         dataset=_dataset(arguments),
-        sampling=Sampling(
-            model=arguments.model,
-            samples=arguments.samples,
-            max_tokens=arguments.max_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            dtype=arguments.dtype,
-            tensor_parallel_size=arguments.tensor_parallel_size,
-            seed=arguments.seed,
-        ),
+        sampling=Sampling(**{field.name: getattr(arguments, field.name) for field in fields(Sampling)}),
         reward=arguments.reward,
         keep=tuple(arguments.keep),
         limit=arguments.limit,
