@@ -80,20 +80,18 @@ def _reward(axes: Axes, curves: Curves, *, window: int) -> None:
 
 
 def _prob_diff(axes: Axes, curves: Curves) -> None:
-    _lines(axes, curves, "prob_diff_mean", "Mean |π - μ|", "probability (log scale)", log=True)
+    _log_lines(axes, curves, "prob_diff_mean", "Mean |π - μ|", "probability (log scale)")
 
 
 def _kl(axes: Axes, curves: Curves) -> None:
-    _lines(axes, curves, "k3_kl", "KL[μ|π]", "nats per token, k3 (log scale)", log=True)
+    _log_lines(axes, curves, "k3_kl", "KL[μ|π]", "nats per token, k3 (log scale)")
 
 
 def _extremes(axes: Axes, curves: Curves) -> None:
     """Draw the largest and smallest pi - mu of each step, and fill the band between them."""
     for curve in curves:
-        (steps, high), (low_steps, low) = (
-            curve.arm.series.points("pi_minus_mu_max"),
-            curve.arm.series.points("pi_minus_mu_min"),
-        )
+        steps, high = curve.arm.series.points("pi_minus_mu_max")
+        low_steps, low = curve.arm.series.points("pi_minus_mu_min")
         if not steps:
             continue
         plot(axes, curve, (steps, high))
@@ -138,20 +136,18 @@ def _loss_scale(curves: Curves, file: Path) -> None:
     save(figure, file)
 
 
-def _lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str, *, log: bool = False) -> None:
-    """Draw one line per arm. On a log axis points that are not positive are omitted, with a note."""
-    if log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+def _log_lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str) -> None:
+    """Draw one line per arm on a log axis. Points that are not positive are omitted, with a note."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     omitted = 0
     for curve in curves:
         steps, values = curve.arm.series.points(name)
-        drawn = [(s, v) for s, v in zip(steps, values, strict=True) if v > 0 or not log]
+        drawn = [(step, value) for step, value in zip(steps, values, strict=True) if value > 0]
         omitted += len(steps) - len(drawn)
-        if drawn:
-            plot(axes, curve, ([s for s, _ in drawn], [v for _, v in drawn]))
+        plot(axes, curve, ([step for step, _ in drawn], [value for _, value in drawn]))
     if omitted:
         add_note(axes, f"{omitted} point{'s' * (omitted > 1)} ≤ 0 not drawn")
     finish(axes, title, y_label)
