@@ -74,7 +74,7 @@ def test_kl_and_extremes_keep_their_signs(pairs: list[tuple[float, float]]) -> N
     assert got["prob_diff_mean"] <= max(abs(got["pi_minus_mu_min"]), abs(got["pi_minus_mu_max"])) * (1 + 1e-12)
 
 
-def test_a_small_log_ratio_survives_that_float32_would_lose() -> None:
+def test_small_log_ratio_needs_float64() -> None:
     mu = torch.full((1000,), -0.01)
     pi = torch.full((1000,), -0.01 + 1e-5)
     x = (pi.double() - mu.double())[0].item()
@@ -115,7 +115,7 @@ def test_an_empty_mask_gives_nan_and_no_tokens() -> None:
     assert all(math.isnan(v) for v in got.values())
 
 
-def test_a_token_the_training_policy_rules_out_is_not_hidden() -> None:
+def test_impossible_token_is_not_hidden() -> None:
     got = mismatch_metrics(torch.tensor([-1.0, -1.0]), torch.tensor([-math.inf, -1.0]), torch.ones(2))
     assert got["k3_kl"] == math.inf
     assert got["pi_minus_mu_min"] == pytest.approx(-math.exp(-1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-probs loaded on disk, and what is read off them: slope and KL as in the paper's Figure 5."""
+"""Save and load log-probs, and measure slope and KL as in the paper's Figure 5."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fp16_patch.mismatch.offline import measure_offline
 torch = pytest.importorskip("torch")
 
 
-def test_batches_come_back_in_order_without_their_padding(tmp_path: Path) -> None:
+def test_loads_batches_in_order_without_padding(tmp_path: Path) -> None:
     nan = float("nan")
     for number in range(3):
         mu = torch.tensor([[-1.0 - number, -2.0, nan], [-3.0, nan, nan], [nan, nan, nan]])
@@ -29,7 +29,7 @@ def test_batches_come_back_in_order_without_their_padding(tmp_path: Path) -> Non
     assert loaded.log_ratios().tolist() == [1.0, 0.5] * 3
 
 
-def test_half_precision_log_probs_are_kept_as_they_are(tmp_path: Path) -> None:
+def test_stores_half_precision_exactly(tmp_path: Path) -> None:
     mu = torch.tensor([[-1.0009765625]], dtype=torch.bfloat16)
     save(tmp_path, mu, mu.float(), torch.ones(1, 1))
     loaded = load(tmp_path)
@@ -37,7 +37,7 @@ def test_half_precision_log_probs_are_kept_as_they_are(tmp_path: Path) -> None:
     assert loaded.mu.tolist() == mu.double().flatten().tolist()
 
 
-def test_nothing_kept_is_none(tmp_path: Path) -> None:
+def test_no_files_is_none(tmp_path: Path) -> None:
     assert load(tmp_path / "nowhere") is None
 
 
@@ -63,7 +63,7 @@ def test_the_slope_is_the_drift_of_every_token(lengths: list[int], drift: float)
     assert (found.answers, found.tokens) == (len(lengths), tokens)
 
 
-def test_standard_errors_are_those_of_least_squares_and_of_a_mean() -> None:
+def test_standard_errors_match_least_squares_and_mean() -> None:
     lengths, chance = np.arange(10, 210), np.random.default_rng(0)
     noise = chance.normal(0, 0.5, 200)
     mu = np.full(lengths.sum(), -1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A collapse is found where it begins, and noise is not one."""
+"""Detect a collapse where it begins, and none in noise."""
 
 from __future__ import annotations
 
@@ -45,16 +45,14 @@ def falls_at(step: int, over: int, to: float) -> Curve:
     rise=st.floats(0, 1),
     seed=st.integers(0, 10_000),
 )
-def test_noise_on_a_level_or_rising_reward_is_no_collapse(
-    steps: int, deviation: float, level: float, rise: float, seed: int
-) -> None:
+def test_noise_is_not_a_collapse(steps: int, deviation: float, level: float, rise: float, seed: int) -> None:
     series = run_of(steps, reward=noisy(lambda step: level + rise * step / steps, deviation, seed))
     assert detect_collapse(series, default_window(steps)).found is False
 
 
 @settings(max_examples=60, deadline=None)
 @given(solved=st.floats(0.02, 0.98), samples=st.integers(64, 1024), seed=st.integers(0, 10_000))
-def test_neither_is_the_noise_of_a_batch_of_right_and_wrong_answers(solved: float, samples: int, seed: int) -> None:
+def test_binomial_noise_is_not_a_collapse(solved: float, samples: int, seed: int) -> None:
     deviation = math.sqrt(solved * (1 - solved) / samples)
     series = run_of(300, reward=noisy(lambda _: solved, deviation, seed))
     assert detect_collapse(series, default_window(300)).found is False
@@ -68,7 +66,7 @@ def test_neither_is_the_noise_of_a_batch_of_right_and_wrong_answers(solved: floa
     deviation=st.floats(0, 0.04),
     seed=st.integers(0, 10_000),
 )
-def test_a_fall_is_found_where_it_begins(at: int, over: int, to: float, deviation: float, seed: int) -> None:
+def test_finds_where_a_fall_begins(at: int, over: int, to: float, deviation: float, seed: int) -> None:
     series, window = run_of(1000, reward=noisy(falls_at(at, over, to), deviation, seed)), default_window(1000)
     found = detect_collapse(series, window)
     assert found.found is True
@@ -79,7 +77,7 @@ def test_a_fall_is_found_where_it_begins(at: int, over: int, to: float, deviatio
     assert found.signs[0].after == pytest.approx(to, abs=0.05)
 
 
-def test_the_papers_own_bf16_run_has_collapsed_and_its_fp16_run_has_not() -> None:
+def test_detects_the_paper_bf16_collapse_only() -> None:
     """Read off Figure 1: 0.73 at step 370 and 0.60 where it stops at 610; 0.98 at 2040."""
     bf16 = run_of(
         610, reward=noisy(lambda s: 0.35 + 0.38 * s / 370 if s <= 370 else 0.73 - 0.13 * (s - 370) / 240, 0.02)
@@ -93,36 +91,36 @@ def test_the_papers_own_bf16_run_has_collapsed_and_its_fp16_run_has_not() -> Non
 
 
 @pytest.mark.parametrize("every", [1, 5, 10])
-def test_it_is_the_same_step_where_not_every_step_was_logged(every: int) -> None:
+def test_missing_steps_do_not_move_the_begin(every: int) -> None:
     series = run_of(1000, every, reward=noisy(falls_at(500, 40, 0.2), 0.02))
     assert detect_collapse(series, default_window(1000)).step == pytest.approx(500, abs=25)
 
 
-def test_a_reward_that_comes_back_is_a_warning() -> None:
+def test_recovered_reward_is_a_warning() -> None:
     dip = run_of(1000, reward=lambda step: 0.3 if 400 <= step < 500 else 0.8)
     found = detect_collapse(dip, 25)
     assert (found.found, found.step) == (False, None)
     assert "recovered by step 5" in found.warnings[0]
 
 
-def test_a_fall_smaller_than_the_threshold_or_shorter_than_a_window_is_not_found() -> None:
+def test_ignores_small_or_short_falls() -> None:
     for reward in (falls_at(500, 10, 0.8 * (1 - FALL) + 0.01), falls_at(990, 5, 0.0)):
         assert detect_collapse(run_of(1000, reward=reward), 25).found is False
 
 
-def test_rewards_below_zero_have_their_height_from_the_lowest() -> None:
+def test_negative_rewards_measure_height_from_the_lowest() -> None:
     assert detect_collapse(run_of(400, reward=lambda s: -0.2 if s < 200 else -0.9), 11).found is True
     assert detect_collapse(run_of(400, reward=noisy(lambda _: -0.5, 0.1)), 11).found is False
 
 
-def test_a_gradient_norm_that_stays_nan_is_a_collapse_though_the_reward_stands() -> None:
+def test_lasting_nan_gradient_norm_is_a_collapse() -> None:
     series = run_of(400, reward=lambda _: 0.8, grad_norm=lambda step: math.nan if step >= 300 else 0.2)
     found = detect_collapse(series, 11)
     assert (found.found, found.step) == (True, 300)
     assert found.how == ["the gradient norm is not finite from step 300 on"]
 
 
-def test_single_norms_that_are_not_finite_and_norms_that_were_not_logged_are_none() -> None:
+def test_ignores_single_nonfinite_and_missing_norms() -> None:
     rows = StepMetrics()
     for step in range(1, 401):
         norm = {} if step % 7 == 0 else {"actor/grad_norm": math.inf if step % 50 == 0 else 0.2}
@@ -130,7 +128,7 @@ def test_single_norms_that_are_not_finite_and_norms_that_were_not_logged_are_non
     assert detect_collapse(build_series(rows), 11).found is False
 
 
-def test_growing_mismatch_is_a_warning_with_its_step() -> None:
+def test_growing_mismatch_is_a_warning() -> None:
     series = run_of(
         1000, reward=lambda _: 0.8, prob_diff_mean=noisy(lambda s: 4e-3 * (1 + max(0, s - 500) / 100), 1e-4)
     )
@@ -143,7 +141,7 @@ def test_growing_mismatch_is_a_warning_with_its_step() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spread=st.floats(0, 0.5), seed=st.integers(0, 10_000))
-def test_level_mismatch_with_noise_has_not_grown(spread: float, seed: int) -> None:
+def test_noisy_level_mismatch_has_not_grown(spread: float, seed: int) -> None:
     chance = random.Random(seed)
     series = run_of(400, reward=lambda _: 0.8, prob_diff_mean=lambda _: 1e-3 * math.exp(chance.gauss(0, spread)))
     assert detect_collapse(series, default_window(400)).warnings == []
@@ -164,6 +162,6 @@ def test_smoothing_is_the_mean_of_the_window(values: list[float], window: int) -
 
 @settings(max_examples=20)
 @given(deviation=st.floats(0.05, 10), seed=st.integers(0, 1000))
-def test_noise_is_the_standard_deviation_though_the_curve_moves(deviation: float, seed: int) -> None:
+def test_noise_std_ignores_a_moving_curve(deviation: float, seed: int) -> None:
     curve = noisy(lambda step: math.sin(step / 200), deviation, seed)
     assert noise_std([curve(step) for step in range(4000)]) == pytest.approx(deviation, rel=0.15)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An arm's own numbers beside the paper's: compared where they can be, and never where they cannot."""
+"""Compare an arm's numbers with the published ones, only if they are comparable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", available(), ids=lambda path: path.stem)
-def test_every_published_number_is_of_a_series_that_runs_have(path: Path) -> None:
+def test_every_published_number_has_a_series(path: Path) -> None:
     unknown = [n.what for numbers in load(path).published.values() for n in numbers if series_name(n.what) is None]
     assert unknown == []
 
@@ -36,7 +36,7 @@ def run(write_run: Write, rises: Any, collapses: Any, tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", "sanity-grpo", rewards, {"bf16": 610, "fp16": 2100})
 
 
-def test_a_number_is_compared_at_its_peak_or_its_step_and_within_its_tolerance(run: Path) -> None:
+def test_compares_at_peak_or_step_within_tolerance(run: Path) -> None:
     """The curves peak below 0.7 and stand near 0.98 at step 2040."""
     found = rows(run)
     end = found["fp16", "training reward at the end"]
@@ -54,9 +54,7 @@ def test_a_number_is_compared_at_its_peak_or_its_step_and_within_its_tolerance(r
     assert f"begins at step {collapse['step']}" in page
 
 
-def test_a_run_that_has_not_got_there_is_not_compared(
-    write_run: Write, rises: Any, collapses: Any, tmp_path: Path
-) -> None:
+def test_short_run_has_not_reached_the_step(write_run: Write, rises: Any, collapses: Any, tmp_path: Path) -> None:
     short = write_run(tmp_path / "run", "sanity-grpo", {"bf16": collapses, "fp16": rises}, {"bf16": 610, "fp16": 500})
     (short / "fp16" / "result.json").unlink()
     found = rows(short)
@@ -66,7 +64,7 @@ def test_a_run_that_has_not_got_there_is_not_compared(
     assert (score["verdict"], score["why"]) == ("unknown", "the run has not ended: unfinished")
 
 
-def test_a_toy_run_is_never_compared_with_the_paper(write_run: Write, rises: Any, tmp_path: Path) -> None:
+def test_toy_run_is_not_comparable(write_run: Write, rises: Any, tmp_path: Path) -> None:
     toy = write_run(
         tmp_path / "toy",
         "sanity-grpo",
@@ -81,7 +79,7 @@ def test_a_toy_run_is_never_compared_with_the_paper(write_run: Write, rises: Any
     }
 
 
-def test_neither_is_a_run_with_other_settings_than_the_recipe(write_run: Write, rises: Any, tmp_path: Path) -> None:
+def test_run_with_other_settings_is_not_comparable(write_run: Write, rises: Any, tmp_path: Path) -> None:
     smaller = write_run(
         tmp_path / "run",
         "sanity-grpo",
@@ -94,7 +92,7 @@ def test_neither_is_a_run_with_other_settings_than_the_recipe(write_run: Write, 
     assert end["own"] == pytest.approx(0.98, abs=0.01)
 
 
-def test_of_several_evaluations_none_is_taken_for_the_papers(run: Path) -> None:
+def test_several_evaluations_are_ambiguous(run: Path) -> None:
     metrics = run / "fp16" / "metrics.jsonl"
     other = json.dumps({"step": 50, "data": {"val-core/aime_2025/acc/mean@32": 0.1}})
     metrics.write_text(metrics.read_text() + other + "\n")
@@ -104,7 +102,7 @@ def test_of_several_evaluations_none_is_taken_for_the_papers(run: Path) -> None:
     assert set(report["arms"]["fp16"]["evaluation"]) == {f"val-core/aime_{year}/acc/mean@32" for year in (2024, 2025)}
 
 
-def test_published_numbers_stand_in_the_figure_where_the_run_can_be_compared(run: Path, monkeypatch: Any) -> None:
+def test_figure_draws_comparable_published_numbers(run: Path, monkeypatch: Any) -> None:
     """Two rewards of BF16 and one of FP16 have a step; both scores have none."""
     from matplotlib.axes import Axes
 

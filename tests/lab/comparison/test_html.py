@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of the page, which must not change by accident; what a run says is text and never markup."""
+"""Check the text of report.html against a golden file, and that text of a run is escaped."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def page(write_recipe: Callable[..., Path], tmp_path: Path) -> str:
     return (folder / "report.html").read_text()
 
 
-def test_words_are_as_recorded(page: str) -> None:
+def test_page_text_matches_golden(page: str) -> None:
     assert words(page) == GOLDEN.read_text()
 
 

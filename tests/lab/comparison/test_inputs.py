@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which runs a comparison takes, with which settings, and what it says where it does not take them."""
+"""Check which runs a comparison accepts, with which settings, and how it refuses others."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def exported(run: Path, arm: str, to: Path) -> Path:
     return to
 
 
-def test_logs_of_other_runs_report_the_same_curves_as_the_run_itself(write: Write, tmp_path: Path) -> None:
+def test_imported_logs_report_the_same_as_the_run(write: Write, tmp_path: Path) -> None:
     run = write("run")
     own = quiet(run)
     csv_file = exported(run, "bf16", tmp_path / "bf16.csv")
@@ -69,7 +69,7 @@ def test_logs_of_other_runs_report_the_same_curves_as_the_run_itself(write: Writ
     assert report["notes"][0].startswith(f"bf16 is read from {csv_file}: its settings")
 
 
-def test_two_files_of_one_arm_are_read_together(write: Write, tmp_path: Path) -> None:
+def test_merges_two_files_of_one_arm(write: Write, tmp_path: Path) -> None:
     run = write("run")
     whole = exported(run, "fp16", tmp_path / "all.csv").read_text().splitlines()
     header = whole[0].split(",")
@@ -85,7 +85,7 @@ def test_two_files_of_one_arm_are_read_together(write: Write, tmp_path: Path) ->
     assert report["arms"]["fp16"]["steps"] == 40
 
 
-def test_a_run_directory_and_logs_stand_in_one_report(write: Write, tmp_path: Path) -> None:
+def test_run_directory_and_logs_in_one_report(write: Write, tmp_path: Path) -> None:
     run = write("run")
     report = quiet(run, f"fp16={run / 'fp16'}", recipe="sanity-grpo", out=tmp_path / "out")
     assert {label: list(run["arms"]) for label, run in report["runs"].items()} == {
@@ -96,13 +96,13 @@ def test_a_run_directory_and_logs_stand_in_one_report(write: Write, tmp_path: Pa
         quiet(run, f"fp16={run / 'fp16'}", recipe="sanity-gspo", out=tmp_path / "out")
 
 
-def test_a_folder_of_that_name_is_told_from_imported_logs(write: Write, tmp_path: Path) -> None:
+def test_folder_named_imported_gets_another_label(write: Write, tmp_path: Path) -> None:
     run = write("imported")
     report = quiet(run, f"fp16={run / 'fp16'}", recipe="sanity-grpo", out=tmp_path / "out")
     assert list(report["runs"]) == [str(run), "imported"]
 
 
-def test_files_of_two_runs_for_one_arm_are_refused_by_metric_step_and_both_files(write: Write, tmp_path: Path) -> None:
+def test_refuses_files_of_two_runs_for_one_arm(write: Write, tmp_path: Path) -> None:
     run = write("run")
     one, other = run / "bf16" / "metrics.jsonl", run / "fp16" / "metrics.jsonl"
     with raises_code("logs-contradict", "bf16: critic/score/mean", "step 1", one, other):
@@ -110,7 +110,7 @@ def test_files_of_two_runs_for_one_arm_are_refused_by_metric_step_and_both_files
     assert not (tmp_path / "out").exists()
 
 
-def test_two_logs_of_one_run_may_overlap(tmp_path: Path) -> None:
+def test_logs_of_one_run_may_overlap(tmp_path: Path) -> None:
     """TensorBoard rounds to float32, verl's file logger writes NaN as null, and wandb's clock is of a call."""
     logs = {
         "a.jsonl": '{"step": 1, "data": {"critic/score/mean": 0.1, "actor/grad_norm": null}}',
@@ -126,7 +126,7 @@ def test_two_logs_of_one_run_may_overlap(tmp_path: Path) -> None:
         quiet(*given, recipe="sanity-grpo", out=tmp_path / "out")
 
 
-def test_a_run_by_two_names_is_one_run(write: Write, tmp_path: Path) -> None:
+def test_refuses_one_run_by_two_paths(write: Write, tmp_path: Path) -> None:
     run = write("run")
     (tmp_path / "link").symlink_to(run)
     for again in (tmp_path / "link", run / ".." / "run"):
@@ -150,7 +150,7 @@ def test_a_run_by_two_names_is_one_run(write: Write, tmp_path: Path) -> None:
         ("{run}/fp16", None, "not-a-run-directory", ("/run/fp16", "next step")),
     ],
 )
-def test_what_is_no_run_is_refused(
+def test_refuses_what_is_not_a_run(
     write: Write, tmp_path: Path, source: str, recipe: str | None, code: str, named: tuple[str, ...]
 ) -> None:
     run = write("run")
@@ -161,7 +161,7 @@ def test_what_is_no_run_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_arms_with_other_settings_are_refused_by_name_or_noted(write: Write) -> None:
+def test_arms_with_other_settings_are_refused_or_noted(write: Write) -> None:
     run = write("run")
     other = write("other", f"{LR}=2e-6", arms=("fp16",))
     shutil.rmtree(run / "fp16")
@@ -176,7 +176,7 @@ def test_arms_with_other_settings_are_refused_by_name_or_noted(write: Write) -> 
     assert f"{LR}: 1e-06 and 2e-6" in (run / "report.html").read_text()
 
 
-def test_runs_may_differ_in_their_seeds_and_places_but_in_nothing_else(write: Write, tmp_path: Path) -> None:
+def test_runs_may_differ_only_in_seeds_and_folders(write: Write, tmp_path: Path) -> None:
     one, again, other = write("one"), write("again", "data.seed=7", seed=1), write("other", f"{LR}=2e-6")
     moved = shutil.move(again, tmp_path / "moved")
     report = quiet(one, moved, out=tmp_path / "out")
@@ -195,13 +195,13 @@ def test_runs_may_differ_in_their_seeds_and_places_but_in_nothing_else(write: Wr
     assert "settings differ: one and other" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_runs_of_different_recipes_are_refused(write: Write, write_run: Write, rises: Any, tmp_path: Path) -> None:
+def test_refuses_runs_of_different_recipes(write: Write, write_run: Write, rises: Any, tmp_path: Path) -> None:
     gspo = write_run(tmp_path / "gspo", "sanity-gspo", {"fp16": rises}, {"fp16": 40})
     with raises_code("settings-differ", "sanity-grpo and sanity-gspo"):
         quiet(write("grpo"), gspo, out=tmp_path / "out")
 
 
-def test_on_two_frameworks_the_hyperparameters_of_one_recipe_are_compared(write: Write, tmp_path: Path) -> None:
+def test_compares_hyperparameters_across_frameworks(write: Write, tmp_path: Path) -> None:
     verl, openrlhf = write("one"), write("two", framework="openrlhf")
     assert quiet(verl, openrlhf, out=tmp_path / "out")["differences"] == []
     kept = openrlhf / "recipe.yaml"
@@ -212,15 +212,15 @@ def test_on_two_frameworks_the_hyperparameters_of_one_recipe_are_compared(write:
         quiet(verl, openrlhf, out=tmp_path / "out")
 
 
-def test_arms_that_differ_as_their_recipe_says_are_compared(write_run: Write, rises: Any, tmp_path: Path) -> None:
+def test_arms_may_differ_as_their_recipe_varies(write_run: Write, rises: Any, tmp_path: Path) -> None:
     """Figure 3: another algorithm and other hyperparameters in each arm."""
     arms = ("bf16", "bf16-token-tis", "bf16-gspo", "fp16")
     run = write_run(tmp_path / "run", "figure-3-five-ways", dict.fromkeys(arms, rises), dict.fromkeys(arms, 40))
     assert [note for note in quiet(run)["notes"] if "settings differ" in note] == []
 
 
-def test_a_half_finished_run_is_drawn_as_far_as_it_got(write: Write) -> None:
-    """Killed while writing a line, the launcher too: no result, a recipe, a command and a log."""
+def test_unfinished_run_is_drawn_and_noted(write: Write) -> None:
+    """Killed with its launcher while writing a line: recipe, command and log exist, but no result."""
     run = write("run")
     (run / "fp16" / "result.json").unlink()
     shutil.rmtree(run / "bf16")
@@ -234,8 +234,8 @@ def test_a_half_finished_run_is_drawn_as_far_as_it_got(write: Write) -> None:
     assert (run / "figure.png").stat().st_size > 10_000
 
 
-def test_an_arm_that_has_just_been_started_runs(write: Write) -> None:
-    """Minutes pass before it logs a step. The launcher has kept its command, and holds the folder."""
+def test_just_started_arm_is_running(write: Write) -> None:
+    """It logs its first step after minutes. The launcher has saved its command and holds the lock."""
     run, said = write("run"), list[str]()
     for name in ("result.json", "metrics.jsonl"):
         (run / "fp16" / name).unlink()
@@ -252,7 +252,7 @@ def test_an_arm_that_has_just_been_started_runs(write: Write) -> None:
 @pytest.mark.parametrize(
     "text", ["", '{"status": "compl', "[]", "{}", '{"status": 5}', '{"status": "x", "seconds": "y"}']
 )
-def test_a_result_that_cannot_be_read_is_said_to_be_unreadable(write: Write, text: str) -> None:
+def test_unreadable_result_is_noted(write: Write, text: str) -> None:
     run = write("run", arms=("fp16",))
     (run / "fp16" / "result.json").write_text(text)
     report = quiet(run)
@@ -261,13 +261,13 @@ def test_a_result_that_cannot_be_read_is_said_to_be_unreadable(write: Write, tex
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "name: x\n"])
-def test_a_run_whose_recipe_cannot_be_read_is_one_error_that_names_it(tmp_path: Path, text: str) -> None:
+def test_damaged_recipe_is_one_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with raises_code("run-directory-damaged", tmp_path, "recipe.yaml"):
         quiet(tmp_path)
 
 
 @pytest.mark.parametrize("option", ["--smooth=0", "--smooth=-3", "--smooth=x", "--reward=nan", "--reward=x"])
-def test_a_window_is_a_number_of_steps_and_a_reward_a_finite_number(tmp_path: Path, option: str) -> None:
+def test_refuses_bad_window_and_reward(tmp_path: Path, option: str) -> None:
     with pytest.raises(SystemExit):
         main(["recipes", "compare", str(tmp_path), option])

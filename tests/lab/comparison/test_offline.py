@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figure 5 of runs that kept log-probs: the numbers of the report, beside the paper's, and the picture."""
+"""Check the offline measurement of runs that saved log-probs: numbers, comparison with the paper, figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 matplotlib = pytest.importorskip("matplotlib")
 
 DRIFT = {"bf16": -1e-3, "fp16": -7e-5, "fp32": 0.0}
-"""Nats that a token's log pi lies from its log mu."""
+"""log pi - log mu of every token, in nats."""
 
 
 def unlearnt(_step: int) -> float:
@@ -50,7 +50,7 @@ def test_slope_and_kl_of_every_arm(run: Path) -> None:
         assert (found["answers"], found["tokens"]) == (3, 6000)
 
 
-def test_the_papers_numbers_stand_beside_them(run: Path) -> None:
+def test_compares_with_the_paper(run: Path) -> None:
     rows = {(row["arm"], row["what"]): row for row in compared(run)["published"]}
     slope = rows["fp16", "slope of the log-ratio, nats per 1,000 tokens"]
     assert slope["published"] == -0.07
@@ -62,7 +62,7 @@ def test_the_papers_numbers_stand_beside_them(run: Path) -> None:
     assert kl["verdict"] == "below"
 
 
-def test_the_picture_is_drawn_and_shown(run: Path) -> None:
+def test_figure_is_drawn_and_shown(run: Path) -> None:
     compared(run)
     assert "-0.07 ±" in (run / "report.html").read_text()
     assert (run / "offline.png").read_bytes().startswith(b"\x89PNG")
@@ -70,7 +70,7 @@ def test_the_picture_is_drawn_and_shown(run: Path) -> None:
     assert "Answers and their tokens" in (run / "report.html").read_text()
 
 
-def test_an_arm_that_kept_nothing_is_left_out(run: Path) -> None:
+def test_omits_arm_without_log_probs(run: Path) -> None:
     for file in (run / "fp32" / FOLDER).iterdir():
         file.unlink()
     report = compared(run)
@@ -79,7 +79,7 @@ def test_an_arm_that_kept_nothing_is_left_out(run: Path) -> None:
     assert (run / "offline.png").exists()
 
 
-def test_without_kept_log_probs_there_is_no_picture(write_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_no_figure_without_log_probs(write_run: Callable[..., Path], tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "figure-5-offline", {"bf16": unlearnt}, {"bf16": 1})
     assert compared(folder)["arms"]["bf16"]["offline"] is None
     assert not (folder / "offline.png").exists()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison report of whole, partial and broken runs."""
+"""Check the report of complete, partial and broken runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def report_of(folder: Path) -> tuple[dict[str, Any], str]:
     return report, "\n".join(said)
 
 
-def test_headline_series_and_checks_of_a_whole_run(run: Path) -> None:
+def test_complete_run(run: Path) -> None:
     report, said = report_of(run)
     head = report["headline"]
     assert head["prob_diff_ratio"] == pytest.approx(8)
@@ -59,7 +59,7 @@ def test_headline_series_and_checks_of_a_whole_run(run: Path) -> None:
     assert str(run / "report.html") in said
 
 
-def test_the_page_is_self_contained_and_shows_both_precision_reports(run: Path) -> None:
+def test_page_is_self_contained(run: Path) -> None:
     report_of(run)
     page = (run / "report.html").read_text()
     assert not re.search(r"<script|https?://|src='(?!data:)", page)
@@ -68,7 +68,7 @@ def test_the_page_is_self_contained_and_shows_both_precision_reports(run: Path) 
     assert "<td>trainer rank 0</td><td>2 applied</td><td>2 applied</td>" in page
 
 
-def test_a_bound_that_is_missed_is_said_to_be_missed(run: Path) -> None:
+def test_missed_bound_is_reported(run: Path) -> None:
     shutil.rmtree(run / "fp16")
     write_arm(run / "fp16", "fp16", 4.4e-5)
     report, said = report_of(run)
@@ -76,7 +76,7 @@ def test_a_bound_that_is_missed_is_said_to_be_missed(run: Path) -> None:
     assert "NOT MET  headline.prob_diff_ratio" in said
 
 
-def test_an_arm_that_stopped_early_is_compared_on_the_steps_both_have(run: Path) -> None:
+def test_compares_common_steps_only(run: Path) -> None:
     shutil.rmtree(run / "bf16")
     write_arm(run / "bf16", "bf16", 8.8e-5, steps=2)
     grown = [1.1e-5, 1.1e-5] + [1.0] * 6
@@ -87,7 +87,7 @@ def test_an_arm_that_stopped_early_is_compared_on_the_steps_both_have(run: Path)
     assert head["steps_compared"] == 2
 
 
-def test_a_crashed_arm_shows_its_error_and_the_other_arm_stays(run: Path) -> None:
+def test_failed_arm_shows_its_error(run: Path) -> None:
     result = json.loads((run / "bf16" / "result.json").read_text())
     (run / "bf16" / "result.json").write_text(json.dumps(result | {"status": "failed", "error": "<b> & exit code 1"}))
     with (run / "bf16" / "metrics.jsonl").open("a") as file:
@@ -105,7 +105,7 @@ def test_a_crashed_arm_shows_its_error_and_the_other_arm_stays(run: Path) -> Non
     assert str(run / "bf16" / "train.log") in said
 
 
-def test_a_result_with_a_number_that_is_none_is_unreadable(run: Path) -> None:
+def test_result_with_nan_is_unreadable(run: Path) -> None:
     result = (run / "fp16" / "result.json").read_text()
     (run / "fp16" / "result.json").write_text(re.sub(r'"seconds": [\d.]+', '"seconds": NaN', result))
     (run / "bf16" / "metrics.jsonl").unlink()
@@ -115,7 +115,7 @@ def test_a_result_with_a_number_that_is_none_is_unreadable(run: Path) -> None:
     assert "bf16 has unreadable lines in metrics.jsonl: 1" in report["notes"]
 
 
-def test_the_updates_skipped_in_the_step_that_stopped_the_run_are_counted(run: Path) -> None:
+def test_counts_skipped_updates_of_the_last_step(run: Path) -> None:
     """That step logs no metrics. A step of several updates logs the share of those skipped, which is no count."""
     shutil.rmtree(run / "fp16")
     totals = {"actor__update_skipped": [0.5] * 4, "actor__updates_skipped_total/max": [2.0, 4.0, 6.0, 8.0]}
@@ -132,7 +132,7 @@ def test_the_updates_skipped_in_the_step_that_stopped_the_run_are_counted(run: P
 
 
 @pytest.mark.parametrize("missing", ["bf16", "fp16"])
-def test_a_missing_arm_leaves_ratios_empty(run: Path, missing: str) -> None:
+def test_missing_arm_leaves_ratios_empty(run: Path, missing: str) -> None:
     shutil.rmtree(run / missing)
     report, said = report_of(run)
     assert report["headline"]["prob_diff_ratio"] is None
@@ -141,7 +141,7 @@ def test_a_missing_arm_leaves_ratios_empty(run: Path, missing: str) -> None:
     assert "no data" in said
 
 
-def test_no_arm_and_no_step_at_all_still_report(run: Path) -> None:
+def test_reports_without_arms_and_steps(run: Path) -> None:
     shutil.rmtree(run / "bf16")
     (run / "fp16" / "metrics.jsonl").write_text("")
     report, _ = report_of(run)
@@ -149,7 +149,7 @@ def test_no_arm_and_no_step_at_all_still_report(run: Path) -> None:
     assert report["headline"]["reward"]["fp16"] == {"first3": None, "last3": None, "rise": None}
 
 
-def test_nan_zero_and_negative_values_are_neither_drawn_nor_turned_into_nonsense(run: Path) -> None:
+def test_nan_zero_and_negative_values(run: Path) -> None:
     shutil.rmtree(run / "fp16")
     write_arm(
         run / "fp16",
@@ -164,7 +164,7 @@ def test_nan_zero_and_negative_values_are_neither_drawn_nor_turned_into_nonsense
     assert report["headline"]["k3_kl_ratio"] == pytest.approx(8.8e-5**2 / ((3e-10 - 1e-12) / 5))
 
 
-def test_a_run_that_logs_no_number_from_the_first_step_on_has_collapsed_there(run: Path) -> None:
+def test_nan_from_the_first_step_is_a_collapse(run: Path) -> None:
     shutil.rmtree(run / "bf16")
     nothing: list[float | None] = [None] * 8
     write_arm(run / "bf16", "bf16", 0.0, critic__score__mean=nothing, actor__grad_norm=nothing)
@@ -196,7 +196,7 @@ def openrlhf_run(run: Path, write_recipe: Write, openrlhf: str, tmp_path: Path) 
     return folder
 
 
-def test_a_run_on_openrlhf_reports_the_same(openrlhf_run: Path) -> None:
+def test_openrlhf_run_reports_the_same(openrlhf_run: Path) -> None:
     report, _ = report_of(openrlhf_run)
     assert report["recipe"]["framework"] == "openrlhf"
     assert report["headline"]["prob_diff_ratio"] == pytest.approx(2)
@@ -222,7 +222,7 @@ def test_one_report_over_two_frameworks(run: Path, openrlhf_run: Path, tmp_path:
     assert str(out / "report.html") in "\n".join(said)
 
 
-def test_frameworks_differ_in_line_and_precisions_in_colour(run: Path, openrlhf_run: Path) -> None:
+def test_line_style_by_run_and_colour_by_precision(run: Path, openrlhf_run: Path) -> None:
     from fp16_patch.lab.comparison.figure_style import build_curves
     from fp16_patch.lab.comparison.inputs import read_inputs
     from fp16_patch.lab.comparison.model import build_comparison
@@ -234,13 +234,13 @@ def test_frameworks_differ_in_line_and_precisions_in_colour(run: Path, openrlhf_
     assert looks["verl fp16"][1] == looks["verl bf16"][1]
 
 
-def test_runs_on_one_framework_are_told_apart_by_their_folders(run: Path, tmp_path: Path) -> None:
+def test_labels_are_folders_on_one_framework(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "again")
     report = compare(run, tmp_path / "again", out=tmp_path / "both", say=lambda _: None)
     assert list(report["runs"]) == ["run", "again"]
 
 
-def test_several_runs_need_a_folder_and_to_be_several(run: Path, tmp_path: Path) -> None:
+def test_several_runs_need_out(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "again")
     with raises_code("out-missing", "--out"):
         compare(run, tmp_path / "again")
@@ -248,12 +248,12 @@ def test_several_runs_need_a_folder_and_to_be_several(run: Path, tmp_path: Path)
         compare(run, run, out=tmp_path / "both")
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_refuses_folder_without_run(tmp_path: Path) -> None:
     with raises_code("not-a-run-directory", tmp_path, "recipes run"):
         compare(tmp_path)
 
 
-def test_a_report_over_several_runs_does_not_take_the_place_of_one_of_them(run: Path, tmp_path: Path) -> None:
+def test_report_over_several_runs_keeps_out_of_a_run_directory(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
     compare(run, say=lambda _: None)
@@ -264,7 +264,7 @@ def test_a_report_over_several_runs_does_not_take_the_place_of_one_of_them(run: 
     assert (run / "report.json").read_text() == before
 
 
-def test_ticks_within_one_decade_are_told_apart() -> None:
+def test_ticks_of_one_decade_are_distinct() -> None:
     from fp16_patch.lab.comparison.figures import _scientific
 
     assert [_scientific(value) for value in (1e-4, 2e-4, 2.2e-4, 2.25e-4)] == ["1e-04", "2e-04", "2.2e-04", "2.25e-04"]

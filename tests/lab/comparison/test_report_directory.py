@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a report may be written, and that one that cannot be leaves what was there."""
+"""Check which files a report may replace, and that a failed write changes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", [DATA, PAGE, *PICTURES])
-def test_a_file_that_no_report_wrote_keeps_its_place(run: Path, name: str) -> None:
+def test_foreign_file_is_not_replaced(run: Path, name: str) -> None:
     (run / name).write_text("precious")
     before = contents(run)
     with raises_code("output-in-the-way", f"--out {run}", name, "next step"):
@@ -41,14 +41,14 @@ def test_a_file_that_no_report_wrote_keeps_its_place(run: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", [DATA, PAGE])
-def test_a_page_that_took_the_place_of_ours_keeps_it(run: Path, name: str) -> None:
+def test_edited_report_is_not_replaced(run: Path, name: str) -> None:
     report(run)
     (run / name).write_text('{"mine": 1}')
     with raises_code("output-in-the-way", name):
         report(run)
 
 
-def test_a_report_over_one_run_or_several_takes_the_place_of_an_earlier_one(run: Path, tmp_path: Path) -> None:
+def test_report_replaces_an_earlier_one(run: Path, tmp_path: Path) -> None:
     report(run)
     (run / PAGE).unlink()
     report(run)
@@ -58,7 +58,7 @@ def test_a_report_over_one_run_or_several_takes_the_place_of_an_earlier_one(run:
     assert not list((tmp_path / "out").glob(".*")), "nothing is left aside"
 
 
-def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(run: Path, room_for: Any) -> None:
+def test_failed_write_leaves_the_earlier_report_whole(run: Path, room_for: Any) -> None:
     report(run)
     before = contents(run)
     with room_for(20_000), raises_code("write-failed", f"--out {run}: "):
@@ -68,7 +68,7 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one_whole(run: Path,
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/dev/full", "/proc/foo"])
-def test_a_place_that_cannot_hold_a_report_is_one_error(run: Path, tmp_path: Path, place: str) -> None:
+def test_unwritable_out_is_one_error(run: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(Fp16PatchError) as refused:
         report(run, tmp_path / place)
@@ -78,7 +78,7 @@ def test_a_place_that_cannot_hold_a_report_is_one_error(run: Path, tmp_path: Pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_run_whose_report_would_have_no_place_is_not_started(tmp_path: Path, capsys: Any) -> None:
+def test_run_checks_report_files_before_it_starts(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / PAGE).write_text("precious")
     assert main(["recipes", "run", "quickstart", "--out", str(tmp_path)]) != 0
     assert f"--out {tmp_path} holds {PAGE}" in capsys.readouterr().err

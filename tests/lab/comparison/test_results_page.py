@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/results-toy.md: its figure is drawn from the kept runs. Its tables are checked with the generated documents."""
+"""Check docs/results-toy.md: its figure is drawn from the recorded runs. Generated documents check its tables."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs of runs that the launcher did not start: TensorBoard, wandb's exports, JSON lines."""
+"""Read logs of other runs: TensorBoard, wandb exports, JSON lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_verls_file_logger(tmp_path: Path) -> None:
+def test_reads_verl_file_logger(tmp_path: Path) -> None:
     file = text(
         tmp_path / "run.jsonl",
         '{"step": 0, "data": {"val-core/aime_2024/acc/mean@32": 0.2, "val-core/aime_2024/acc/best@32/mean": 0.5}}',
@@ -41,7 +41,7 @@ def test_verls_file_logger(tmp_path: Path) -> None:
     assert series.values["prob_diff_mean"] == [1e-3, None]
 
 
-def test_rows_of_wandbs_history_with_verls_and_openrlhfs_names(tmp_path: Path) -> None:
+def test_reads_wandb_history_of_both_frameworks(tmp_path: Path) -> None:
     """OpenRLHF's step is not wandb's, which counts calls; what was not logged at a call is null."""
     verl = text(
         tmp_path / "verl.jsonl",
@@ -62,7 +62,7 @@ def test_rows_of_wandbs_history_with_verls_and_openrlhfs_names(tmp_path: Path) -
     assert series.evaluation == {"eval_aime_pass1": ([1], [0.25])}
 
 
-def test_charts_that_wandbs_pages_export(tmp_path: Path) -> None:
+def test_reads_charts_exported_from_wandb(tmp_path: Path) -> None:
     file = text(
         tmp_path / "chart.csv",
         '"Step","fp16 - 2 - critic/score/mean","fp16 - 2 - critic/score/mean__MIN","fp16 - 2 - critic/score/mean__MAX"',
@@ -73,7 +73,7 @@ def test_charts_that_wandbs_pages_export(tmp_path: Path) -> None:
     assert (read(file).steps, read(file).known("reward")) == ([1, 3], [0.5, 0.7])
 
 
-def test_a_whole_history_as_csv(tmp_path: Path) -> None:
+def test_reads_history_as_csv(tmp_path: Path) -> None:
     file = text(
         tmp_path / "history.csv",
         ",_step,_timestamp,critic/score/mean,actor/grad_norm,note",
@@ -85,13 +85,13 @@ def test_a_whole_history_as_csv(tmp_path: Path) -> None:
     assert series.broken_norms == {1}
 
 
-def test_a_chart_of_several_runs_is_refused_by_their_names(tmp_path: Path) -> None:
+def test_refuses_chart_of_several_runs(tmp_path: Path) -> None:
     file = text(tmp_path / "chart.csv", "Step,bf16 - critic/score/mean,fp16 - critic/score/mean", "1,0.5,0.6")
     with raises_code("log-of-several-runs", "bf16, fp16", "next step"):
         read(file)
 
 
-def test_tensorboards_events(tmp_path: Path) -> None:
+def test_reads_tensorboard_events(tmp_path: Path) -> None:
     """Written by the writer that verl and OpenRLHF use, in two files as after a restart."""
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     for steps in (range(1, 4), range(3, 6)):
@@ -107,7 +107,7 @@ def test_tensorboards_events(tmp_path: Path) -> None:
         assert series.broken_norms == {2}
 
 
-def test_the_events_of_several_runs_are_refused_by_their_folders(tmp_path: Path) -> None:
+def test_refuses_events_of_several_runs(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "events.out.tfevents.1.host").write_bytes(b"")
@@ -115,7 +115,7 @@ def test_the_events_of_several_runs_are_refused_by_their_folders(tmp_path: Path)
         read_log(tmp_path)
 
 
-def test_without_tensorboard_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "events.out.tfevents.1.host").write_bytes(b"")
     for module in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, module)
@@ -132,7 +132,7 @@ def test_without_tensorboard_the_error_says_how_to_get_it(tmp_path: Path, monkey
         ("folder", "", "metrics.jsonl"),
     ],
 )
-def test_what_is_no_log_is_refused(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+def test_refuses_what_is_not_a_log(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     path = tmp_path / name
     if content:
         path.write_text(content)
@@ -142,7 +142,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, name: str, content: str | Non
         read_log(path)
 
 
-def test_a_line_that_is_json_and_no_row_is_counted(tmp_path: Path) -> None:
+def test_counts_json_lines_that_are_not_rows(tmp_path: Path) -> None:
     file = text(tmp_path / "odd.jsonl", "[1, 2]", "7", "{}", '{"step": "x", "data": {}}', '{"step": 1, "data": 3}')
     assert (read(file).steps, read(file).unreadable_lines) == ([], 5)
 
@@ -157,7 +157,7 @@ def test_a_line_that_is_json_and_no_row_is_counted(tmp_path: Path) -> None:
     ],
     ids=["empty", "semicolons", "binary", "no end"],
 )
-def test_a_file_that_is_no_csv_is_said_to_be_none(tmp_path: Path, content: bytes, message: str) -> None:
+def test_refuses_broken_csv(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bin.csv").write_bytes(content)
     with raises_code("log-unreadable", "bin.csv", message):
         read_log(tmp_path / "bin.csv")
