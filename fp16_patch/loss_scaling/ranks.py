@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one rank reads and all must know."""
+"""Read on one rank for all ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def from_rank_zero(read: Callable[[], T]) -> T:
-    """``read()`` of rank 0, on every rank; collective. An error that reaches users is the same error on every rank."""
+    """Return rank 0's ``read()`` on every rank; collective. Its :class:`Fp16PatchError` is raised on every rank."""
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
@@ -24,5 +24,5 @@ def from_rank_zero(read: Callable[[], T]) -> T:
     dist.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], Fp16PatchError):
         raise answer[0]
-    found: T = answer[0]
-    return found
+    result: T = answer[0]
+    return result

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scaler's state on disk: one small JSON file beside a checkpoint. Nothing pickled, nothing trusted unread."""
+"""Save and load a scaler's state: one small JSON file beside a checkpoint, checked before it is used."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.files import write_atomically
 from fp16_patch.precision.loss_scaling import LIMITS, LossScaling
 
 FILE = "loss_scaler.json"
@@ -20,101 +20,91 @@ COUNTS = ("updates", "skipped", "consecutive", "growths", "backoffs")
 KEYS = {"scale", "growth_tracker", "hysteresis_left", "counts", "history", "settings"}
 
 HISTORY = 200
-"""The scales remembered; the last ones."""
+"""Entries of the history; older ones are dropped."""
 
 State = dict[str, Any]
 
 
 def save(state: State, folder: str | Path) -> Path:
-    """Write ``state`` (of ``LossScaler.state_dict()``) into ``folder``. A reader never sees half of it."""
-    target = Path(folder) / FILE
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{FILE}.{os.getpid()}")
-    with partial.open("w") as file:
-        file.write(to_text(state))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, target)
-    return target
+    """Write ``state``, a scaler's ``state_dict()``, into ``folder`` atomically, and return the file's path."""
+    return write_atomically(Path(folder) / FILE, to_text(state))
 
 
 def load(path: str | Path) -> State | None:
-    """Return what :func:`save` wrote to the file ``path``, or None if there is no file.
+    """Return the state that :func:`save` wrote to the file ``path``; None without the file.
 
-    Raises :class:`Fp16PatchError` on a file that is damaged or somebody else's.
+    Raises:
+        Fp16PatchError: The file is damaged, or this package did not write it.
     """
     try:
         text = Path(path).read_text()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise _foreign(f"{type(error).__name__}: {error}", path) from error
+        raise _unusable(f"{type(error).__name__}: {error}", path) from error
     return from_text(text, path)
 
 
 def to_text(state: State) -> str:
-    """For a place of its own: a file, or one entry of a framework's checkpoint."""
+    """Return ``state`` as text, for a file or for one entry of a framework's checkpoint."""
     return json.dumps({"format": FORMAT, **state}, indent=2)
 
 
 def from_text(text: str, path: str | Path | None = None) -> State:
-    """Return the checked inverse of :func:`to_text`; raises :class:`Fp16PatchError`."""
+    """Return the state in ``text``, the inverse of :func:`to_text`; raise :class:`Fp16PatchError` if it is not one."""
     try:
         state = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:  # also numbers and nestings that Python refuses to read
-        raise _foreign(f"it is not JSON ({error})", path) from error
+        raise _unusable(f"it is not JSON ({error})", path) from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
-        raise _foreign(f"its format is not {FORMAT!r}", path)
+        raise _unusable(f"its format is not {FORMAT!r}", path)
     return validate(state, path)
 
 
 def resumption(
     saved: State | None, scale: float, settings: LossScaling, folder: str | Path, missing: str = FILE
 ) -> str:
-    """For the log: where the scale goes on at ``scale`` after ``saved`` was loaded, or was ``missing``."""
+    """Return a line for the log: the scale is ``scale`` after ``saved`` was loaded, or after it was ``missing``."""
     if saved is None:
         return f"WARNING: no {missing} in {folder}: the loss scale starts at {scale:g}"
-    said = f"the loss scale resumes at {scale:g}"
+    line = f"the loss scale resumes at {scale:g}"
     same_start = saved["settings"]["init_scale"] == settings.init_scale
     if same_start and not settings.min_scale <= saved["scale"] <= settings.max_scale:
         bounds = f"min_scale={settings.min_scale:g} and max_scale={settings.max_scale:g}"
-        return f"WARNING: {said}: the saved {saved['scale']:g} is not within your {bounds}"
+        return f"WARNING: {line}: the saved {saved['scale']:g} is not within your {bounds}"
     if saved["settings"] != settings.as_dict():
-        said += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
-    return said
+        line += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
+    return line
 
 
 def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
-    """``state`` itself, if a ``LossScaler`` can have written it; else :class:`Fp16PatchError`."""
+    """Return ``state`` with complete settings; raise :class:`Fp16PatchError` if no scaler can have written it."""
     if not isinstance(state, Mapping) or set(state) != KEYS:
-        raise _foreign(f"it should have exactly the keys {', '.join(sorted(KEYS))}", path)
+        raise _unusable(f"it should have exactly the keys {', '.join(sorted(KEYS))}", path)
     if not _scale(state["scale"]):
-        raise _foreign(f"scale={state['scale']!r} is not a positive finite number", path)
+        raise _unusable(f"scale={state['scale']!r} is not a positive finite number", path)
     for key in ("growth_tracker", "hysteresis_left"):
         if not _count(state[key]):
-            raise _foreign(f"{key}={state[key]!r} is not a count", path)
+            raise _unusable(f"{key}={state[key]!r} is not a count", path)
     counts = state["counts"]
     if not isinstance(counts, Mapping) or set(counts) != set(COUNTS) or not all(map(_count, counts.values())):
-        raise _foreign(f"counts={counts!r} should be {', '.join(COUNTS)}", path)
+        raise _unusable(f"counts={counts!r} should be {', '.join(COUNTS)}", path)
     history = state["history"]
     if not isinstance(history, list) or not history or not all(_entry(entry) for entry in history):
-        raise _foreign("history is not a list of (updates, scale)", path)
+        raise _unusable("history is not a list of (updates, scale)", path)
     try:
         settings = LossScaling.from_mapping(state["settings"])
     except (Fp16PatchError, TypeError) as error:
-        raise _foreign(f"its settings are not loss-scaling settings: {getattr(error, 'what', error)}", path) from error
+        raise _unusable(f"its settings are not loss-scaling settings: {getattr(error, 'what', error)}", path) from error
     if missing := settings.as_dict().keys() - state["settings"].keys():
-        raise _foreign(f"its settings lack {', '.join(sorted(missing))}", path)
+        raise _unusable(f"its settings lack {', '.join(sorted(missing))}", path)
     for why in _impossible(state, settings):
-        raise _foreign(why, path)
+        raise _unusable(why, path)
     return {**state, "settings": settings.as_dict()}
 
 
 def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str]:
-    """Yield what no series of updates leads to.
-
-    A scale in bounds that is not a power of two can have been set by a program.
-    """
+    """Yield why no series of updates leads to this state. A program may have set a scale that is not a power of two."""
     counts, history = state["counts"], state["history"]
     if not settings.min_scale <= state["scale"] <= settings.max_scale:
         yield f"scale={state['scale']:g} is not within its min_scale and max_scale"
@@ -151,7 +141,7 @@ def _entry(entry: object) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and _count(entry[0]) and _scale(entry[1])
 
 
-def _foreign(why: str, path: str | Path | None) -> Fp16PatchError:
+def _unusable(why: str, path: str | Path | None) -> Fp16PatchError:
     where = f"the loss scaler's state in {path}" if path else "the loss scaler's state"
     return Fp16PatchError(
         f"{where} cannot be used: {why}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of one update, and the metrics every framework reports of it."""
+"""The result of one update, and its metrics in every framework."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Update:
-    """What became of one update; the same on every rank."""
+    """The result of one update; the same on every rank."""
 
     skipped: bool
-    """An inf or NaN somewhere: no weight, no optimizer state and no step count has changed."""
+    """Whether a gradient was inf or NaN: then no weight, no optimizer state and no step count has changed."""
     grad_norm: float | None
-    """Of the true gradients, before clipping; None on a skipped update, where there is none."""
+    """2-norm of the unscaled gradients before clipping; None on a skipped update."""
     loss_scale: float
-    """The scale this update's loss was multiplied by."""
+    """The scale that this update's loss was multiplied by."""
     statistics: GradientStatistics | None = None
-    """Of its gradients; None where the framework looked at them itself."""
+    """Statistics of its gradients; None where the engine checked them itself."""
     headroom_bits: float | None = None
     """How often the scale could have doubled before the largest gradient of the last 16 updates reached 65504. None
-    on a skipped update and without health."""
+    on a skipped update and where it was not measured."""
     underflow_share: float | None = None
-    """Share of gradient elements that are exactly zero, mean of the last 16 updates; None as above."""
+    """Share of gradient elements that are exactly zero, mean of the last 16 updates; None as for the headroom."""
 
 
 def describe(update: Update, counts: Counts) -> dict[str, float]:
@@ -43,16 +43,16 @@ def describe(update: Update, counts: Counts) -> dict[str, float]:
         "loss_scale_growths_total/max": float(counts.growths),
     }
     if not update.skipped:
-        health = {
+        headroom = {
             "grad_underflow_share": update.underflow_share,
             "grad_headroom_bits/min": update.headroom_bits,
         }
-        metrics |= {name: value for name, value in health.items() if value is not None}
+        metrics |= {name: value for name, value in headroom.items() if value is not None}
     return metrics
 
 
 def combined(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the metrics of several updates as one: means, but extremes of names with max or min in them."""
+    """Return the metrics of several updates as one: means, and extremes for names with max or min in them."""
     values: dict[str, list[float]] = {}
     for one in metrics:
         for name, value in one.items():

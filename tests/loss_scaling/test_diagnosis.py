@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an overflow began, told apart on real overflows, and what to try."""
+"""Where an overflow began and what to try, on real overflows of small models."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from diagnosed_models import AT_FLOOR, BF16, ONES, WIDTH, Model, Module, examined, model, said, total
 
+from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.fp32_modules import compute_in_fp32, find_islands
-from fp16_patch.loss_scaling.diagnosis.observations import Losses
+from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleTrace
+from fp16_patch.loss_scaling.diagnosis.observations import Losses, observe
 from fp16_patch.loss_scaling.diagnosis.report import render
-
-# Where it began.
 
 
 def test_an_activation_overflows() -> None:
     found = examined(model(embed=1e6))
     assert (found.case, found.suspects) == ("forward", ["embed"])
-    assert "100 % of the output of embed (Linear) is inf or NaN, and its inputs are finite" in found.cause
+    assert "100 % of the output of embed (Linear) is inf or NaN, and its inputs are finite" in found.summary
     assert "no loss scale helps: activations are not scaled" in found.advice
     assert "keep embed in FP32: fp16_patch.fp32_modules=[embed]" in found.advice
     assert BF16 in found.advice
@@ -87,7 +89,7 @@ def test_an_overflow_outside_fp16_is_not_blamed_on_it() -> None:
 
     found = examined(torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), Exponential()), x=ONES * 10)
     assert (found.case, found.suspects) == ("forward", ["1"])
-    assert "not in FP16" in found.cause
+    assert "not in FP16" in found.summary
     assert BF16 not in found.advice
 
 
@@ -97,7 +99,7 @@ def test_the_loss_is_not_finite(bad: float, settings: dict[str, float]) -> None:
     found = examined(model(), lambda output: total(output) * bad, **settings)
     assert (found.case, found.suspects) == ("loss", [])
     assert found.losses == Losses(peak=None, nonfinite=True, scaled_nonfinite=True)
-    assert "the loss itself is inf or NaN" in found.cause
+    assert "the loss itself is inf or NaN" in found.summary
     assert "advantages, rewards, log-probs" in found.advice[0]
     assert "precision is not the cause" in found.advice[1]
     assert not [line for line in found.advice if "=" in line], "there is nothing to override"
@@ -110,7 +112,7 @@ def test_a_loss_that_the_model_computes_is_not_finite() -> None:
 
     found = examined(WithLoss())
     assert (found.case, found.suspects) == ("loss", [])
-    assert "the loss itself" in found.cause
+    assert "the loss itself" in found.summary
 
 
 def test_the_scaled_loss_overflows() -> None:
@@ -118,14 +120,14 @@ def test_the_scaled_loss_overflows() -> None:
     assert found.case == "loss"
     assert found.losses.scaled_nonfinite
     assert not found.losses.nonfinite
-    assert "overflows when it is multiplied by the scale" in found.cause
+    assert "overflows when it is multiplied by the scale" in found.summary
     assert found.advice[0] == "start 3 bits lower: fp16_patch.loss_scaling.init_scale=8192"
 
 
 def test_the_loss_s_gradient_overflows() -> None:
     found = examined(model(), skipped=2, init_scale=2.0**20, x=ONES[:1])
     assert (found.case, found.suspects) == ("loss", ["head"])
-    assert "with respect to the output of head" in found.cause
+    assert "with respect to the output of head" in found.summary
     assert found.advice == [
         "start 3 bits lower: fp16_patch.loss_scaling.init_scale=32768",
         "keep head in FP32: fp16_patch.fp32_modules=[head]",
@@ -148,8 +150,8 @@ def test_a_gradient_overflows_on_the_way_back() -> None:
     found = examined(model(head=40, embed=0.01), skipped=4)
     assert (found.case, found.suspects) == ("backward", ["mlp.down"])
     assert found.loss_scale == 4096
-    assert "at loss scale 4096" in found.cause
-    assert "the one before it, of head, is finite" in found.cause
+    assert "at loss scale 4096" in found.summary
+    assert "the one before it, of head, is finite" in found.summary
     lower, fp32, bf16 = found.advice
     assert lower.startswith("start 3 bits lower: fp16_patch.loss_scaling.init_scale=512 (largest finite gradient ")
     assert "4096 in head, 4.0 bits below 65504" in lower
@@ -179,7 +181,7 @@ def test_only_a_parameter_s_gradient_overflows() -> None:
     found = examined(torch.nn.Sequential(linear), x=torch.ones(4096, 1), skipped=9)
     assert (found.case, found.suspects) == ("backward", ["0"])
     assert found.parameters == {"0.weight": 1.0}
-    assert "the gradients of parameters are not: 0.weight (100 %)" in found.cause
+    assert "the gradients of parameters are not: 0.weight (100 %)" in found.summary
     assert found.advice[0] == "start 3 bits lower: fp16_patch.loss_scaling.init_scale=16"
     assert "gradients with inf or NaN: 0.weight (100 %)" in render(found)
 
@@ -197,7 +199,7 @@ def test_weights_that_are_not_finite_are_nobody_s_overflow() -> None:
 def test_nothing_overflows() -> None:
     found = examined(model(), skipped=4)
     assert (found.case, found.suspects) == ("nothing", [])
-    assert "nothing overflows in this batch at loss scale 4096" in found.cause
+    assert "nothing overflows in this batch at loss scale 4096" in found.summary
     assert "gone at this scale, or came with other data" in found.advice[0]
     assert "init_scale=512" in found.advice[1]
     assert found.losses.peak == pytest.approx(8.0)
@@ -221,4 +223,35 @@ def test_an_overflow_that_reaches_no_gradient_is_told_and_not_blamed() -> None:
 
     found = examined(Side(), skipped=0, init_scale=1024)
     assert found.case == "nothing"
-    assert "the inf or NaN in the output of side reaches no gradient" in found.cause
+    assert "the inf or NaN in the output of side reaches no gradient" in found.summary
+
+
+def test_the_history_and_the_counts_are_the_scaler_s() -> None:
+    found = examined(model(), skipped=3, init_scale=1024, growth_interval=7)
+    assert found.history == [(0, 1024.0), (1, 512.0), (2, 256.0), (3, 128.0)]
+    assert found.counts == {"updates": 3, "skipped": 3, "consecutive": 3, "growths": 0, "backoffs": 3}
+    assert found.settings["growth_interval"] == 7
+    assert found.loss_scale == 128.0
+
+
+def test_the_share_of_each_parameter_s_gradient() -> None:
+    module = model()
+    with ModuleTrace(module) as trace:
+        module.embed.weight.grad = torch.ones(WIDTH, WIDTH)
+        module.embed.weight.grad[0, :3] = torch.tensor([math.inf, -math.inf, math.nan])
+        module.head.bias.grad = torch.zeros(4)
+    counts = {name: (extremes.bad, elements) for name, (extremes, elements) in trace.gradients().items()}
+    assert counts.pop("embed.weight") == (3, WIDTH**2)
+    assert set(counts) == {"embed.bias", "mlp.up.weight", "mlp.down.weight", "head.weight", "head.bias"}
+    assert {bad for bad, _ in counts.values()} == {0}
+
+
+def test_the_scaler_is_left_as_it_was_after_an_error() -> None:
+    scaler = FsdpLossScaler(LossScaling(), device="cpu")
+
+    def run() -> None:
+        raise ValueError("out of memory")
+
+    with pytest.raises(ValueError, match="out of memory"):
+        observe(partial(ModuleTrace, model()), scaler, run, "asked for")
+    assert "scale" not in vars(scaler)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an overflow report says: the modules it names, its text, its files and its history."""
+"""The overflow report: which modules an override names, the text, the JSON document."""
 
 from __future__ import annotations
 
@@ -7,62 +7,23 @@ import json
 import math
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diagnosed_models import WIDTH, examined, model, total
+from diagnosed_models import diagnosis, examined, fp32_of, model, row, total
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from raising import raises_code
 
-from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.diagnosis.cause import fp32_override
+from fp16_patch.loss_scaling.diagnosis.advice import fp32_override
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow
-from fp16_patch.loss_scaling.diagnosis.observations import Diagnosis, Losses, diagnose, parameter_overflow
 from fp16_patch.loss_scaling.diagnosis.report import SHOWN, as_document, render, save
 
 # Which modules an override names, on rows like a large model's.
-
-
-def row(module: str, backward: int, overflow: bool = False, **fields: Any) -> ModuleRow:
-    return replace(
-        ModuleRow(
-            module=module,
-            class_name="Linear",
-            dtype="float16",
-            has_parameters=True,
-            forward_order=100 - backward,
-            activation_peak=1.0,
-            activation_nonfinite=0.0,
-            forward_overflow=None,
-            backward_order=backward,
-            gradient_peak=None if overflow else float(backward + 1),
-            gradient_nonfinite=float(overflow),
-            first_overflow=backward if overflow else None,
-        ),
-        **fields,
-    )
-
-
-def diagnosis(*rows: ModuleRow, **fields: Any) -> Diagnosis:
-    some: dict[str, Any] = {
-        "reason": "20 updates in a row were skipped",
-        "loss_scale": 65536.0,
-        "settings": LossScaling().as_dict(),
-        "history": [(0, 65536.0)],
-        "counts": {"updates": 20, "skipped": 20, "consecutive": 20, "growths": 0, "backoffs": 0},
-        "rows": rows,
-        "losses": Losses(peak=1.0),
-    }
-    return Diagnosis(**some | fields)
-
-
-def fp32_of(found: Diagnosis) -> str:
-    return next((line.partition(": ")[2] for line in found.advice if "fp32_modules" in line), "")
 
 
 LAYER = "model.layers.3"
@@ -141,7 +102,7 @@ def test_the_text_says_it_all() -> None:
     text = render(found)
     lines = text.splitlines()
     assert lines[0] == "fp16_patch overflow report: 4 updates in a row were skipped"
-    assert f"found: {found.cause}" in lines
+    assert f"found: {found.summary}" in lines
     assert "scale: 65536 -> 32768 after 1 -> 16384 after 2 -> 8192 after 3 -> 4096 after 4" in lines
     assert "4 updates, 4 skipped, 4 consecutive, 0 growths, 4 backoffs" in text
     assert f"torch {torch.__version__}" in text
@@ -219,42 +180,8 @@ def test_reports_are_replaced_and_never_half_written(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with raises_code("write-failed", "disk full"):
             save(diagnosis(), tmp_path, "trace_of_update_2_actor")
     assert (tmp_path / "trace_of_update_2_actor.json").read_text() == first
     save(diagnosis(), tmp_path, "trace_of_update_2_actor")
     assert json.loads((tmp_path / "trace_of_update_2_actor.json").read_text())["modules"] == []
-
-
-def test_the_history_and_the_counts_are_the_scaler_s() -> None:
-    found = examined(model(), skipped=3, init_scale=1024, growth_interval=7)
-    assert found.history == [(0, 1024.0), (1, 512.0), (2, 256.0), (3, 128.0)]
-    assert found.counts == {"updates": 3, "skipped": 3, "consecutive": 3, "growths": 0, "backoffs": 3}
-    assert found.settings["growth_interval"] == 7
-    assert found.loss_scale == 128.0
-
-
-def test_the_scaler_is_left_as_it_was_after_an_error() -> None:
-    scaler = FsdpLossScaler(LossScaling(), device="cpu")
-
-    def run() -> None:
-        raise ValueError("out of memory")
-
-    with pytest.raises(ValueError, match="out of memory"):
-        diagnose(model(), scaler, run, "asked for")
-    assert "scale" not in vars(scaler)
-
-
-# Parameters.
-
-
-def test_the_share_of_each_parameter_s_gradient() -> None:
-    module = model()
-    module.embed.weight.grad = torch.ones(WIDTH, WIDTH)
-    module.embed.weight.grad[0, :3] = torch.tensor([math.inf, -math.inf, math.nan])
-    module.head.bias.grad = torch.zeros(4)
-    assert parameter_overflow(module) == {"embed.weight": 3 / WIDTH**2}
-
-
-def test_no_gradient_is_no_overflow() -> None:
-    assert parameter_overflow(model()) == {}

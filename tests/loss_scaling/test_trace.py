@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from traced_models import INPUT, WIDTH, Module, chain, first, hooks_of, new, run, traced
 
-from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, ModuleTrace, trace_modules
+from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, ModuleTrace
 
 # The numbers.
 
@@ -126,7 +126,7 @@ def test_an_attention_mask_excuses_nobody() -> None:
         def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return (x.half() * 65504 + mask.half().exp()).float()
 
-    with trace_modules(module := Masked()) as trace:
+    with ModuleTrace(module := Masked()) as trace:
         module(torch.full((2,), 2.0), mask=torch.full((2,), -math.inf))
     assert trace.rows()[0].forward_overflow == 0
 
@@ -134,7 +134,7 @@ def test_an_attention_mask_excuses_nobody() -> None:
 def test_passes_start_at_zero_again() -> None:
     """Two micro-batches, of which the second overflows."""
     model = chain(1.0, 1.0)
-    with trace_modules(model) as trace:
+    with ModuleTrace(model) as trace:
         run(model, x=torch.ones(2, WIDTH))
         run(model, math.inf, x=torch.full((2, WIDTH), 4.0))
     head = {row.module: row for row in trace.rows()}["1"]
@@ -196,7 +196,7 @@ def test_nothing_is_read_during_the_pass(how: str | None) -> None:
             return func(*args, **kwargs or {})
 
     model = new(how)
-    with trace_modules(model) as trace, NoReading():
+    with ModuleTrace(model) as trace, NoReading():
         run(model)
     with pytest.raises(AssertionError, match="reads a number"), NoReading():
         trace.rows()
@@ -204,7 +204,7 @@ def test_nothing_is_read_during_the_pass(how: str | None) -> None:
 
 def test_hooks_are_gone_afterwards() -> None:
     model = new()
-    with trace_modules(model) as trace:
+    with ModuleTrace(model) as trace:
         assert hooks_of(model) > 10
         logits = model(INPUT)["logits"]
     before = trace.rows()
@@ -215,7 +215,7 @@ def test_hooks_are_gone_afterwards() -> None:
 
 def test_hooks_are_gone_after_an_error() -> None:
     model = new()
-    with pytest.raises(RuntimeError, match="normalized_shape"), trace_modules(model):
+    with pytest.raises(RuntimeError, match="normalized_shape"), ModuleTrace(model):
         run(model, x=torch.ones(2, WIDTH + 1))
     assert hooks_of(model) == 0
 
@@ -229,7 +229,7 @@ def test_hooks_of_others_stay() -> None:
 
 def test_without_a_backward_pass() -> None:
     model = new()
-    with trace_modules(model) as trace, torch.no_grad():
+    with ModuleTrace(model) as trace, torch.no_grad():
         model(INPUT)
     for row in trace.rows():
         assert (row.gradient_peak, row.gradient_nonfinite, row.backward_order, row.first_overflow) == (None,) * 4
@@ -278,6 +278,6 @@ def test_rows_are_json() -> None:
 
 
 def test_a_trace_without_any_call_is_empty() -> None:
-    trace = ModuleTrace(new())
-    trace.remove_hooks()
+    with ModuleTrace(new()) as trace:
+        pass
     assert trace.rows() == []

@@ -20,7 +20,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from traced_models import WIDTH, Layer, Module, chain, first, hooks_of, new, run, traced
 
 import fp16_patch
-from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, merge_rows, trace_modules
+from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleTrace, merge_rows
 
 # Wrapped models, on the one rank of a process group.
 
@@ -131,13 +131,13 @@ def test_rows_of_two_ranks_are_merged(tmp_path: Path) -> None:
 def rank_main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
     model = chain(0.01, 1.0, 100.0, 1.0)
-    with trace_modules(model) as trace:
+    with ModuleTrace(model) as trace:
         run(model, 2.0**10 if rank else 1.0, x=torch.full((2, WIDTH), 2.0 - rank))
     rows = trace.rows()
     if rank:
         extra = torch.nn.Sequential()
         extra.add_module("extra", torch.nn.Identity())
-        with trace_modules(extra) as trace:
+        with ModuleTrace(extra) as trace:
             extra(torch.full((2,), 7.0))
         rows += [row for row in trace.rows() if row.module]
     merged = merge_rows(rows)

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models that overflow in FP16 on the CPU, and their diagnoses."""
+"""Small models with overflows, and diagnoses of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.diagnosis.cause import Remedies
-from fp16_patch.loss_scaling.diagnosis.observations import Diagnosis, diagnose
+from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis, Fallbacks
+from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, ModuleTrace
+from fp16_patch.loss_scaling.diagnosis.observations import Losses, Observations, observe
 
 Module = torch.nn.Module
-BF16 = Remedies().in_bf16
+BF16 = Fallbacks().in_bf16
 WIDTH = 8
 ONES = torch.ones(2, WIDTH)
 AT_FLOOR = {"init_scale": 1.0}
@@ -54,6 +57,17 @@ def model(**weights: float) -> Model:
     return built
 
 
+class Found(Diagnosis):
+    """A diagnosis with shorter names."""
+
+    def __init__(self, observations: Observations) -> None:
+        super().__init__(observations)
+        self.case, self.suspects = self.cause.case, self.cause.culprits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.observations, name)
+
+
 def bad_start(scaler: FsdpLossScaler, updates: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     for _ in range(updates):
@@ -71,7 +85,7 @@ def examined(
     skipped: int = 4,
     x: torch.Tensor = ONES,
     **settings: Any,
-) -> Diagnosis:
+) -> Found:
     """A diagnosis of one pass under FP16 autocast, after ``skipped`` skipped updates, at the scale they led to."""
     scaler = FsdpLossScaler(LossScaling(**settings), device="cpu")
     bad_start(scaler, skipped)
@@ -81,10 +95,47 @@ def examined(
             output = module(x)
         scaler.scale(loss(output)).backward()
 
-    found = diagnose(module, scaler, run, f"{skipped} updates in a row were skipped")
+    found = observe(partial(ModuleTrace, module), scaler, run, f"{skipped} updates in a row were skipped")
     assert "scale" not in vars(scaler), "the scaler was left changed"
-    return found
+    return Found(found)
 
 
-def said(found: Diagnosis) -> str:
-    return f"{found.cause}; {'; '.join(found.advice)}"
+def said(found: Found) -> str:
+    return f"{found.summary}; {'; '.join(found.advice)}"
+
+
+def row(module: str, backward: int, overflow: bool = False, **fields: Any) -> ModuleRow:
+    return replace(
+        ModuleRow(
+            module=module,
+            class_name="Linear",
+            dtype="float16",
+            has_parameters=True,
+            forward_order=100 - backward,
+            activation_peak=1.0,
+            activation_nonfinite=0.0,
+            forward_overflow=None,
+            backward_order=backward,
+            gradient_peak=None if overflow else float(backward + 1),
+            gradient_nonfinite=float(overflow),
+            first_overflow=backward if overflow else None,
+        ),
+        **fields,
+    )
+
+
+def diagnosis(*rows: ModuleRow, **fields: Any) -> Found:
+    some: dict[str, Any] = {
+        "reason": "20 updates in a row were skipped",
+        "loss_scale": 65536.0,
+        "settings": LossScaling().as_dict(),
+        "history": [(0, 65536.0)],
+        "counts": {"updates": 20, "skipped": 20, "consecutive": 20, "growths": 0, "backoffs": 0},
+        "rows": rows,
+        "losses": Losses(peak=1.0),
+    }
+    return Found(Observations(**some | fields))
+
+
+def fp32_of(found: Found) -> str:
+    return next((line.partition(": ")[2] for line in found.advice if "fp32_modules" in line), "")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, trace_modules
+from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, ModuleTrace
 
 Module = torch.nn.Module
 WIDTH = 8
@@ -69,7 +69,7 @@ def run(module: Module, scale: float = 1.0, x: torch.Tensor = INPUT) -> None:
 
 
 def traced(module: Module, *args: Any, **options: Any) -> dict[str, ModuleRow]:
-    with trace_modules(module) as trace:
+    with ModuleTrace(module) as trace:
         run(module, *args, **options)
     return {row.module: row for row in trace.rows()}
 

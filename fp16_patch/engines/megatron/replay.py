@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a Megatron model overflows for too long, or when asked: watch a pass, and say where it happens."""
+"""Trace a pass of a Megatron model on all pipeline stages, when asked or after too many skipped updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
+from fp16_patch.engines.megatron.module_names import inner_model, named_modules, named_parameters
 from fp16_patch.engines.megatron.sub_optimizers import Optimizer, require_loss_scaler
-from fp16_patch.log import logger
+from fp16_patch.loss_scaling.diagnosis.advice import Fallbacks
+from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, ModuleTrace, Watched, watch_parameters
+from fp16_patch.loss_scaling.diagnosis.replay import Replay
 from fp16_patch.loss_scaling.update import Update
+
+STAGE = 1_000_000
+"""Offset of the orders from one chunk to the next; more than the calls of modules in a pass through one chunk."""
 
 T = TypeVar("T")
 
 
 def run_pass(optimizer: Optimizer, run: Callable[[], T], *, trace_update: int | None = None, role: str = "model") -> T:
-    """``run()``, forward and backward of all micro-batches of one update, by Megatron's schedules.
+    """Return ``run()``: forward and backward of all micro-batches of one update, by Megatron's schedules.
 
-    With every module watched and a report written, if this is update ``trace_update``, counted from 1.
+    If this is update ``trace_update``, counted from 1, every module is traced and a report is written.
     """
-    scaler = require_loss_scaler(optimizer)
-    if trace_update is None or trace_update != scaler.counts.updates + 1:
-        return run()
     results: list[T] = []
-    reason, stem = f"update {trace_update} was to be traced", f"trace_of_update_{trace_update}_{role}"
-    _, path = _examine(optimizer, scaler, lambda: results.append(run()), reason, stem)
-    logger.info("gradients of update %s traced: %s", trace_update, path)
-    return results[0]
+    if new_replay(optimizer, role).trace_if_due(trace_update, lambda: results.append(run())):
+        return results[0]
+    return run()
 
 
 def stop_after_too_many(
@@ -38,81 +42,113 @@ def stop_after_too_many(
     role: str = "model",
     in_bf16: str = "train in BF16",
 ) -> None:
-    """Raise :class:`Fp16PatchError`, on every rank, once ``max_consecutive_skips`` updates in a row were skipped.
+    """Raise if ``update`` is the last of ``max_consecutive_skips`` skipped updates in a row.
 
-    ``run`` does forward and backward of the update's batch once more, at the scale it had; None where it is gone.
-    ``role`` names the model in the report, ``in_bf16`` is the advice on how to train it in BF16.
+    Args:
+        optimizer: Has this package's loss scaler.
+        update: What :func:`~fp16_patch.engines.megatron.step.take_step` returned.
+        run: Repeats forward and backward of the update's batch; None if the batch is gone.
+        role: Names the model in the report.
+        in_bf16: How to train the model in BF16, for the advice.
+
+    Raises:
+        Fp16PatchError: The run must stop; raised on every rank.
     """
-    from fp16_patch.loss_scaling.diagnosis.abort import reason_to_stop, stop, stop_unseen
+    replay = new_replay(optimizer, role, in_bf16, partial(_without_gradients, optimizer))
+    replay.stop_after_too_many(update, run)
+
+
+def new_replay(
+    optimizer: Optimizer,
+    role: str,
+    in_bf16: str = "train in BF16",
+    extra_pass: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Replay:
+    """Return a :class:`Replay` of the model that ``optimizer`` trains."""
+    import torch.distributed as dist
 
     scaler = require_loss_scaler(optimizer)
-    if (reason := reason_to_stop(scaler, update.skipped)) is None:
-        return
-    if run is None:
-        raise stop_unseen(role, scaler, reason)
-    _zero_gradients(optimizer, scaler)
-    try:
-        with scaler.at_scale(update.loss_scale):
-            seen, path = _examine(optimizer, scaler, run, reason, f"overflow_report_{role}", in_bf16)
-    finally:
-        _zero_gradients(optimizer, scaler)
-    raise stop(role, scaler, seen, path)
+    fallbacks = Fallbacks(in_bf16, fp32_modules=False)  # Float16Module makes the whole model half precision
+    is_writer = not dist.is_initialized() or dist.get_rank() == 0
+    return Replay(scaler, partial(trace_model, scaler), role, fallbacks, extra_pass, is_writer)
 
 
-def _examine(
-    optimizer: Optimizer,
-    scaler: Any,
-    run: Callable[[], object],
-    reason: str,
-    stem: str,
-    in_bf16: str = "train in BF16",
-) -> tuple[Any, Path]:
-    """``run`` traced; collective."""
-    from fp16_patch.engines.megatron.module_trace import held, trace_model
-    from fp16_patch.loss_scaling.diagnosis.abort import publish
-    from fp16_patch.loss_scaling.diagnosis.cause import Remedies
-    from fp16_patch.loss_scaling.diagnosis.observations import diagnose
+class ModelTrace:
+    """What :func:`trace_model` has seen on this rank; names and orders are those in the whole model."""
 
-    model = scaler.model
-    with _losses_through(scaler):
-        diagnosis = diagnose(
-            model[0],
-            scaler,
-            run,
-            reason,
-            trace=lambda: trace_model(model),
-            gradients=lambda: held(model, lambda parameter: getattr(parameter, "main_grad", None)),
-            weights=lambda: held(model, lambda parameter: parameter),
-            remedies=Remedies(in_bf16, fp32_modules=False),  # Float16Module makes the whole model half precision
-        )
-    return diagnosis, publish(diagnosis, stem, write=_writes())
+    def __init__(self, chunks: Sequence[Any], traces: Sequence[ModuleTrace]) -> None:
+        self._chunks, self._traces = chunks, traces
+
+    def rows(self) -> list[ModuleRow]:
+        """Return the rows of all chunks of this rank."""
+        from megatron.core import parallel_state
+
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        stage = parallel_state.get_pipeline_model_parallel_rank()
+        last = stages * len(self._chunks) - 1
+        rows = []
+        for number, (chunk, trace) in enumerate(zip(self._chunks, self._traces, strict=True)):
+            position = number * stages + stage  # an interleaved pipeline runs through all stages once a chunk
+            names = {own: name for (own, _), (name, _) in zip(chunk.named_modules(), named_modules(chunk), strict=True)}
+            rows += [_in_whole_model(row, names[row.module], position, last - position) for row in trace.rows()]
+        return rows
+
+    def gradients(self) -> Watched:
+        """Return what Megatron's gradient buffers hold of each parameter."""
+        return watch_parameters(self._parameters(), lambda parameter: getattr(parameter, "main_grad", None))
+
+    def weights(self) -> Watched:
+        """Return what the model's parameters hold."""
+        return watch_parameters(self._parameters(), lambda parameter: parameter)
+
+    def _parameters(self) -> Iterator[tuple[str, Any]]:
+        return chain.from_iterable(named_parameters(chunk) for chunk in self._chunks)
 
 
 @contextmanager
-def _losses_through(scaler: Any) -> Iterator[None]:
-    """The schedules scale losses by the scaler's own ``scale``, which a diagnosis watches."""
+def trace_model(scaler: Any) -> Iterator[ModelTrace]:
+    """Trace this rank's chunks as if the model were in one piece."""
 
     def scale(outputs: Any) -> Any:
-        # With a one that needs no gradient they ask for the scale of auxiliary losses: that is no loss.
+        # The schedules ask for the scale of auxiliary losses with a one that needs no gradient: that is not a loss.
         return scaler.scale(outputs) if outputs.requires_grad else outputs * scaler.get_scale()
 
     usual = [(chunk.config, chunk.config.grad_scale_func) for chunk in scaler.model]
-    try:
-        for config, _ in usual:
+    chunks = [inner_model(chunk) for chunk in scaler.model]
+    with ExitStack() as stack:
+        for config, function in usual:
+            stack.callback(setattr, config, "grad_scale_func", function)
             config.grad_scale_func = scale
+        yield ModelTrace(chunks, [stack.enter_context(ModuleTrace(chunk)) for chunk in chunks])
+
+
+@contextmanager
+def _without_gradients(optimizer: Optimizer) -> Iterator[None]:
+    """Zero all gradients before and after."""
+
+    def zero() -> None:
+        for chunk in require_loss_scaler(optimizer).model:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+
+    zero()
+    try:
         yield
     finally:
-        for config, function in usual:
-            config.grad_scale_func = function
+        zero()
 
 
-def _zero_gradients(optimizer: Optimizer, scaler: Any) -> None:
-    for chunk in scaler.model:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
+def _in_whole_model(row: ModuleRow, name: str, before: int, after: int) -> ModuleRow:
+    """Shift the orders: ``before`` chunks come earlier in the forward pass, ``after`` in the backward pass."""
 
+    def shift(order: int | None, chunks: int) -> int | None:
+        return None if order is None else order + chunks * STAGE
 
-def _writes() -> bool:
-    import torch.distributed as dist
-
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return replace(
+        row,
+        module=name,
+        forward_order=row.forward_order + before * STAGE,
+        forward_overflow=shift(row.forward_overflow, before),
+        backward_order=shift(row.backward_order, after),
+        first_overflow=shift(row.first_overflow, after),
+    )

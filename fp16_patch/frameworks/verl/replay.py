@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an engine of verl overflows for too long, or when asked: run the batch again and see where it happens."""
+"""Trace a pass of one of verl's engines, when asked or after too many skipped updates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from fp16_patch.log import logger
 from fp16_patch.precision import Precision
+
+if TYPE_CHECKING:
+    from fp16_patch.loss_scaling.diagnosis.replay import Replay
 
 Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
 Loss = Callable[..., Any]
@@ -18,51 +20,37 @@ IN_BF16 = "train in BF16: +precision@_global_=bf16"
 
 
 def trace_if_asked(engine: Engine, scaler: Any, data: Any, loss_function: Loss) -> None:
-    """Write the report of update ``fp16_patch.trace_update`` before it is made; the update is not changed."""
+    """Write the report of update ``fp16_patch.trace_update`` before the update, which it does not change."""
     update = Precision.current().trace_update
-    if update is None or update != scaler.counts.updates + 1:
-        return
-    with _another_pass(engine):
-        if isinstance(engine.module, list):
-            from fp16_patch.engines.megatron import replay
-
-            replay.run_pass(
-                engine.optimizer,
-                lambda: engine.forward_backward_batch(data, loss_function),
-                trace_update=update,
-                role=_role(engine),
-            )
-            return
-        reason, stem = f"update {update} was to be traced", f"trace_of_update_{update}"
-        _, path = _examine(engine, scaler, (data, loss_function), scaler.get_scale(), reason, stem)
-    logger.info("gradients of update %s traced: %s", update, path)
+    if update is not None:
+        run = partial(engine.forward_backward_batch, data, loss_function)
+        _new_replay(engine, scaler).trace_if_due(update, run)
 
 
 def stop_after_too_many(engine: Engine, scaler: Any, update: Any, data: Any, loss_function: Loss) -> None:
     """Raise :class:`Fp16PatchError`, on every rank, once ``max_consecutive_skips`` updates in a row were skipped."""
-    from fp16_patch.loss_scaling.diagnosis.abort import reason_to_stop, stop
+    run = partial(engine.forward_backward_batch, data, loss_function)
+    _new_replay(engine, scaler).stop_after_too_many(update, run)
 
-    if (reason := reason_to_stop(scaler, update.skipped)) is None:
-        return
-    with _another_pass(engine):
-        if isinstance(engine.module, list):
-            from fp16_patch.engines.megatron import replay
 
-            replay.stop_after_too_many(
-                engine.optimizer,
-                update,
-                lambda: engine.forward_backward_batch(data, loss_function),
-                role=_role(engine),
-                in_bf16=IN_BF16,
-            )
-            return  # it has raised
-        seen, path = _examine(engine, scaler, (data, loss_function), update.loss_scale, reason, "overflow_report")
-    raise stop(_role(engine), scaler, seen, path)
+def _new_replay(engine: Engine, scaler: Any) -> Replay:
+    role = "critic" if engine.model_config.model_type == "value_model" else "actor"
+    extra_pass = partial(_extra_pass, engine)
+    if isinstance(engine.module, list):  # Megatron's chunks
+        from fp16_patch.engines.megatron.replay import new_replay
+
+        return new_replay(engine.optimizer, role, IN_BF16, extra_pass)
+    from fp16_patch.loss_scaling.diagnosis.advice import Fallbacks
+    from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleTrace
+    from fp16_patch.loss_scaling.diagnosis.replay import Replay
+
+    trace = partial(ModuleTrace, engine.module)
+    return Replay(scaler, trace, role, Fallbacks(IN_BF16), extra_pass, is_writer=engine.rank == 0)
 
 
 @contextmanager
-def _another_pass(engine: Engine) -> Iterator[None]:
-    """One more forward and backward, that leaves no gradient and no random number behind."""
+def _extra_pass(engine: Engine) -> Iterator[None]:
+    """Leave no gradient and no random number of one more pass behind."""
     import torch
 
     engine.optimizer_zero_grad()
@@ -72,27 +60,3 @@ def _another_pass(engine: Engine) -> Iterator[None]:
             yield
     finally:
         engine.optimizer_zero_grad()
-
-
-def _examine(
-    engine: Engine, scaler: Any, batch: tuple[Any, Loss], scale: float, reason: str, stem: str
-) -> tuple[Any, Path]:
-    """Run this batch on an FSDP engine at ``scale`` and trace it; collective."""
-    from fp16_patch.loss_scaling.diagnosis.abort import publish
-    from fp16_patch.loss_scaling.diagnosis.cause import Remedies
-    from fp16_patch.loss_scaling.diagnosis.observations import diagnose
-
-    def run() -> object:
-        return engine.forward_backward_batch(*batch)
-
-    now = scaler.get_scale()
-    scaler.ensure_scale().fill_(scale)
-    try:
-        diagnosis = diagnose(engine.module, scaler, run, reason, remedies=Remedies(IN_BF16))
-    finally:
-        scaler.ensure_scale().fill_(now)
-    return diagnosis, publish(diagnosis, f"{stem}_{_role(engine)}", write=engine.rank == 0)
-
-
-def _role(engine: Engine) -> str:
-    return "critic" if engine.model_config.model_type == "value_model" else "actor"

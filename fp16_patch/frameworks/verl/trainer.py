@@ -22,7 +22,7 @@ Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
 
 
 def scaler_of(engine: Engine) -> Any:
-    """Return the engine's :class:`~fp16_patch.loss_scaling.diagnosis.observations.Scaler`, or None."""
+    """Return the engine's :class:`~fp16_patch.loss_scaling.scaler_base.ScalerBase`, or None."""
     scaler = getattr(engine, "scaler", None)
     return scaler if hasattr(scaler, "counts") else None  # torch's own has none
 

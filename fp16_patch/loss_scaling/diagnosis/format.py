@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers and names of a diagnosis in words."""
+"""Format the numbers and names of a diagnosis."""
 
 from __future__ import annotations
 
@@ -13,40 +13,46 @@ NAMED = 3
 """Parameters listed by name; the others are counted."""
 
 
-def called(module: str) -> str:
+def module_label(module: str) -> str:
+    """Return the module's name, and words for the empty name."""
     return module or "the model itself"
 
 
-def shares_of(shares: Mapping[str, float]) -> str:
+def format_shares(shares: Mapping[str, float]) -> str:
+    """Return ``"a.weight (3 %), b.weight (100 %) and 4 more"``."""
     some = [f"{name} ({percent(share)})" for name, share in list(shares.items())[:NAMED]]
     more = len(shares) - len(some)
     return ", ".join(some) + (f" and {more} more" if more else "")
 
 
 def percent(share: float | None) -> str:
+    """Return a share from 0 to 1 in percent, ``"-"`` for None."""
     return "-" if share is None else f"{100 * share:.3g} %"
 
 
-def power(scale: float) -> str:
-    """All digits: rounded ones are no power of two."""
+def exact_scale(scale: float) -> str:
+    """Return all digits: a rounded scale is not a power of two."""
     return str(int(scale)) if scale >= 1 else repr(scale)
 
 
 def scale_history(history: Sequence[tuple[int, float]]) -> str:
-    entries = [f"{power(scale)} after {updates}" if updates else power(scale) for updates, scale in history]
+    """Return ``"65536 -> 32768 after 1 -> ..."``, at most eight entries."""
+    entries = [f"{exact_scale(scale)} after {updates}" if updates else exact_scale(scale) for updates, scale in history]
     if len(entries) > 8:
         entries = [*entries[:3], f"({len(entries) - 7} more)", *entries[-4:]]
     return " -> ".join(entries)
 
 
-def room(rows: Iterable[ModuleRow], kind: str) -> str:
-    """``"largest finite gradient 812 in model.norm, 6.3 bits below 65504"``; empty where FP16 computed nothing."""
+def headroom_line(rows: Iterable[ModuleRow], kind: str) -> str:
+    """Return ``"largest finite gradient 812 in model.norm, 6.3 bits below 65504"``; empty without FP16 modules."""
     peaks = [(getattr(row, f"{kind}_peak"), row.module) for row in rows if row.dtype == "float16"]
     peak, module = max(((peak, module) for peak, module in peaks if peak), default=(None, ""))
     if peak is None:
         return ""
-    return f"largest finite {kind} {peak:.4g} in {called(module)}, {math.log2(FP16_MAX / peak):.1f} bits below 65504"
+    bits = math.log2(FP16_MAX / peak)
+    return f"largest finite {kind} {peak:.4g} in {module_label(module)}, {bits:.1f} bits below 65504"
 
 
-def peak(value: float | None) -> str:
+def format_peak(value: float | None) -> str:
+    """Return four digits, ``"-"`` for None."""
     return "-" if value is None else f"{value:.4g}"

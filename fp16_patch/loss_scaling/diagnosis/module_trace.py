@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch one forward and backward pass: the peaks of every module, and where inf or NaN came up first.
+"""Trace one forward and backward pass: the peaks of every module, and where inf or NaN came up first.
 
-Nothing is read off the device before :meth:`ModuleTrace.rows`, and nothing is changed: the pass is the one that
-would have been without the hooks.
+Nothing is read from the device before :meth:`ModuleTrace.rows`, and nothing is changed: hooks leave the pass as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 CHUNK = 1 << 24
-"""Elements looked at in one go: logits of some GB must not need as much again."""
+"""Elements checked at a time: logits of some GB must not need as much memory again."""
 NEVER = 1 << 62
 WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Under these names FSDP1 and torch's checkpoint wrapper keep what they wrap."""
+"""Names under which FSDP1 and torch's checkpoint wrapper keep the wrapped module."""
 
 T = TypeVar("T")
 
@@ -33,27 +31,30 @@ class ModuleRow:
     """
 
     module: str
-    """Its name in the model without wrappers; empty for the model itself."""
+    """Name in the model without wrappers; empty for the model itself."""
     class_name: str
     dtype: str
-    """Of the first floating-point output, and so of its gradient: ``"float16"``."""
+    """Dtype of the first floating-point output, and so of its gradient: ``"float16"``."""
     has_parameters: bool
-    """Its own or its children's."""
+    """Whether it or a child has parameters."""
     forward_order: int
     activation_peak: float | None
     activation_nonfinite: float
     forward_overflow: int | None
-    """Forward order of the first call that made an inf or NaN out of inputs without; None where there was none."""
+    """Forward order of the first call with an inf or NaN in the output and none in the inputs; None without one."""
     backward_order: int | None
-    """None where no gradient arrived."""
+    """None if no gradient arrived."""
     gradient_peak: float | None
     gradient_nonfinite: float | None
     first_overflow: int | None
-    """Backward order of the first gradient with an inf or NaN; None where there was none."""
+    """Backward order of the first gradient with an inf or NaN; None without one."""
 
 
 class Extremes:
-    """Largest finite magnitude, inf and NaN counted, and when the first came; on the device until it is read."""
+    """Collect the largest finite magnitude, the number of inf and NaN, and the order of the first.
+
+    The numbers stay on the device until they are read.
+    """
 
     def __init__(self) -> None:
         self.elements = 0
@@ -61,14 +62,17 @@ class Extremes:
         """Order of the first tensor."""
         self._found: list[torch.Tensor] = []  # peak, inf and NaN, order of the first of them
 
-    def add(self, tensor: torch.Tensor, order: int = 0, excused: torch.Tensor | None = None) -> None:
-        """``excused`` (bool, no dimension): whether an inf or NaN in ``tensor`` says nothing about the module."""
+    def add(self, tensor: torch.Tensor, order: int = 0, ignore: torch.Tensor | None = None) -> None:
+        """Add ``tensor``.
+
+        ``ignore`` (bool, 0-dim) says that an inf or NaN in it is not the module's: its inputs had one too.
+        """
         tensor = local(tensor.detach())
         if not tensor.is_floating_point() or not tensor.numel():
             return
         peak, bad = _peak_and_bad(tensor)
-        guilty = bad > 0 if excused is None else (bad > 0) & ~excused.to(bad.device)
-        found = [peak, bad, torch.where(guilty, order, NEVER)]
+        attributed = bad > 0 if ignore is None else (bad > 0) & ~ignore.to(bad.device)
+        found = [peak, bad, torch.where(attributed, order, NEVER)]
         if self._found:
             peak, bad, when = (new.to(old.device) for new, old in zip(found, self._found, strict=True))
             found = [
@@ -82,27 +86,27 @@ class Extremes:
 
     @property
     def peak(self) -> float | None:
-        """None without a finite element."""
+        """Return the largest finite magnitude; None without a finite element."""
         return peak if self._found and (peak := float(self._found[0])) >= 0 else None
 
     @property
     def bad(self) -> int:
-        """Return how many elements are inf or NaN."""
+        """Return the number of inf and NaN."""
         return int(self._found[1]) if self._found else 0
 
     @property
     def nonfinite(self) -> float | None:
-        """Share of inf and NaN; None without any element."""
+        """Return the share of inf and NaN; None without any element."""
         return self.bad / self.elements if self.elements else None
 
     @property
     def first_bad(self) -> int | None:
-        """Order of the first tensor with an inf or NaN that is not excused."""
+        """Return the order of the first tensor with an inf or NaN that is not ignored."""
         return when if self._found and (when := int(self._found[2])) < NEVER else None
 
 
 def _peak_and_bad(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest finite magnitude (float32, -1 without one) and number of inf and NaN (int64)."""
+    """Return the largest finite magnitude (float32, -1 without one) and the number of inf and NaN (int64)."""
     peak = torch.full((), -1.0, dtype=torch.float32, device=tensor.device)
     bad = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for part in tensor.reshape(-1).split(CHUNK):
@@ -112,10 +116,32 @@ def _peak_and_bad(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return peak, bad
 
 
+Watched = Mapping[str, tuple[Extremes, int]]
+"""Parameter -> what was seen of this rank's part of it (or of its gradient), and the number of elements of the part."""
+
+
+def watch_parameters(
+    named_parameters: Iterable[tuple[str, Any]], part: Callable[[Any], torch.Tensor | None]
+) -> Watched:
+    """Return what ``part`` of each parameter (its gradient, or itself) holds; nothing where ``part`` returns None."""
+    watched: dict[str, tuple[Extremes, int]] = {}
+    for name, parameter in named_parameters:
+        extremes = Extremes()
+        if (tensor := part(parameter)) is not None:
+            extremes.add(tensor)
+        watched[plain_name(name)] = (extremes, local(parameter).numel())
+    return watched
+
+
 class ModuleTrace:
-    """What :func:`trace_modules` has seen; read it with :meth:`rows` after the pass."""
+    """Trace every module inside ``module`` from construction until the context is left, also on an error.
+
+    Read the results after the pass. ``module`` may be wrapped by FSDP1 or FSDP2, and may use gradient checkpointing of
+    either kind.
+    """
 
     def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
         self._activations: dict[torch.nn.Module, Extremes] = {}
         self._gradients: dict[torch.nn.Module, Extremes] = {}
         self._dtypes: dict[torch.nn.Module, str] = {}
@@ -132,10 +158,10 @@ class ModuleTrace:
 
     def _after_forward(self, part: torch.nn.Module, inputs: Any, named: Mapping[str, Any], outputs: Any) -> None:
         order, self._forwards = self._forwards, self._forwards + 1
-        tainted = _tainted(inputs, named)
+        input_nonfinite = _input_nonfinite(inputs, named)
         for output in tensors_in(outputs):
             self._dtypes.setdefault(part, str(output.dtype).removeprefix("torch."))
-            self._activations.setdefault(part, Extremes()).add(output, order, tainted)
+            self._activations.setdefault(part, Extremes()).add(output, order, input_nonfinite)
             if output.requires_grad:
                 self._handles.append(output.register_hook(lambda gradient: self._on_gradient(part, gradient)))
 
@@ -145,14 +171,24 @@ class ModuleTrace:
         order, self._backwards = self._backwards, self._backwards + 1
         self._gradients.setdefault(part, Extremes()).add(gradient, order)
 
-    def remove_hooks(self) -> None:
-        """Remove all hooks of the trace."""
+    def __enter__(self) -> ModuleTrace:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
+    def gradients(self) -> Watched:
+        """Return what this rank's gradients of parameters hold."""
+        return watch_parameters(self._module.named_parameters(), lambda parameter: parameter.grad)
+
+    def weights(self) -> Watched:
+        """Return what this rank's parameters hold."""
+        return watch_parameters(self._module.named_parameters(), lambda parameter: parameter)
+
     def rows(self) -> list[ModuleRow]:
-        """This rank's modules that were called and returned floating-point tensors, in forward order."""
+        """Return this rank's modules that were called and returned floating-point tensors, in forward order."""
         rows = []
         for part, activations in self._activations.items():
             gradients = self._gradients.get(part, Extremes())
@@ -175,23 +211,10 @@ class ModuleTrace:
         return sorted(rows, key=lambda row: row.forward_order)
 
 
-@contextmanager
-def trace_modules(module: torch.nn.Module) -> Iterator[ModuleTrace]:
-    """Watch every part of ``module`` that is called while this is open; hooks are gone afterwards, also on an error.
-
-    ``module`` may be wrapped by FSDP1 or FSDP2, and may use gradient checkpointing of either kind.
-    """
-    trace = ModuleTrace(module)
-    try:
-        yield trace
-    finally:
-        trace.remove_hooks()
-
-
 def merge_rows(rows: Sequence[ModuleRow], group: Any = None) -> list[ModuleRow]:
-    """The rows of all ranks of ``group`` as one list; collective. Largest peaks, mean shares, smallest orders.
+    """Return the rows of all ranks of ``group`` as one list: largest peaks, mean shares, smallest orders.
 
-    A mean is taken over the ranks on which the module was called, or got a gradient.
+    Collective. A mean is taken over the ranks on which the module was called, or got a gradient.
     """
     alike: dict[str, list[ModuleRow]] = {}
     for one_rank in gather(list(rows), group):
@@ -215,7 +238,7 @@ def _merged(same: Sequence[ModuleRow]) -> ModuleRow:
 
 
 def gather(mine: T, group: Any = None) -> list[T]:
-    """What every rank of ``group`` (None: of all) gave; collective. One element without a process group."""
+    """Return ``mine`` of every rank of ``group`` (None: all ranks); collective. One element without a process group."""
     if not dist.is_initialized():
         return [mine]
     everyone: list[Any] = [None] * dist.get_world_size(group)
@@ -224,18 +247,18 @@ def gather(mine: T, group: Any = None) -> list[T]:
 
 
 def plain_name(name: str) -> str:
-    """A module's or parameter's name without the levels that FSDP1 and checkpoint wrappers put in."""
+    """Return a module's or parameter's name without the levels of FSDP1 and checkpoint wrappers."""
     return ".".join(level for level in name.split(".") if level not in WRAPPERS)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a DTensor, the elements of a nested tensor; any other tensor as it is."""
+    """Return this rank's part of a DTensor, the elements of a nested tensor, any other tensor itself."""
     part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part.values() if part.is_nested else part
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The floating-point tensors in nested tuples, lists and mappings (``ModelOutput`` is one)."""
+    """Yield the floating-point tensors in nested tuples, lists and mappings (``ModelOutput`` is one)."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
             yield value
@@ -247,20 +270,20 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
-def _tainted(*inputs: Any) -> torch.Tensor | None:
-    """Whether an input holds NaN or +inf; not -inf, which attention masks are made of. None without inputs."""
-    tainted = None
+def _input_nonfinite(*inputs: Any) -> torch.Tensor | None:
+    """Return whether an input holds NaN or +inf; None without inputs. Attention masks consist of -inf: ignored."""
+    nonfinite = None
     for tensor in tensors_in(inputs):
         part = local(tensor.detach())
         if part.numel():
             largest = part.amax()  # NaN if one element is
             found = largest.isnan() | (largest == torch.inf)
-            tainted = found if tainted is None else tainted | found.to(tainted.device)
-    return tainted
+            nonfinite = found if nonfinite is None else nonfinite | found.to(nonfinite.device)
+    return nonfinite
 
 
 def _owners_of_parameters(module: torch.nn.Module) -> set[torch.nn.Module]:
-    """Modules with parameters of their own, also where FSDP1 has taken them away into a flat one."""
+    """Return modules with parameters of their own, also where FSDP1 has moved these into a flat parameter."""
     owners: set[torch.nn.Module] = set()
     for part in module.modules():
         if any(parameter is not None for parameter in part._parameters.values()):

@@ -4,27 +4,38 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fp16_patch.files import write_atomically
+from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis
 from fp16_patch.loss_scaling.diagnosis.cause import in_order
-from fp16_patch.loss_scaling.diagnosis.format import called, peak, percent, power, room, scale_history, shares_of
-from fp16_patch.loss_scaling.diagnosis.observations import Diagnosis
+from fp16_patch.loss_scaling.diagnosis.format import (
+    exact_scale,
+    format_peak,
+    format_shares,
+    headroom_line,
+    module_label,
+    percent,
+    scale_history,
+)
 
 FORMAT = "fp16_patch.overflow_report/1"
 SHOWN, SHOWN_BEFORE = 20, 6
 """Modules in the text report, and how many of them come before the first one that overflowed."""
 
 
-def as_document(seen: Diagnosis) -> dict[str, Any]:
-    """JSON-able, without inf or NaN."""
-    found = seen.finding
+def as_document(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return the report as JSON types, without inf or NaN."""
+    seen = diagnosis.observations
     return {
         "format": FORMAT,
         "reason": seen.reason,
-        **asdict(found),
+        "case": diagnosis.cause.case,
+        "cause": diagnosis.summary,
+        "suspects": diagnosis.cause.culprits,
+        "advice": diagnosis.advice,
         "loss_scale": seen.loss_scale,
         "settings": dict(seen.settings),
         "counts": dict(seen.counts),
@@ -37,42 +48,39 @@ def as_document(seen: Diagnosis) -> dict[str, Any]:
     }
 
 
-def render(seen: Diagnosis) -> str:
-    """For a terminal."""
+def render(diagnosis: Diagnosis) -> str:
+    """Return the report as text for a terminal."""
+    seen = diagnosis.observations
     title = f"fp16_patch overflow report: {seen.reason}"
     counts = ", ".join(f"{count} {name}" for name, count in seen.counts.items())
     lines = [
         title,
         "-" * len(title),
-        f"found: {seen.cause}",
-        f"traced at loss scale {power(seen.loss_scale)}; {counts}; torch {seen.torch_version}",
+        f"found: {diagnosis.summary}",
+        f"traced at loss scale {exact_scale(seen.loss_scale)}; {counts}; torch {seen.torch_version}",
         f"scale: {scale_history(seen.history)}",
-        *([f"gradients with inf or NaN: {shares_of(seen.parameters)}"] if seen.parameters else []),
+        *([f"gradients with inf or NaN: {format_shares(seen.parameters)}"] if seen.parameters else []),
         "",
-        *_table(seen),
+        *_table(diagnosis),
         "",
-        *(f"headroom: {line}" for kind in ("gradient", "activation") if (line := room(seen.rows, kind))),
+        *(f"headroom: {line}" for kind in ("gradient", "activation") if (line := headroom_line(seen.rows, kind))),
         "what to try:",
-        *(f"  {number}. {line}" for number, line in enumerate(seen.advice, 1)),
+        *(f"  {number}. {line}" for number, line in enumerate(diagnosis.advice, 1)),
     ]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def save(diagnosis: Diagnosis, folder: str | Path, stem: str = "overflow_report") -> Path:
-    """Write ``<stem>.json`` and ``<stem>.txt`` into ``folder``; return the text's path. Nobody reads half a file."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    """Write ``<stem>.json`` and ``<stem>.txt`` into ``folder``, each atomically; return the text's path."""
     document = json.dumps(as_document(diagnosis), indent=2, allow_nan=False)
-    for ending, text in (("json", document), ("txt", render(diagnosis))):
-        partial = target / f".{stem}.{ending}.{os.getpid()}"
-        partial.write_text(text + "\n")
-        os.replace(partial, target / f"{stem}.{ending}")
-    return target / f"{stem}.txt"
+    write_atomically(Path(folder, f"{stem}.json"), f"{document}\n")
+    return write_atomically(Path(folder, f"{stem}.txt"), f"{render(diagnosis)}\n")
 
 
-def _table(seen: Diagnosis) -> list[str]:
+def _table(diagnosis: Diagnosis) -> list[str]:
+    seen, cause = diagnosis.observations, diagnosis.cause
     order, overflow = (
-        ("forward_order", "forward_overflow") if seen.case == "forward" else ("backward_order", "first_overflow")
+        ("forward_order", "forward_overflow") if cause.case == "forward" else ("backward_order", "first_overflow")
     )
     rows = in_order(seen.rows, order)
     begins = next((at for at, row in enumerate(rows) if getattr(row, overflow) is not None), None)
@@ -86,14 +94,14 @@ def _table(seen: Diagnosis) -> list[str]:
     for row in rows:
         table.append(
             [
-                called(row.module),
+                module_label(row.module),
                 row.class_name,
                 row.dtype,
-                peak(row.activation_peak),
+                format_peak(row.activation_peak),
                 percent(row.activation_nonfinite or None),
-                peak(row.gradient_peak),
+                format_peak(row.gradient_peak),
                 percent(row.gradient_nonfinite or None),
-                "<- first" if row.module in seen.suspects else "",
+                "<- first" if row.module in cause.culprits else "",
             ]
         )
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
