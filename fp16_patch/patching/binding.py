@@ -72,7 +72,6 @@ class Binding:
 
     def set(self, raw: Any) -> None:
         """Set the raw value on the owner; ABSENT deletes it."""
-        """Bind ``raw`` at the owner; ABSENT removes the name there."""
         if raw is ABSENT:
             delattr(self.owner, self.name)
         else:

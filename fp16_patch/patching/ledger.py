@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,12 +24,11 @@ class LedgerEntry:
 
 @dataclass
 class Ledger:
-    """The patches of one process. ``role`` is the process's name, such as ``trainer rank 1``.
+    """The patches of one process.
 
     Thread-safe without a lock, which a fork might leave held: each method is one operation on a dict.
     """
 
-    role: str = ""
     host: str = field(default_factory=lambda: os.uname().nodename)
     pid: int = field(default_factory=os.getpid)
     _entries: dict[str, LedgerEntry] = field(default_factory=dict, repr=False)
@@ -42,31 +40,21 @@ class Ledger:
 
     def get(self, name: str) -> LedgerEntry | None:
         """Return the entry of a patch; None if it has none."""
-        """Return the entry of the patch ``name``, or None."""
         return self._entries.get(name)
 
     def record(self, entry: LedgerEntry) -> LedgerEntry:
         """Add or overwrite an entry, and return it."""
-        """Add or replace the entry of a patch and return it."""
         self._entries[entry.name] = entry
         return entry
 
     def remove(self, name: str) -> None:
         """Remove the entry of a patch, if any."""
-        """Remove the entry of the patch ``name``, if there is one."""
         self._entries.pop(name, None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger, ready for JSON."""
         entries = [asdict(entry) for entry in self.entries]
-        return {"role": self.role, "host": self.host, "pid": self.pid, "entries": entries}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Ledger:
-        """Build a ledger from :meth:`as_dict`."""
-        """Return the ledger that :meth:`as_dict` described."""
-        entries = [LedgerEntry(**entry) for entry in data["entries"]]
-        return cls(data["role"], data["host"], data["pid"], {entry.name: entry for entry in entries})
+        return {"host": self.host, "pid": self.pid, "entries": entries}
 
 
 current = Ledger()

@@ -136,13 +136,11 @@ class Patch:
     @property
     def distributions(self) -> tuple[str, ...]:
         """Return ``distribution`` as a tuple."""
-        """Return the distributions that may provide the target."""
         return (self.distribution,) if isinstance(self.distribution, str) else self.distribution
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """Return ``fingerprint`` as a tuple."""
-        """Return the fingerprints of the sources that the patch may replace."""
         return (self.fingerprint,) if isinstance(self.fingerprint, str) else self.fingerprint
 
     def accepts(self, version: str) -> bool:
