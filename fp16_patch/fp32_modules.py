@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Islands: named modules that compute in FP32 while the model around them computes in half precision.
+"""FP32 modules: named modules that compute in FP32 while the model around them computes in half precision.
 
-Finding them, and what makes them one besides FP32 weights: FP32 inputs and no autocast. The weights are the
-business of whatever shards the model (``frameworks/verl/fsdp/fp32_modules.py``).
+This file finds them, casts their inputs to FP32 and turns autocast off inside. FP32 weights are made where the model
+is sharded (``frameworks/verl/trainer_fsdp/fp32_modules.py``).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _ATTRIBUTE = "_fp16_patch_fp32"
 
 
 @dataclass(frozen=True, eq=False)
-class Island:
+class Fp32Module:
     """``module`` (a torch Module) computes in FP32; ``name`` is its name in the plain model."""
 
     name: str
     module: Any
 
 
-def find_islands(model: Any, patterns: Sequence[str], elsewhere: Iterable[str] = ()) -> list[Island]:
+def find_fp32_modules(model: Any, patterns: Sequence[str], elsewhere: Iterable[str] = ()) -> list[Fp32Module]:
     """Return the outermost modules whose names match, in the order of ``model.named_modules()``.
 
-    ``model`` is not sharded yet. Patterns are shell-style (``fnmatch``, case counts) and meet the names of the
+    ``model`` is not sharded yet. Patterns are shell-style (``fnmatch``, case-sensitive) and match the names of the
     plain model, without PEFT's ``base_model.model.`` and ``.base_layer``. A list of modules stands for the modules
     in it; modules without parameters are left out. A pattern that matches nothing here is ignored if it matches
     one of ``elsewhere``: names of modules that another model of the same run has.
@@ -55,17 +55,20 @@ def find_islands(model: Any, patterns: Sequence[str], elsewhere: Iterable[str] =
                 next_step="name the module that holds the weights",
             )
         wanted.update(with_parameters)
-    islands = list(_outermost(named, wanted))
-    _check_parameters(model, islands)
-    return islands
+    fp32_modules = list(_outermost(named, wanted))
+    _check_parameters(model, fp32_modules)
+    return fp32_modules
 
 
-def compute_in_fp32(island: Island, device_type: str) -> None:
-    """From now on: no autocast inside, FP32 inputs, and a mark for :func:`islands_of`. The output stays FP32."""
+def compute_in_fp32(fp32_module: Fp32Module, device_type: str) -> None:
+    """Make the module compute in FP32: cast its inputs, turn autocast off inside, and mark it.
+
+    The output stays FP32. :func:`list_fp32_modules` finds the mark.
+    """
     import torch
     from torch.utils._pytree import tree_map_only
 
-    forward = island.module.forward
+    forward = fp32_module.module.forward
 
     def widened(tensor: Any) -> Any:
         return tensor.float() if tensor.is_floating_point() else tensor
@@ -77,17 +80,17 @@ def compute_in_fp32(island: Island, device_type: str) -> None:
         with torch.autocast(device_type, enabled=False):
             return forward(*args, **kwargs)
 
-    island.module.forward = in_fp32
-    setattr(island.module, _ATTRIBUTE, island.name)
+    fp32_module.module.forward = in_fp32
+    setattr(fp32_module.module, _ATTRIBUTE, fp32_module.name)
 
 
-def islands_of(model: Any) -> list[Island]:
+def list_fp32_modules(model: Any) -> list[Fp32Module]:
     """Return the modules of ``model`` (sharded or not) that :func:`compute_in_fp32` was called on."""
-    return [Island(vars(part)[_ATTRIBUTE], part) for part in model.modules() if _ATTRIBUTE in vars(part)]
+    return [Fp32Module(vars(part)[_ATTRIBUTE], part) for part in model.modules() if _ATTRIBUTE in vars(part)]
 
 
-def in_words(names: Iterable[str]) -> str:
-    """``"lm_head, model.layers.*.mlp.gate (48)"``: one entry for names that differ only in their numbers."""
+def format_names(names: Iterable[str]) -> str:
+    """Return ``"lm_head, model.layers.*.mlp.gate (48)"``: one entry for names that differ only in their numbers."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(_without_numbers(name), []).append(name)
@@ -103,7 +106,7 @@ def _named_modules(model: Any) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix("pretrained_model.").replace(".base_layer", ""), part
 
 
-def _outermost(named: list[tuple[str, Any]], wanted: set[Any]) -> Iterator[Island]:
+def _outermost(named: list[tuple[str, Any]], wanted: set[Any]) -> Iterator[Fp32Module]:
     import torch
 
     inside: set[Any] = set()
@@ -114,27 +117,27 @@ def _outermost(named: list[tuple[str, Any]], wanted: set[Any]) -> Iterator[Islan
             wanted.update(part.children())
             continue
         inside.update(part.modules())
-        yield Island(name, part)
+        yield Fp32Module(name, part)
 
 
-def _check_parameters(model: Any, islands: list[Island]) -> None:
-    island_of = {part: island for island in islands for part in island.module.modules()}
-    owner = {id(parameter): island for island in islands for parameter in island.module.parameters()}
-    nothing_left = bool(islands)
+def _check_parameters(model: Any, selected: list[Fp32Module]) -> None:
+    owner_of = {part: one for one in selected for part in one.module.modules()}
+    owner = {id(parameter): one for one in selected for parameter in one.module.parameters()}
+    nothing_left = bool(selected)
     for name, part in _named_modules(model):
         for parameter in part.parameters(recurse=False):
-            island = owner.get(id(parameter))
-            nothing_left &= island is not None
-            if island is not None and island_of.get(part) is not island:
+            one = owner.get(id(parameter))
+            nothing_left &= one is not None
+            if one is not None and owner_of.get(part) is not one:
                 raise Fp16PatchError(
-                    f"{KEY}: {island.name} shares a parameter with {name}, which is not part of it",
+                    f"{KEY}: {one.name} shares a parameter with {name}, which is not part of it",
                     code="fp32-modules-refused",
                     allowed="modules whose parameters are their own",
-                    next_step=f"leave out {island.name}, or name a module that contains both",
+                    next_step=f"leave out {one.name}, or name a module that contains both",
                 )
     if nothing_left:
         raise Fp16PatchError(
-            f"{KEY}: {in_words(island.name for island in islands)} is the whole model",
+            f"{KEY}: {format_names(one.name for one in selected)} is the whole model",
             code="fp32-modules-refused",
             allowed="parts of the model",
             next_step="set fp16_patch.train_dtype=fp32 to train all of it in FP32",
@@ -153,7 +156,7 @@ def _no_match(pattern: str, names: list[str]) -> Fp16PatchError:
 
 
 def _some(named: list[tuple[str, Any]], matched: list[Any]) -> str:
-    return in_words(name for name, part in named if part in matched)
+    return format_names(name for name, part in named if part in matched)
 
 
 def _without_numbers(name: str) -> str:

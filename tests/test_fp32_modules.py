@@ -10,7 +10,7 @@ import torch
 from raising import raises_code
 from torch import nn
 
-from fp16_patch.fp32_modules import compute_in_fp32, find_islands, in_words, islands_of
+from fp16_patch.fp32_modules import compute_in_fp32, find_fp32_modules, format_names, list_fp32_modules
 
 
 class MLP(nn.Module):
@@ -60,12 +60,12 @@ class Model(nn.Module):
 
 
 def found(model: nn.Module, *patterns: str, elsewhere: tuple[str, ...] = ()) -> list[str]:
-    return [island.name for island in find_islands(model, patterns, elsewhere)]
+    return [fp32_module.name for fp32_module in find_fp32_modules(model, patterns, elsewhere)]
 
 
 def refusal(model: nn.Module, *patterns: str, code: str = "fp32-modules-refused") -> str:
     with raises_code(code) as caught:
-        find_islands(model, patterns)
+        find_fp32_modules(model, patterns)
     assert caught.value.what.startswith("fp16_patch.fp32_modules: ")
     assert caught.value.allowed
     assert caught.value.next_step
@@ -143,7 +143,7 @@ def test_lora_layers_go_by_their_plain_names_and_take_their_adapters_along() -> 
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=2, target_modules=["gate", "lm_head"])
     model = peft.get_peft_model(Model(), lora)
-    (gate, head) = find_islands(model, ["*.layers.0.mlp.gate", "lm_head"])
+    (gate, head) = find_fp32_modules(model, ["*.layers.0.mlp.gate", "lm_head"])
     assert (gate.name, head.name) == ("model.layers.0.mlp.gate", "lm_head")
     assert sum(p.requires_grad for p in gate.module.parameters()) == 2, "the adapter is not inside"
     assert found(model, "model.layers.0.norm") == ["model.layers.0.norm"]
@@ -151,13 +151,13 @@ def test_lora_layers_go_by_their_plain_names_and_take_their_adapters_along() -> 
 
 def test_names_in_words() -> None:
     names = ["lm_head", *(f"model.layers.{i}.mlp.gate" for i in range(48)), "model.layers.7.norm"]
-    assert in_words(names) == "lm_head, model.layers.*.mlp.gate (48), model.layers.7.norm"
-    assert in_words([]) == ""
+    assert format_names(names) == "lm_head, model.layers.*.mlp.gate (48), model.layers.7.norm"
+    assert format_names([]) == ""
 
 
 def kept(model: nn.Module, *patterns: str) -> nn.Module:
-    for island in find_islands(model, patterns):
-        compute_in_fp32(island, "cpu")
+    for fp32_module in find_fp32_modules(model, patterns):
+        compute_in_fp32(fp32_module, "cpu")
     return model
 
 
@@ -207,5 +207,5 @@ def test_autocast_is_on_again_after_an_error_inside() -> None:
 
 def test_islands_are_found_again_by_name() -> None:
     model = kept(Model(), "*.mlp.gate", "lm_head")
-    assert [island.name for island in islands_of(model)] == found(Model(), "*.mlp.gate", "lm_head")
-    assert islands_of(Model()) == []
+    assert [fp32_module.name for fp32_module in list_fp32_modules(model)] == found(Model(), "*.mlp.gate", "lm_head")
+    assert list_fp32_modules(Model()) == []

@@ -11,7 +11,7 @@ import torch
 from diagnosed_models import AT_FLOOR, BF16, ONES, WIDTH, Model, Module, examined, model, said, total
 
 from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
-from fp16_patch.fp32_modules import compute_in_fp32, find_islands
+from fp16_patch.fp32_modules import compute_in_fp32, find_fp32_modules
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleTrace
 from fp16_patch.loss_scaling.diagnosis.observations import Losses, observe
@@ -37,8 +37,8 @@ def test_the_advice_for_an_activation_is_right() -> None:
     torch.nn.init.constant_(broken.wide.weight, 1e4)
     found = examined(broken, skipped=16)
     assert "keep wide in FP32: fp16_patch.fp32_modules=[wide]" in found.advice
-    (island,) = find_islands(broken, found.suspects)
-    compute_in_fp32(island, "cpu")
+    (fp32_module,) = find_fp32_modules(broken, found.suspects)
+    compute_in_fp32(fp32_module, "cpu")
     broken.zero_grad()
     mended = examined(broken, skipped=16)
     assert mended.case == "nothing", render(mended)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fp16_patch.fp32_modules import Island, in_words, islands_of
+from fp16_patch.fp32_modules import Fp32Module, format_names, list_fp32_modules
 from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 
@@ -31,18 +31,18 @@ def describe_fsdp(
     modules that were asked to be in FP32 and are: the row ``fp32_modules`` names them, where there are any.
     """
     units = _units(module)
-    islands = [island for island in islands_of(module) if _in_fp32(island, units)]
-    inside = {part for island in islands for part in island.module.modules()}
+    fp32_modules = [fp32_module for fp32_module in list_fp32_modules(module) if _in_fp32(fp32_module, units)]
+    inside = {part for fp32_module in fp32_modules for part in fp32_module.module.modules()}
     rows = {
         "master_weights": dtype_shares(module.parameters()),
         "compute": format_dtypes([autocast, *(unit.param for unit in units if unit.module not in inside)]),
-        "fp32_modules": in_words(island.name for island in islands),
+        "fp32_modules": format_names(fp32_module.name for fp32_module in fp32_modules),
         "gradient_reduction": format_dtypes(unit.reduce for unit in units),
         "gradient_accumulation": _accumulation(module, units, defer_sync),
         "optimizer_state": _optimizer_state(optimizer),
         "loss_scale": _loss_scale(scaler),
     }
-    if not islands:
+    if not fp32_modules:
         del rows["fp32_modules"]
     return rows
 
@@ -50,16 +50,16 @@ def describe_fsdp(
 def modules_in_fp32(module: Any) -> list[str]:
     """Names of the modules that were asked to be in FP32 and are."""
     units = _units(module)
-    return [island.name for island in islands_of(module) if _in_fp32(island, units)]
+    return [fp32_module.name for fp32_module in list_fp32_modules(module) if _in_fp32(fp32_module, units)]
 
 
-def _in_fp32(island: Island, units: list[Unit]) -> bool:
+def _in_fp32(fp32_module: Fp32Module, units: list[Unit]) -> bool:
     """Return whether a module is an FSDP unit and FP32, like every unit inside it."""
     import torch
 
-    inside = set(island.module.modules())
+    inside = set(fp32_module.module.modules())
     dtypes = {unit.module: (unit.param, unit.reduce) for unit in units if unit.module in inside}
-    return island.module in dtypes and set(dtypes.values()) == {(torch.float32, torch.float32)}
+    return fp32_module.module in dtypes and set(dtypes.values()) == {(torch.float32, torch.float32)}
 
 
 def _units(module: Any) -> list[Unit]:

@@ -149,6 +149,6 @@ def _is_literal(name: str) -> bool:
 
 
 def _name_for_the_flag(module: str) -> str:
-    """Remove what PEFT and trl add, as :func:`~fp16_patch.fp32_modules.find_islands` does."""
+    """Remove what PEFT and trl add, as :func:`~fp16_patch.fp32_modules.find_fp32_modules` does."""
     plain = module.removeprefix("base_model.model.").removeprefix("pretrained_model.")
     return re.sub(r"\.(base_layer|lora_\w+)(\..*)?$", "", plain)

@@ -24,7 +24,7 @@ from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.utils.losses import value_loss
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.fp32_modules import _ATTRIBUTE, islands_of
+from fp16_patch.fp32_modules import _ATTRIBUTE, list_fp32_modules
 from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import build_with_fp32_modules
 from fp16_patch.lab.toy.model import save
 from fp16_patch.lab.toy.tokenizer import character_tokenizer
@@ -108,14 +108,14 @@ def one_update(
     rank: int,
     *,
     strategy: str,
-    islands: tuple[str, ...],
+    fp32_modules: tuple[str, ...],
     watch: tuple[str, ...] = (),
     path: Callable[[int], Path] | None = None,
     checkpointing: bool = False,
     loss: Callable[..., Any] | None = None,
     **settings: Any,
 ) -> Result:
-    """Build, infer and train with ``islands`` in FP32, looking into them, and into the modules of ``watch``."""
+    """Build, infer and train with ``fp32_modules`` in FP32, looking into them, and into the modules of ``watch``."""
     place = path(rank) if path else model()
     engine = new_engine(place, strategy, "fp16", **settings)
     if checkpointing:
@@ -124,17 +124,17 @@ def one_update(
     built, before = describe(engine), weights_of(engine)
     saved = {name: tensor for name, tensor in load_file(place / "model.safetensors").items() if name in before}
     sent_as = next(iter(before.values())).dtype
-    watched, step, gradients = Watch(engine, *islands, *watch), engine.optimizer_step, set()
+    watched, step, gradients = Watch(engine, *fp32_modules, *watch), engine.optimizer_step, set()
 
     def optimizer_step() -> Any:
-        gradients.update(gradients_of(engine, islands))
+        gradients.update(gradients_of(engine, fp32_modules))
         return step()
 
     engine.optimizer_step = optimizer_step
     infer(engine, rank)
     metrics = train(engine, rank, loss and Loss(engine, loss))
     after = weights_of(engine)
-    inside = [name for name in before if name.startswith(islands)]
+    inside = [name for name in before if name.startswith(fp32_modules)]
     return {
         "built": built,
         "after": describe(engine),
@@ -176,8 +176,8 @@ def reference(rank: int, *, strategy: str) -> Result:
     watched = Watch(engine, "lm_head")
     infer(engine, rank)
     rows = describe(engine)
-    for island in islands_of(engine.module):
-        delattr(island.module, _ATTRIBUTE)
+    for fp32_module in list_fp32_modules(engine.module):
+        delattr(fp32_module.module, _ATTRIBUTE)
     return {"rows": rows, "unasked": describe(engine), **watched.as_dict()}
 
 
@@ -205,12 +205,12 @@ for strategy in STRATEGIES:
     update = partial(one_update, strategy=strategy)
     case(
         f"fp32-lm-head-{strategy}",
-        partial(update, islands=("lm_head",), watch=("model.layers.0.mlp.gate_proj",)),
+        partial(update, fp32_modules=("lm_head",), watch=("model.layers.0.mlp.gate_proj",)),
         precision=keeping("lm_head"),
     )
     case(
         f"fp32-alone-{strategy}",
-        partial(update, islands=("lm_head",), watch=("model.layers.0.mlp.gate_proj",)),
+        partial(update, fp32_modules=("lm_head",), watch=("model.layers.0.mlp.gate_proj",)),
         ranks=1,
         precision=keeping("lm_head"),
     )
@@ -218,7 +218,7 @@ for strategy in STRATEGIES:
         f"fp32-inside-{strategy}",
         partial(
             update,
-            islands=tuple(f"{layer}.mlp.down_proj" for layer in LAYERS),
+            fp32_modules=tuple(f"{layer}.mlp.down_proj" for layer in LAYERS),
             watch=("model.layers.0.mlp.up_proj", "model.layers.1.self_attn", "lm_head"),
             checkpointing=True,
         ),
@@ -226,26 +226,28 @@ for strategy in STRATEGIES:
     )
     case(
         f"fp32-router-{strategy}",
-        partial(update, path=tiny_moe, islands=tuple(f"{layer}.mlp.gate" for layer in LAYERS), watch=("lm_head",)),
+        partial(update, path=tiny_moe, fp32_modules=tuple(f"{layer}.mlp.gate" for layer in LAYERS), watch=("lm_head",)),
         precision=keeping("*.mlp.gate"),
     )
     case(
         f"fp32-layer-{strategy}",
-        partial(update, islands=("model.layers.0",), watch=("model.layers.1",), checkpointing=True),
+        partial(update, fp32_modules=("model.layers.0",), watch=("model.layers.1",), checkpointing=True),
         precision=keeping("model.layers.0"),
     )
     lora = {"lora_rank": 4, "target_modules": "all-linear", "lora": {"merge": True}}
     case(
         f"fp32-lora-{strategy}",
-        partial(update, islands=("model.layers.0.self_attn.q_proj",), watch=("model.layers.0.mlp.up_proj",), lora=lora),
+        partial(
+            update, fp32_modules=("model.layers.0.self_attn.q_proj",), watch=("model.layers.0.mlp.up_proj",), lora=lora
+        ),
         precision=keeping("*.0.self_attn.q_proj", "lm_head"),
     )
     critic = CriticConfig(strategy=strategy, ppo_micro_batch_size_per_gpu=2)
     case(
         f"fp32-critic-{strategy}",
-        partial(update, islands=("score",), model_type="value_model", loss=partial(value_loss, critic)),
+        partial(update, fp32_modules=("score",), model_type="value_model", loss=partial(value_loss, critic)),
         precision=keeping("score", "lm_head"),
     )
     case(f"fp32-reference-{strategy}", partial(reference, strategy=strategy), precision=keeping("lm_head"))
     case(f"fp32-not-built-{strategy}", partial(a_build_that_shards_nothing, strategy=strategy), ranks=1)
-    case(f"fp32-misspelt-{strategy}", partial(update, islands=()), precision=keeping("lm_haed"))
+    case(f"fp32-misspelt-{strategy}", partial(update, fp32_modules=()), precision=keeping("lm_haed"))

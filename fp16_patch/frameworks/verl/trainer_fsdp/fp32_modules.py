@@ -20,7 +20,7 @@ from typing import Any
 
 from fp16_patch.engines.fsdp.precision import modules_in_fp32
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.fp32_modules import KEY, Island, compute_in_fp32, find_islands, in_words
+from fp16_patch.fp32_modules import KEY, Fp32Module, compute_in_fp32, find_fp32_modules, format_names
 
 HEADS = {"language_model": ("lm_head",), "value_model": ("score", "classifier", "v_head", "v_head.summary")}
 """verl's model type -> names of heads that models of the other type need not have: the setting is for the whole run."""
@@ -35,7 +35,7 @@ def for_critics_only(pattern: str) -> bool:
 def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, module: Any, patterns: Sequence[str]) -> Any:
     """``build(engine, module)``, verl's ``FSDPEngine._build_fsdp_module``, with the modules named kept in FP32.
 
-    ``patterns`` are as in :func:`~fp16_patch.fp32_modules.find_islands`, which also says what is refused;
+    ``patterns`` are as in :func:`~fp16_patch.fp32_modules.find_fp32_modules`, which also says what is refused;
     besides, an lm_head under fused kernels (its weight is used and it is never called), and flash attention
     inside (it has no FP32). Raises :class:`Fp16PatchError` before the model is sharded.
     """
@@ -43,39 +43,39 @@ def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, modul
         return build(engine, module)
     model_type = engine.model_config.model_type
     elsewhere = [head for other, heads in HEADS.items() if other != model_type for head in heads]
-    islands = find_islands(module, patterns, elsewhere)
-    if not islands:
+    fp32_modules = find_fp32_modules(module, patterns, elsewhere)
+    if not fp32_modules:
         return build(engine, module)
-    _refuse_what_cannot_work(engine, module, islands)
+    _refuse_what_cannot_work(engine, module, fp32_modules)
     from verl.utils.device import get_device_name
 
-    with (_units_of_fsdp1 if engine.engine_config.strategy == "fsdp" else _units_of_fsdp2)(islands):
+    with (_units_of_fsdp1 if engine.engine_config.strategy == "fsdp" else _units_of_fsdp2)(fp32_modules):
         wrapped = build(engine, module)
-    for island in islands:
-        compute_in_fp32(island, get_device_name())
-    if missing := {island.name for island in islands} - set(modules_in_fp32(wrapped)):
+    for fp32_module in fp32_modules:
+        compute_in_fp32(fp32_module, get_device_name())
+    if missing := {fp32_module.name for fp32_module in fp32_modules} - set(modules_in_fp32(wrapped)):
         raise Fp16PatchError(
-            f"{KEY}: verl built a model in which {in_words(sorted(missing))} would not compute in FP32",
+            f"{KEY}: verl built a model in which {format_names(sorted(missing))} would not compute in FP32",
             code="wrong-dtype-built",
             next_step="report this with your command; without the setting the run can go on",
         )
     return wrapped
 
 
-def _refuse_what_cannot_work(engine: Any, module: Any, islands: list[Island]) -> None:
+def _refuse_what_cannot_work(engine: Any, module: Any, fp32_modules: list[Fp32Module]) -> None:
     attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    for island in islands:
-        if engine.model_config.use_fused_kernels and island.name.rpartition(".")[2] == "lm_head":
+    for fp32_module in fp32_modules:
+        if engine.model_config.use_fused_kernels and fp32_module.name.rpartition(".")[2] == "lm_head":
             raise Fp16PatchError(
-                f"{KEY}: verl's fused kernels use the weight of {island.name} and never call it",
+                f"{KEY}: verl's fused kernels use the weight of {fp32_module.name} and never call it",
                 code="fp32-modules-refused",
-                allowed=f"{island.name} in FP32, or fused kernels",
+                allowed=f"{fp32_module.name} in FP32, or fused kernels",
                 next_step="set actor_rollout_ref.model.use_fused_kernels=False",
             )
-        inner = [type(part).__name__ for part in island.module.modules()]
+        inner = [type(part).__name__ for part in fp32_module.module.modules()]
         if "flash" in str(attention) and any(name.endswith("Attention") for name in inner):
             raise Fp16PatchError(
-                f"{KEY}: {island.name} contains attention, and {attention} computes in half precision only",
+                f"{KEY}: {fp32_module.name} contains attention, and {attention} computes in half precision only",
                 code="fp32-modules-refused",
                 allowed="modules without attention, or attn_implementation sdpa",
                 next_step="name a smaller module, or set "
@@ -84,15 +84,15 @@ def _refuse_what_cannot_work(engine: Any, module: Any, islands: list[Island]) ->
 
 
 @contextmanager
-def _units_of_fsdp2(islands: list[Island]) -> Iterator[None]:
-    """While open, verl's ``fully_shard`` shards the islands of a unit first, and everything in them in FP32."""
+def _units_of_fsdp2(fp32_modules: list[Fp32Module]) -> Iterator[None]:
+    """While open, verl's ``fully_shard`` shards the FP32 modules of a unit first, and everything in them in FP32."""
     import torch
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
     from verl.utils import fsdp_utils
 
     stock = fsdp_utils.fully_shard
     policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
-    tops = {island.module for island in islands}
+    tops = {fp32_module.module for fp32_module in fp32_modules}
     inside = {part for top in tops for part in top.modules()}
 
     def fully_shard(unit: Any, **settings: Any) -> Any:
@@ -111,15 +111,15 @@ def _units_of_fsdp2(islands: list[Island]) -> Iterator[None]:
 
 
 @contextmanager
-def _units_of_fsdp1(islands: list[Island]) -> Iterator[None]:
-    """While open, verl's wrap policy also picks the islands, and FSDP wraps everything in them in FP32."""
+def _units_of_fsdp1(fp32_modules: list[Fp32Module]) -> Iterator[None]:
+    """While open, verl's wrap policy also picks the FP32 modules, and FSDP wraps everything in them in FP32."""
     import torch
     from torch.distributed.fsdp import MixedPrecision
     from verl.workers.engine.fsdp import transformer_impl
 
     stock = transformer_impl.get_fsdp_wrap_policy
     policy = MixedPrecision(param_dtype=torch.float32, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
-    tops = {island.module for island in islands}
+    tops = {fp32_module.module for fp32_module in fp32_modules}
     inside = {part for top in tops for part in top.modules()}
 
     def get_fsdp_wrap_policy(*args: Any, **kwargs: Any) -> Callable[..., bool]:
