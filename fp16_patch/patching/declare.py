@@ -19,98 +19,34 @@ Handler = Callable[..., Any]
 Declaration = Callable[["Handler | Patch"], Patch]
 
 
-def wrap(
-    target: str,
-    *,
-    release: Release,
-    processes: Iterable[ProcessKind],
-    reason: str,
-    upstream: str,
-    remove_when: str,
-    parameters: tuple[str, ...] | None = None,
-    **options: Any,
-) -> Declaration:
+def wrap(target: str, **declared: Any) -> Declaration:
     """Declare a handler ``(original, *args, **kwargs)`` that calls the original.
 
-    ``parameters`` are those of the handler after ``original``, unless given. With ``maker=True`` the function is
-    ``original -> new function`` instead of a handler. ``options`` are the other fields of :class:`Patch`, such as
-    ``name`` (by default the function's name with hyphens), ``engine``, ``when`` and ``also_bound``. To patch several
-    targets with one handler, stack the decorators.
+    To patch several targets with one handler, stack the decorators.
+
+    Args:
+        target: ``package.module:Qual.name``.
+        **declared: ``release`` (:class:`Release`), ``processes`` (of :class:`ProcessKind`), ``reason``, ``upstream``,
+            ``remove_when``, and optionally other fields of :class:`Patch`. ``name`` defaults to the function's with
+            hyphens, ``parameters`` to the handler's after ``original``. With ``maker=True`` the function is
+            ``original -> new function`` instead of a handler.
     """
-    return _declaration(
-        "wrap",
-        target,
-        release,
-        processes,
-        parameters=parameters,
-        reason=reason,
-        upstream=upstream,
-        remove_when=remove_when,
-        **options,
-    )
+    return _declaration("wrap", target, **declared)
 
 
-def hook(
-    target: str,
-    *,
-    release: Release,
-    processes: Iterable[ProcessKind],
-    reason: str,
-    upstream: str = "none: our own proof",
-    **options: Any,
-) -> Declaration:
+def hook(target: str, **declared: Any) -> Declaration:
     """Declare a wrap that returns the original's result unchanged. It may raise."""
-    return wrap(
-        target,
-        release=release,
-        processes=processes,
-        reason=reason,
-        upstream=upstream,
-        remove_when=options.pop("remove_when", "never"),
-        hook=True,
-        **options,
-    )
+    return wrap(target, hook=True, **{"upstream": "none: our own proof", "remove_when": "never", **declared})
 
 
-def replace(
-    target: str,
-    *,
-    release: Release,
-    processes: Iterable[ProcessKind],
-    fingerprint: str | tuple[str, ...],
-    reason: str,
-    upstream: str,
-    remove_when: str,
-    **options: Any,
-) -> Declaration:
-    """Declare a handler ``(*args, **kwargs)`` that takes the place of the original."""
-    return _declaration(
-        "replace",
-        target,
-        release,
-        processes,
-        fingerprint=fingerprint,
-        reason=reason,
-        upstream=upstream,
-        remove_when=remove_when,
-        **options,
-    )
+def replace(target: str, **declared: Any) -> Declaration:
+    """Declare a handler ``(*args, **kwargs)`` that takes the place of the original, whose ``fingerprint`` it pins."""
+    return _declaration("replace", target, **declared)
 
 
-def add(
-    target: str,
-    *,
-    release: Release,
-    processes: Iterable[ProcessKind],
-    reason: str,
-    upstream: str,
-    remove_when: str,
-    **options: Any,
-) -> Declaration:
+def add(target: str, **declared: Any) -> Declaration:
     """Declare a function to add under a name that upstream does not have."""
-    return _declaration(
-        "add", target, release, processes, reason=reason, upstream=upstream, remove_when=remove_when, **options
-    )
+    return _declaration("add", target, **declared)
 
 
 def scoped(target: str, **declared: Any) -> Declaration:
@@ -124,9 +60,9 @@ def scoped(target: str, **declared: Any) -> Declaration:
 def _declaration(
     kind: Kind,
     target: str,
+    *,
     release: Release,
     processes: Iterable[ProcessKind],
-    *,
     name: str | None = None,
     maker: bool = False,
     parameters: tuple[str, ...] | None = None,
