@@ -13,6 +13,7 @@ from megatron.core import dist_checkpointing
 
 from fp16_patch.engines.megatron.checkpoint import resumption
 from fp16_patch.engines.megatron.step import take_step
+from fp16_patch.engines.megatron.sub_optimizers import list_sub_optimizers
 from fp16_patch.loss_scaling import LossScaling
 
 USUAL = LossScaling(init_scale=2.0**10, growth_interval=3, hysteresis=2)
@@ -141,3 +142,22 @@ def sharded(rank: int, *, load: bool, **options: Any) -> Result:
 
 case("sharded-tp2", sharded, ranks=2, load=False, tp=2, distributed=False)
 case("sharded-to-1", sharded, load=True, distributed=False)
+
+
+def warm_up(rank: int, **options: Any) -> Result:
+    """What Megatron does before it loads a sharded checkpoint; then a load of an equal state, another object."""
+    training = Training(USUAL, **options)
+    train(training, rank, 0, SAVED)
+    before = state_of(training)
+    model = training.model[0].module.module.sharded_state_dict()
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    training.optimizer.sharded_state_dict(model, is_loading=True, metadata=metadata)
+    after_warm_up = len(training.scaler.pop_loaded_states())
+    for part in list_sub_optimizers(training.optimizer):
+        part.grad_scaler.load_state_dict(dict(part.grad_scaler.state_dict()))
+    after_load = len(training.scaler.pop_loaded_states())
+    return {"loaded": [after_warm_up, after_load], "kept": state_of(training) == before}
+
+
+in_layout("warm-up", warm_up, "1")
+in_layout("warm-up", warm_up, "1-replicated")

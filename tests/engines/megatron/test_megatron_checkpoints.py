@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,3 +77,17 @@ def test_somebody_else_s_state_changes_nothing(results: Outcomes) -> None:
     assert all("this checkpoint's optimizer section cannot be used" in error for error in found["errors"].values())
     assert "FSDP and DeepSpeed" in found["errors"]["fsdp"]
     assert found["state"]["scale"] == 1024
+
+
+@pytest.mark.parametrize("layout", ["1", "1-replicated"])
+def test_megatron_s_warm_up_load_is_not_taken_for_a_resume(results: Outcomes, layout: str) -> None:
+    """``DistributedOptimizer.sharded_state_dict(is_loading=True)`` loads its own ``state_dict()``, the same object."""
+    (found,) = results(f"warm-up-{layout}")
+    assert found == {"loaded": [0, 1], "kept": True}
+
+
+def test_megatron_s_warm_up_load_is_the_call_that_we_know() -> None:
+    """:meth:`SubOptimizerScaler.load_state_dict` recognises it by the identity of the object."""
+    (folder,) = find_spec("megatron").submodule_search_locations
+    source = Path(folder, "core", "optimizer", "distrib_optimizer.py").read_text()
+    assert source.count("self.load_state_dict(self.state_dict())") == 1
