@@ -54,7 +54,7 @@ def test_processes_that_agree_make_one_column() -> None:
     assert merge_roles([*ranks, report("vLLM worker 0", rollout=ROLLOUT)]) == {"actor": ACTOR, "rollout": ROLLOUT}
 
 
-def test_processes_that_disagree_have_every_value_listed_and_break_the_promise() -> None:
+def test_processes_that_disagree_have_every_value_listed_and_violate_the_precision() -> None:
     ranks = [report("0", actor=ACTOR), report("1", actor=ACTOR | {"compute": "bfloat16"}), report("2", actor=ACTOR)]
     merged = merge_roles(ranks)
     assert merged["actor"]["compute"] == "float16 | bfloat16"
