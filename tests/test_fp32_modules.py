@@ -205,7 +205,7 @@ def test_autocast_is_on_again_after_an_error_inside() -> None:
         assert torch.is_autocast_enabled("cpu")
 
 
-def test_islands_are_found_again_by_name() -> None:
+def test_fp32_modules_are_found_again_by_name() -> None:
     model = kept(Model(), "*.mlp.gate", "lm_head")
     assert [fp32_module.name for fp32_module in list_fp32_modules(model)] == found(Model(), "*.mlp.gate", "lm_head")
     assert list_fp32_modules(Model()) == []

@@ -200,7 +200,7 @@ def test_parameters_without_a_gradient_are_left_out() -> None:
 
 
 def test_a_plain_model_s_layout() -> None:
-    """Four ranks hold the same gradients; the embedding's rows and those of a head that shares them are lookups."""
+    """Four ranks hold the same gradients. The embedding's weight, which the head shares, is not sampled."""
     embedding, head = torch.nn.Embedding(5, 2), torch.nn.Linear(2, 5)
     head.weight = embedding.weight
     layout = read_layout(torch.nn.Sequential(embedding, head), world_size=4)
