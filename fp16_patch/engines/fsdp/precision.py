@@ -12,7 +12,7 @@ from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 @dataclass(frozen=True)
 class Unit:
-    """One wrapped part: ``module`` is what was wrapped, ``version`` FSDP's, the dtypes are torch's."""
+    """One FSDP unit: the wrapped ``module``, FSDP's ``version`` and the torch dtypes of parameters and reduction."""
 
     module: Any
     param: Any
@@ -23,7 +23,7 @@ class Unit:
 def describe_fsdp(
     module: Any, optimizer: Any | None, scaler: Any | None, *, autocast: Any, defer_sync: bool
 ) -> dict[str, str]:
-    """Rows for the precision report.
+    """Return the rows of the precision report.
 
     ``module`` is an ``FSDP`` (FSDP1) or an ``FSDPModule`` (FSDP2), ``autocast`` the torch dtype its
     forward runs under, ``defer_sync`` whether micro-batches accumulate without reducing (no_sync).
@@ -48,7 +48,7 @@ def describe_fsdp(
 
 
 def modules_in_fp32(module: Any) -> list[str]:
-    """Names of the modules that were asked to be in FP32 and are."""
+    """Return the names of the modules that were requested in FP32 and are."""
     units = _units(module)
     return [fp32_module.name for fp32_module in list_fp32_modules(module) if _in_fp32(fp32_module, units)]
 
@@ -63,7 +63,7 @@ def _in_fp32(fp32_module: Fp32Module, units: list[Unit]) -> bool:
 
 
 def _units(module: Any) -> list[Unit]:
-    """Every wrapped part. FSDP's None for a dtype means: the parameter's."""
+    """Return every FSDP unit. A dtype of None in FSDP means the parameter's."""
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     found = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a model on this rank, with the names they have in the whole.
+"""Name this rank's modules as in the whole model.
 
-A pipeline stage counts its layers from 0, a rank its experts: two ranks call different things alike.
+A pipeline stage counts its layers from 0, and a rank its experts: on two ranks different modules have the same name.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 
 def inner_model(chunk: Any) -> Any:
-    """Without what wraps it, DistributedDataParallel and Float16Module."""
+    """Return ``chunk`` without its wrappers, DistributedDataParallel and Float16Module."""
     from megatron.core.utils import unwrap_model
 
     return unwrap_model(chunk)
 
 
 def named_modules(chunk: Any) -> Iterator[tuple[str, Any]]:
-    """(name in the whole model, module) of a chunk without wrappers."""
+    """Yield (name in the whole model, module) of a chunk without wrappers."""
     names: dict[str, str] = {"": ""}
     inside: dict[str, Any] = {}
     for own, module in chunk.named_modules():
@@ -30,7 +30,7 @@ def named_modules(chunk: Any) -> Iterator[tuple[str, Any]]:
 
 
 def named_parameters(chunk: Any) -> Iterator[tuple[str, Any]]:
-    """(name in the whole model, parameter), one that is used twice under its first name."""
+    """Yield (name in the whole model, parameter). A parameter that is used twice comes once, under its first name."""
     seen: set[int] = set()
     for name, module in named_modules(chunk):
         for own, parameter in module.named_parameters(recurse=False):
@@ -40,7 +40,7 @@ def named_parameters(chunk: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _number(last: str, module: Any, inside: dict[str, Any], parent: str) -> str:
-    """Of a layer or an expert, in the whole model; anything else as it is."""
+    """Return the number of a layer or an expert in the whole model; any other ``last`` itself."""
     if not last.isdecimal():
         return last
     if parent.endswith("layers") and isinstance(number := getattr(module, "layer_number", None), int):

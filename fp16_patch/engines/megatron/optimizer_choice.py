@@ -19,13 +19,13 @@ class OptimizerChoice:
     """The optimizer that was chosen, and how the precision report names it."""
 
     precision_aware: bool
-    """For ``OptimizerConfig.use_precision_aware_optimizer``."""
+    """Value for ``OptimizerConfig.use_precision_aware_optimizer``."""
     line: str
-    """For the precision report."""
+    """Text for the precision report."""
 
 
 def choose(asked: bool | None, *, distributed: bool = True) -> OptimizerChoice:
-    """``asked`` is the user's ``use_precision_aware_optimizer``, None where there is none: whatever there is.
+    """Return the optimizer for the user's ``use_precision_aware_optimizer``; None means the best one installed.
 
     ``distributed`` is ``use_distributed_optimizer``, without which Megatron refuses it. Raises
     :class:`Fp16PatchError` where what was asked for is not there.
@@ -54,7 +54,7 @@ def choose(asked: bool | None, *, distributed: bool = True) -> OptimizerChoice:
 
 
 def in_use(optimizer: Optimizer) -> str:
-    """For the precision report, read off a live optimizer."""
+    """Return which optimizers a live Megatron optimizer consists of, for the precision report."""
     return ", ".join(dict.fromkeys(_in_words(part) for part in list_sub_optimizers(optimizer)))
 
 
@@ -68,7 +68,7 @@ def _in_words(part: Optimizer) -> str:
 
 
 def _transformer_engine() -> str | None:
-    """Its version; None where it is not installed, or only a stand-in is."""
+    """Return TransformerEngine's version; None if it is not installed, or only an import stub is."""
     if find_spec("transformer_engine") is None:
         return None
     return installed_version(DISTRIBUTIONS["transformer-engine"])

@@ -16,7 +16,7 @@ from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 
 
 def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dict[str, str]:
-    """Rows for the precision report of this rank. An engine that only evaluates has no row of an optimizer.
+    """Return this rank's rows of the precision report. An engine that only evaluates has no row of an optimizer.
 
     ``chunks`` are the model's virtual pipeline stages, in Megatron's DistributedDataParallel where they train.
     ``master_weights`` are what Adam steps on.

@@ -19,7 +19,7 @@ OPTIMIZERS = ("adam", "sgd")
 
 
 def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]:
-    """Why these cannot be used; empty where they can."""
+    """Return one error for each reason why these cannot train in FP16; an empty list if they can."""
     if errors := refused_release():
         return errors
     sharded = {part.config.use_distributed_optimizer for part in list_sub_optimizers(optimizer)}
@@ -40,7 +40,7 @@ def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]
 
 
 def refused_release() -> list[Fp16PatchError]:
-    """Any release of megatron-core but the one this was written for; imports nothing."""
+    """Return an error if no supported release of megatron-core is installed; imports nothing."""
     found = installed_version([releases.DISTRIBUTION])
     if found is not None and SpecifierSet(releases.RELEASES).contains(found, prereleases=True):
         return []
@@ -62,14 +62,14 @@ def refused_release() -> list[Fp16PatchError]:
 
 
 def refused_optimizer(name: str) -> list[Fp16PatchError]:
-    """For ``OptimizerConfig.optimizer``, before anything is built."""
+    """Return an error if ``OptimizerConfig.optimizer`` is not supported. Call it before anything is built."""
     if name in OPTIMIZERS:
         return []
     return [_refusal(f"optimizer={name}", " or ".join(OPTIMIZERS), "use adam, or train in BF16")]
 
 
 def refused_model(config: Any) -> list[Fp16PatchError]:
-    """For a TransformerConfig, before or after the model is built."""
+    """Return the errors of a TransformerConfig, before or after the model is built."""
     found = []
     if config.num_moe_experts and config.moe_router_dtype not in ("fp32", "fp64"):
         what = f"moe_router_dtype={config.moe_router_dtype} with num_moe_experts={config.num_moe_experts}"
@@ -105,14 +105,14 @@ def _refused_part(part: Optimizer) -> list[Fp16PatchError]:
 
 
 def _main_dtype(part: Optimizer, main: Any) -> Any:
-    """None where the optimizer inside keeps them to itself (precision-aware)."""
+    """Return the dtype of ``main``; the configured one if the inner optimizer keeps it (precision-aware)."""
     if main is None or part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
         return part.config.main_params_dtype
     return main.dtype
 
 
 def _refused_chunk(chunk: Any, sharded: set[bool]) -> list[Fp16PatchError]:
-    """``sharded``: ``use_distributed_optimizer`` of the parts of its optimizer."""
+    """Return the errors of one chunk. ``sharded`` holds ``use_distributed_optimizer`` of all sub-optimizers."""
     config = chunk.ddp_config
     if config.use_megatron_fsdp:
         return [_refusal("use_megatron_fsdp=True", "False", "use the distributed optimizer")]
