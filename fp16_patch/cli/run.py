@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 def misplaced(word: str) -> Fp16PatchError:
     """Return the error for a word of the trainer's command that comes before the ``--``."""
     return Fp16PatchError(
-        f"{word} stands before the --, where the settings of this package stand",
+        f"{word} comes before the --, where only settings of this package belong",
         code="setting-misplaced",
         allowed="fp16_patch.NAME=VALUE before it; the trainer's own command and all its options after it",
         next_step=f"fp16-patch run -- python -m MODULE {word} ...",

@@ -137,7 +137,7 @@ def _binding(block: Iterable[ast.AST], name: str) -> list[ast.stmt]:
 
 def _binds(statement: ast.stmt, name: str) -> bool:
     if isinstance(statement, _SCOPE):
-        # `@x.setter def x` goes on with the property that the first `def x` made: that one is the getter.
+        # `@x.setter def x` extends the property that the first `def x` made: the first is the getter.
         goes_on = any(_dotted(d)[:-1] == (name,) for d in statement.decorator_list)
         return statement.name == name and not goes_on
     if isinstance(statement, (ast.Import, ast.ImportFrom)):

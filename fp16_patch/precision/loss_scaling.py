@@ -26,20 +26,20 @@ class LossScaling:
     """
 
     init_scale: float = 65536.0
-    """Torch's default, and the paper's on FSDP."""
+    """Torch's default, and the paper's value on FSDP."""
     growth_factor: float = 2.0
     backoff_factor: float = 0.5
     growth_interval: int = 400
-    """Updates in a row without an overflow before the scale grows. The paper's on FSDP (verl_fp16.patch in
+    """Updates in a row without an overflow before the scale grows. The paper's value on FSDP (verl_fp16.patch in
     sail-sg/Precision-RL)."""
     hysteresis: int = 1
-    """Overflows before the scale backs off; full again when the scale grows. 1: torch's behaviour; Megatron's word."""
+    """Overflows before the scale backs off; reset when the scale grows. 1 is torch's behaviour; the name is Megatron's."""
     min_scale: float = 1.0
-    """The scale never falls below. Megatron's and DeepSpeed's default; torch has none, and reaches 0."""
+    """Lower bound of the scale. Megatron's and DeepSpeed's default; torch has none, and reaches 0."""
     max_scale: float = 2.0**31
-    """The scale never grows above: keeps scale times loss well inside FP32. Ours; torch has none."""
+    """Upper bound of the scale: keeps scale times loss well inside FP32. Torch has none."""
     max_consecutive_skips: int = 20
-    """Skipped updates in a row that stop the run. Ours: 2**16 to 1 are 16 backoffs, and a few more for luck."""
+    """Skipped updates in a row that stop the run. From 2**16 to min_scale=1 takes 16 backoffs; 4 spare."""
 
     def __post_init__(self) -> None:
         for name in ("init_scale", "growth_factor", "backoff_factor", "min_scale", "max_scale"):

@@ -174,7 +174,7 @@ def test_an_option_of_the_trainer_before_the_dashes(capsys):
     command = ["run", "--ds.param_dtype", "fp16", "--", sys.executable, "-m", "openrlhf.cli.train_ppo_ray"]
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert "fp16_patch: --ds.param_dtype stands before the --" in said
+    assert "fp16_patch: --ds.param_dtype comes before the --" in said
     assert "next step:" in said
 
 
