@@ -33,7 +33,7 @@ class LossScaling:
     """Updates in a row without an overflow before the scale grows. The paper's value on FSDP (verl_fp16.patch in
     sail-sg/Precision-RL)."""
     hysteresis: int = 1
-    """Overflows before the scale backs off; reset when the scale grows. 1 is torch's behaviour; the name is Megatron's."""
+    """Overflows before the scale backs off; reset when the scale grows. 1 is torch's behaviour."""
     min_scale: float = 1.0
     """Lower bound of the scale. Megatron's and DeepSpeed's default; torch has none, and reaches 0."""
     max_scale: float = 2.0**31
