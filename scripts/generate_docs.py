@@ -17,7 +17,7 @@ from fp16_patch import text_table
 from fp16_patch.cli.patches import as_markdown
 from fp16_patch.engines.deepspeed.releases import RELEASE as DEEPSPEED
 from fp16_patch.frameworks.openrlhf.releases import RELEASE as OPENRLHF
-from fp16_patch.frameworks.verl.releases import RELEASES as VERL
+from fp16_patch.frameworks.verl.releases import RELEASE as VERL
 from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, list_row, render_recipe, render_sources
 from fp16_patch.lab.recipes.load import available, load
 
@@ -95,7 +95,7 @@ def versions() -> str:
     rollout = f"vLLM; tested with {tested}"
     megatron = f"megatron-core {locked['megatron-core']} through megatron-bridge {locked['megatron-bridge']}"
     rows = [
-        ("verl", VERL.removeprefix("=="), f"FSDP1, FSDP2, {megatron}", rollout),
+        ("verl", VERL.versions.removeprefix("=="), f"FSDP1, FSDP2, {megatron}", rollout),
         (
             "OpenRLHF",
             OPENRLHF.versions.removeprefix("=="),

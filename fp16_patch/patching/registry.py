@@ -36,6 +36,11 @@ def declared_in(*modules: ModuleType) -> tuple[Patch, ...]:
     return tuple(patch for module in modules for patch in _declared.values() if patch.module == module.__name__)
 
 
+def declared_under(package: str) -> tuple[Patch, ...]:
+    """Return the patches that the modules of a package declare, as far as they have been imported."""
+    return tuple(patch for patch in _declared.values() if patch.module.startswith(f"{package}."))
+
+
 def plan(patches: Iterable[Patch]) -> dict[str, tuple[Patch, ...]]:
     """Sort patches by the module whose import triggers them. Scoped ones are left out."""
     found: dict[str, tuple[Patch, ...]] = {}

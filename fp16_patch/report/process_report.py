@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fp16_patch.errors import Fp16PatchError, several
 from fp16_patch.patching import Ledger, Patch
+
+_Kind = TypeVar("_Kind", bound=str)
 
 OK_OUTCOMES = ("applied", "native")
 """Outcomes of a patch that is in force; the other two are ``not_installed`` and ``refused``."""
@@ -45,7 +47,7 @@ def missing_patches(report: Mapping[str, Any], required: Iterable[Patch]) -> lis
     return problems
 
 
-def require(reports: Mapping[str, Sequence[Mapping[str, Any]]], required: Mapping[str, Iterable[Patch]]) -> None:
+def require(reports: Mapping[_Kind, Sequence[Mapping[str, Any]]], required: Mapping[_Kind, Iterable[Patch]]) -> None:
     """Check that every kind of process has reported, and that each process has the patches of its kind.
 
     Raises:

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.installation import unfit
-from fp16_patch.frameworks.verl import releases
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES
+from fp16_patch.frameworks.verl.releases import RELEASE
 from fp16_patch.precision import Precision
 
 WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
@@ -20,7 +20,7 @@ EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
 
 def unfit_installation() -> list[Fp16PatchError]:
     """Everything about the installed packages that the flag cannot work with. Imports none of them."""
-    problems = unfit("verl", releases.DISTRIBUTION, releases.RELEASES, ALL_PATCHES)
+    problems = unfit("verl", "verl", RELEASE.versions, ALL_PATCHES)
     if _ray_is_running():
         problems.append(
             Fp16PatchError(

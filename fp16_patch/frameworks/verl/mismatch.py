@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mismatch in bypass mode, where verl computes no log-probs of the trainer but those it updates with.
+"""Measure the mismatch between trainer and rollout: beside verl's own metrics, and in bypass mode.
 
-The first update of a step still computes them with the policy that sampled: there they are compared to the rollout's,
-on that update's share of the batch and at no further cost. Those of later updates have moved away by training.
+In bypass mode verl computes the trainer's log-probs only in its updates. The first update of a step computes them
+with the policy that sampled, so they are compared with the rollout's there, on that update's part of the batch and at
+no extra cost. Later updates of the step have changed the policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fp16_patch.attached_state import attached
+from fp16_patch.frameworks.verl.releases import RELEASE
 from fp16_patch.mismatch import METRIC_PREFIX
+from fp16_patch.patching import ProcessKind, wrap
+from fp16_patch.precision import Precision, reports_folder
 
 if TYPE_CHECKING:
     import torch
-
-_BEGINS_STEP = "_fp16_patch_begins_step"  # on an engine: its next update is the first of a step
 
 Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
 Loss = Callable[..., Any]
@@ -23,27 +27,61 @@ LogProbs = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 """mu, pi and the mask of a micro-batch: ``[answers, tokens]``."""
 
 
-def watch(engine: Engine, data: Any, loss_function: Loss) -> tuple[Loss, list[LogProbs]]:
-    """Return the loss to train this mini-batch with, and where it leaves log-probs that are to be compared."""
+@dataclass
+class StepState:
+    """State on an engine."""
+
+    begins_step: bool = True
+    """Whether its next update is the first of a step."""
+
+
+@wrap(
+    "verl.utils.debug.metrics:calculate_debug_metrics",
+    name="mismatch-metrics",
+    when="verl.trainer.ppo.v1.trainer_base",
+    also_bound=("verl.trainer.ppo.v1.trainer_base:calculate_debug_metrics",),
+    release=RELEASE,
+    processes={ProcessKind.TASK_RUNNER},
+    reason="adds max and min of pi - mu and the KL in float64 to verl's own mismatch metrics; keeps the log-probs "
+    "where that was asked for",
+    upstream="none: our own proof",
+    remove_when="never",
+)
+def add_mismatch_metrics(original: Callable[..., Any], data: Any) -> dict[str, Any]:
+    """Add signed and KL mismatch of this batch to verl's ``training/rollout_probs_diff_*``."""
+    from fp16_patch.mismatch import log_prob_store
+    from fp16_patch.mismatch.metrics import mismatch_metrics
+
+    metrics: dict[str, Any] = original(data)
+    log_probs = [data.batch[name] for name in ("rollout_log_probs", "old_log_probs", "response_mask")]
+    found = mismatch_metrics(*log_probs)
+    if Precision.current().keep_log_probs:
+        log_prob_store.save(reports_folder() / log_prob_store.FOLDER, *log_probs)
+    return metrics | {f"{METRIC_PREFIX}{name}": value for name, value in found.items()}
+
+
+def observe_loss(engine: Engine, data: Any, loss_function: Loss) -> tuple[Loss, list[LogProbs]]:
+    """Return the loss for this mini-batch, and a list that it fills with log-probs if they are to be compared."""
     from verl.utils import tensordict_utils as tu
 
     seen: list[LogProbs] = []
-    first = getattr(engine, _BEGINS_STEP, True)
-    setattr(engine, _BEGINS_STEP, tu.get(data, key="update_lr_scheduler", default=False))
+    state = attached(engine, StepState)
+    first = state.begins_step
+    state.begins_step = tu.get(data, key="update_lr_scheduler", default=False)
     if not first or not _in_bypass_mode(loss_function):
         return loss_function, seen
 
-    def watched(**given: Any) -> Any:
+    def observed(**given: Any) -> Any:
         # Distillation calls its loss for the logits too, and may leave the log-probs out.
         if "log_probs" in given.get("model_output", {}):
             seen.append(_log_probs(given["model_output"], given["data"]))
         return loss_function(**given)
 
-    return watched, seen
+    return observed, seen
 
 
 def metrics(engine: Engine, seen: list[LogProbs]) -> dict[str, list[float]]:
-    """As verl wants a rank's metrics; it takes the mean over the ranks, and of ``_max`` and ``_min`` the extreme."""
+    """Return a rank's mismatch metrics. verl reduces them over the ranks: ``_max``, ``_min``, others by mean."""
     if not seen:
         return {}
     import torch
@@ -58,14 +96,14 @@ def metrics(engine: Engine, seen: list[LogProbs]) -> dict[str, list[float]]:
     return {f"{METRIC_PREFIX}{name}": [value] for name, value in found.items()}
 
 
-def under_their_own_name(step: dict[str, Any]) -> None:
-    """In a step's metrics: what verl took for the actor's stands where every other mode's is."""
-    for name in [name for name in step if name.startswith(f"actor/{METRIC_PREFIX}")]:
-        step[name.removeprefix("actor/")] = step.pop(name)
+def strip_actor_prefix(metrics: dict[str, Any]) -> None:
+    """Rename a step's mismatch metrics, which verl logs under ``actor/``, to their names in every other mode."""
+    for name in [name for name in metrics if name.startswith(f"actor/{METRIC_PREFIX}")]:
+        metrics[name.removeprefix("actor/")] = metrics.pop(name)
 
 
 def _in_bypass_mode(loss_function: Loss) -> bool:
-    """verl binds an actor's configuration to its loss (``workers/engine_workers.py``)."""
+    """Read it off the actor's configuration, which verl binds to the loss (``workers/engine_workers.py``)."""
     from fp16_patch.frameworks.verl.config.rollout_correction import BYPASS  # loads OmegaConf
 
     config = getattr(loss_function, "keywords", {}).get("config")
@@ -74,7 +112,7 @@ def _in_bypass_mode(loss_function: Loss) -> bool:
 
 
 def _log_probs(model_output: Any, data: Any) -> LogProbs:
-    """In this mode the old log-probs are the rollout's (``trainer/ppo/v1/trainer_base.py``)."""
+    """Return mu, pi and mask; in this mode the old log-probs are the rollout's (``trainer/ppo/v1/trainer_base.py``)."""
     from verl.workers.utils.padding import no_padding_2_padding
 
     padded = data.select("old_log_probs", "response_mask").to_padded_tensor()

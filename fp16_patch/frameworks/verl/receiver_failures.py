@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import releases
-from fp16_patch.patching import Patch
+from fp16_patch.frameworks.verl.releases import RELEASE, TRAINER_RANK
+from fp16_patch.patching import ProcessKind, hook, wrap
 
 if TYPE_CHECKING:
     import zmq
@@ -80,86 +80,66 @@ def _failure(receivers: Any) -> Fp16PatchError:
     return Fp16PatchError(f"{what}, and reported success", code="weight-transfer-failed", next_step=next_step)
 
 
-def _remember_receivers(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def _execute_method(self: Any, method: str, non_block: bool = False, *args: Any, **kwargs: Any) -> Any:
-        result = await original(self, method, non_block, *args, **kwargs)
-        if method in _RECEIVING and non_block and result is not None:
-            _receivers[self.zmq_handle] = result
-        return result
-
-    return _execute_method
-
-
-def _watch_socket(original: Callable[..., None]) -> Callable[..., None]:
-    def _init_socket(self: Any) -> None:
-        original(self)
-        receivers = _receivers.pop(self.zmq_handle, None)
-        if receivers is not None:
-            self.socket = WatchedSocket(self.socket, receivers)
-
-    return _init_socket
-
-
-def _raise_the_cause(original: Callable[..., None]) -> Callable[..., None]:
-    def receive_weights(self: Any, on_bucket_received: Callable[..., None]) -> None:
-        try:
-            original(self, on_bucket_received)
-        except BufferError as error:
-            # The frames of the failure hold views into the shared memory, so cleaning up fails on top of it.
-            raise (error.__context__ or error) from None
-
-    return receive_weights
-
-
 _ROLLOUT = "verl.workers.rollout.vllm_rollout"
-_UPSTREAM = "https://github.com/verl-project/verl/pull/7366 (open)"
-_REMOVE_WHEN = "verl's BucketedWeightSender raises when its receiver has failed"
+_SENDER: dict[str, Any] = {
+    **TRAINER_RANK,
+    "upstream": "https://github.com/verl-project/verl/pull/7366 (open)",
+    "remove_when": "verl's BucketedWeightSender raises when its receiver has failed",
+}
 
-SENDER_PATCHES: tuple[Patch, ...] = (
-    Patch(
-        name="verl-weight-receivers",
-        target=f"{_ROLLOUT}.vllm_rollout:ServerAdapter._execute_method",
-        kind="wrap",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
-        reason="Remembers the ObjectRef that holds the receivers' error, for the sender. Changes no result.",
-        upstream=_UPSTREAM,
-        remove_when=_REMOVE_WHEN,
-        make=_remember_receivers,
-        parameters=("self", "method", "non_block"),
-    ),
-    Patch(
-        name="verl-weight-sender-watches",
-        target=f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightSender._init_socket",
-        kind="wrap",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="trainer rank",
-        reason="The run hangs for ever, with no error, when a vLLM worker fails in a weight update. Looks once a "
-        "second whether it has; sets no time limit.",
-        upstream=_UPSTREAM,
-        remove_when=_REMOVE_WHEN,
-        make=_watch_socket,
-        parameters=("self",),
-    ),
+
+@hook(
+    f"{_ROLLOUT}.vllm_rollout:ServerAdapter._execute_method",
+    name="verl-weight-receivers",
+    **_SENDER,
+    reason="Remembers the ObjectRef that holds the receivers' error, for the sender. Changes no result.",
 )
+async def remember_receivers(
+    original: Callable[..., Awaitable[Any]],
+    self: Any,
+    method: str,
+    non_block: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Keep the ObjectRef of the receivers that were started."""
+    result = await original(self, method, non_block, *args, **kwargs)
+    if method in _RECEIVING and non_block and result is not None:
+        _receivers[self.zmq_handle] = result
+    return result
 
-RECEIVER_PATCHES: tuple[Patch, ...] = (
-    Patch(
-        name="verl-weight-receiver-error",
-        target=f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
-        kind="wrap",
-        distribution=releases.DISTRIBUTION,
-        versions=releases.RELEASES,
-        process="vLLM worker",
-        reason='With shared memory, what fails in the worker is masked by a BufferError from cleaning up: "cannot '
-        'close exported pointers exist". Raises the failure itself.',
-        upstream=_UPSTREAM,
-        remove_when="verl's BucketedWeightReceiver raises what went wrong",
-        make=_raise_the_cause,
-        parameters=("self", "on_bucket_received"),
-    ),
+
+@wrap(
+    f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightSender._init_socket",
+    name="verl-weight-sender-watches",
+    when=f"{_ROLLOUT}.vllm_rollout",
+    **_SENDER,
+    reason="The run hangs for ever, with no error, when a vLLM worker fails in a weight update. Looks once a "
+    "second whether it has; sets no time limit.",
 )
+def watch_receivers(original: Callable[..., None], self: Any) -> None:
+    """Put a :class:`WatchedSocket` in the place of the sender's socket."""
+    original(self)
+    receivers = _receivers.pop(self.zmq_handle, None)
+    if receivers is not None:
+        self.socket = WatchedSocket(self.socket, receivers)
 
-PATCHES = SENDER_PATCHES + RECEIVER_PATCHES
+
+@wrap(
+    f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
+    name="verl-weight-receiver-error",
+    release=RELEASE,
+    processes={ProcessKind.VLLM_WORKER},
+    required=False,  # vLLM workers import the module at the first weight update; a failure there ends the run
+    reason='With shared memory, what fails in the worker is masked by a BufferError from cleaning up: "cannot '
+    'close exported pointers exist". Raises the failure itself.',
+    upstream="https://github.com/verl-project/verl/pull/7366 (open)",
+    remove_when="verl's BucketedWeightReceiver raises what went wrong",
+)
+def raise_receiver_error(original: Callable[..., None], self: Any, on_bucket_received: Callable[..., None]) -> None:
+    """Raise the receiver's error in the place of the BufferError that masks it."""
+    try:
+        original(self, on_bucket_received)
+    except BufferError as error:
+        # The frames of the failure hold views into the shared memory, so cleaning up fails as well.
+        raise (error.__context__ or error) from None

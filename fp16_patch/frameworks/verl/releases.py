@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The releases of verl that every patch here was read against and run with."""
+"""The releases of verl that these patches were written for and tested with."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.patching import Patch
+from fp16_patch.patching import ProcessKind, Release
 
-DISTRIBUTION = "verl"
-RELEASES = "==0.9.1"
+RELEASE = Release("verl", "==0.9.1")
 
-
-def in_trainer_rank(name: str, target: str, **declared: Any) -> Patch:
-    """Return a patch of a function that verl's actor, critic and reference ranks run."""
-    return Patch(
-        name=name, target=target, distribution=DISTRIBUTION, versions=RELEASES, process="trainer rank", **declared
-    )
+TRAINER_RANK: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TRAINER_RANK}}
+FSDP_RANK: dict[str, Any] = {**TRAINER_RANK, "engine": "fsdp"}
+MEGATRON_RANK: dict[str, Any] = {**TRAINER_RANK, "engine": "megatron"}
+"""What the patches of actor, critic and reference ranks have in common, by engine."""

@@ -33,20 +33,21 @@ def trainer_report(worker: Any) -> Report:
 
 
 def _describe(engine: Any) -> dict[str, str]:
-    from fp16_patch.frameworks.verl.trainer_fsdp.engine import describe_engine as of_fsdp
-    from fp16_patch.frameworks.verl.trainer_megatron.engine import describe_engine as of_megatron
+    from fp16_patch.frameworks.verl.trainer import is_megatron
+    from fp16_patch.frameworks.verl.trainer_fsdp.engine import describe_engine as describe_fsdp_engine
+    from fp16_patch.frameworks.verl.trainer_megatron.engine import describe_engine as describe_megatron_engine
 
-    return (of_megatron if isinstance(engine.module, list) else of_fsdp)(engine)
+    return (describe_megatron_engine if is_megatron(engine) else describe_fsdp_engine)(engine)
 
 
 def server_report(server: Any) -> Report:
-    """Return a vLLM server actor's report. Runs inside that actor."""
+    """Return the report of a vLLM server actor. Runs inside it."""
     name = f"vLLM server {server.replica_rank} node {server.node_rank}"
     return this_process(name, status(), {})
 
 
 def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
-    """One report from every trainer rank; colocated worker groups share their actors."""
+    """Return one report from every trainer rank; colocated worker groups share their actors."""
     actors = {actor._actor_id: actor for group in worker_groups for actor in group.workers}
     calls = {f"trainer rank {i}": a.__ray_call__.remote(trainer_report) for i, a in enumerate(actors.values())}
     return list(answers(calls).values())
@@ -55,7 +56,9 @@ def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
 def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[Report], list[Report]]:
     """Return the reports of every vLLM server actor, and of every vLLM worker process behind them.
 
-    ``roles`` gives, by ``id(replica)``, the report's column for replicas that are not the policy's.
+    Args:
+        replicas: verl's RolloutReplica objects.
+        roles: ``id(replica)`` -> the report's column, for replicas that do not serve the policy.
     """
     servers: list[Report] = []
     workers: list[Report] = []

@@ -28,7 +28,7 @@ PATCHES: tuple[Patch, ...] = (
     *declared_in(torch_fsdp, autocast, value_head),
     *vllm.VERL_PATCHES,
     *declared_in(polling, sockets),
-    *receiver_failures.PATCHES,
+    *declared_in(receiver_failures),
 )
 """For verl."""
 

@@ -37,8 +37,8 @@ def test_other_losses_are_left_alone(results: Outcomes) -> None:
 
 
 def test_the_metrics_stand_where_those_of_other_modes_do() -> None:
-    from fp16_patch.frameworks.verl.mismatch import under_their_own_name
+    from fp16_patch.frameworks.verl.mismatch import strip_actor_prefix
 
     step = {"actor/mismatch/k3_kl": 1.0, "actor/mismatch/tokens": 8.0, "actor/pg_loss": 2.0}
-    under_their_own_name(step)
+    strip_actor_prefix(step)
     assert step == {"mismatch/k3_kl": 1.0, "mismatch/tokens": 8.0, "actor/pg_loss": 2.0}

@@ -1,57 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss scaler goes into verl's checkpoints and comes back from them."""
+"""Patches that save verl's loss scaler in its FSDP checkpoints and load it from them."""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.frameworks.verl.releases import in_trainer_rank
+from fp16_patch.frameworks.verl.releases import FSDP_RANK
 from fp16_patch.frameworks.verl.trainer import scaler_of
 from fp16_patch.log import logger
 from fp16_patch.loss_scaling import state_file
-from fp16_patch.patching import Patch
+from fp16_patch.patching import wrap
 
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl:FSDPEngine"
+_WHY: dict[str, Any] = {
+    "reason": "verl's checkpoints lack the loss scaler: a resumed run starts at the initial scale again",
+    "upstream": "verl utils/checkpoint/fsdp_checkpoint_manager.py",
+    "remove_when": "verl saves and restores the scaler",
+}
 
 Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 
 
-def save_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Rank 0 writes the scaler's state before verl's last barrier, so before verl names this checkpoint the latest."""
-
-    @functools.wraps(original)
-    def save_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
-        scaler = scaler_of(self)
-        if scaler is not None and local_path is not None and self.rank == 0:
-            state_file.save(scaler.state_dict(), local_path)
-        return original(self, local_path, *args, **kwargs)
-
-    return save_checkpoint
+@wrap(f"{_ENGINE}.save_checkpoint", name="fsdp-save-scaler", **FSDP_RANK, **_WHY)
+def save_scaler(original: Callable[..., Any], self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+    """Save the scaler's state on rank 0, before verl names this checkpoint the latest at its last barrier."""
+    scaler = scaler_of(self)
+    if scaler is not None and local_path is not None and self.rank == 0:
+        state_file.save(scaler.state_dict(), local_path)
+    return original(self, local_path, *args, **kwargs)
 
 
-def load_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Every rank takes what rank 0 read. Without the file: a warning, and the initial scale."""
-
-    @functools.wraps(original)
-    def load_checkpoint(self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
-        scaler = scaler_of(self)
-        wanted = scaler is not None and local_path is not None and self.checkpoint_manager.should_load_extra
-        saved = _read(local_path) if wanted else None
-        result = original(self, local_path, *args, **kwargs)
-        if saved is not None:
-            scaler.load_state_dict(saved)
-        if wanted:
-            logger.info(state_file.resumption(saved, scaler.get_scale(), scaler.settings, local_path))
-        return result
-
-    return load_checkpoint
+@wrap(f"{_ENGINE}.load_checkpoint", name="fsdp-load-scaler", **FSDP_RANK, **_WHY)
+def load_scaler(original: Callable[..., Any], self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+    """Load what rank 0 read on every rank. Without the file, warn and start at the initial scale."""
+    scaler = scaler_of(self)
+    wanted = scaler is not None and local_path is not None and self.checkpoint_manager.should_load_extra
+    saved = _read(local_path) if wanted else None
+    result = original(self, local_path, *args, **kwargs)
+    if saved is not None:
+        scaler.load_state_dict(saved)
+    if wanted:
+        logger.info(state_file.resumption(saved, scaler.get_scale(), scaler.settings, local_path))
+    return result
 
 
 def _read(folder: str) -> state_file.State | None:
-    """Read and checked before anything is loaded; a file that cannot be used is the same error on every rank."""
+    """Read and check the file before anything is loaded. An unusable file is the same error on every rank."""
     from verl.utils.fs import copy_to_local, is_non_local
 
     from fp16_patch.loss_scaling.ranks import from_rank_zero
@@ -61,18 +57,3 @@ def _read(folder: str) -> state_file.State | None:
         return state_file.load(copy_to_local(path) if is_non_local(path) else path)
 
     return from_rank_zero(read)
-
-
-PATCHES: tuple[Patch, ...] = tuple(
-    in_trainer_rank(
-        name=f"fsdp-{verb}-scaler",
-        target=f"{_ENGINE}.{verb}_checkpoint",
-        kind="wrap",
-        make=make,
-        parameters=("self", "local_path"),
-        reason="verl's checkpoints lack the loss scaler: a resumed run starts at the initial scale again",
-        upstream="verl utils/checkpoint/fsdp_checkpoint_manager.py",
-        remove_when="verl saves and restores the scaler",
-    )
-    for verb, make in (("save", save_scaler), ("load", load_scaler))
-)

@@ -3,100 +3,116 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from fp16_patch.engines.fsdp.precision import describe_fsdp
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.releases import in_trainer_rank
+from fp16_patch.frameworks.verl.releases import FSDP_RANK
 from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import build_with_fp32_modules
 from fp16_patch.frameworks.verl.trainer_fsdp.loss_scaling import new_scaler
-from fp16_patch.patching import Patch
+from fp16_patch.patching import hook, replace, wrap
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 
 _MODULE = "verl.workers.engine.fsdp.transformer_impl"
+_OBSERVED: dict[str, Any] = {
+    **FSDP_RANK,
+    "reason": "the precision report states dtypes seen on live tensors; reads them, changes nothing",
+}
 
 Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 
 
-def build_scaler(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Set the loss scaler and the FP32 modules, and check that verl really took the train dtype."""
+@wrap(
+    f"{_MODULE}:FSDPEngine._build_fsdp_module",
+    name="fsdp-loss-scaler",
+    **FSDP_RANK,
+    reason="verl hard-codes the scaler (2**16, interval 400) and reads the train dtype from a key that is "
+    "not in its YAML; afterwards the settings are the flag's and the dtype is checked. Modules of "
+    "fp16_patch.fp32_modules get FP32 units of their own while the model is wrapped",
+    upstream="verl workers/engine/fsdp/transformer_impl.py:391-409",
+    remove_when="verl makes the scaler's arguments configurable and reads fsdp_config.dtype",
+)
+def build_scaler(original: Callable[..., Any], self: Engine, module: Any) -> Any:
+    """Build with our scaler and with modules in FP32; check that verl computes in the train dtype."""
+    import torch
 
-    @functools.wraps(original)
-    def _build_fsdp_module(self: Engine, module: Any) -> Any:
-        import torch
-
-        precision = Precision.current()
-        wrapped = build_with_fp32_modules(original, self, module, precision.fp32_modules)
-        wanted = getattr(torch, long_name(precision.train_dtype))
-        if self._autocast_dtype != wanted:
-            raise Fp16PatchError(
-                f"verl built an engine that computes in {self._autocast_dtype}, not {wanted}",
-                code="wrong-dtype-built",
-                next_step="report this with the precision report and your command: the flag did not hold",
-            )
-        if self.scaler is not None:
-            self.scaler = new_scaler(wrapped)
-        return wrapped
-
-    return _build_fsdp_module
-
-
-def merged_lora_in_rollout_dtype(_original: Callable[..., Any]) -> Callable[..., Any]:
-    """Stream merged (base + adapter) weights in the rollout's dtype: one rounding from FP32."""
-
-    def _merged_lora_per_tensor_param(self: Engine) -> Iterator[tuple[str, Any]]:
-        import torch
-        from torch.distributed.tensor import DTensor
-        from verl.utils.device import get_device_id
-        from verl.utils.fsdp_utils import (
-            merged_lora_context,
-            normalize_peft_param_name,
-            offload_fsdp_model_to_cpu,
+    precision = Precision.current()
+    wrapped = build_with_fp32_modules(original, self, module, precision.fp32_modules)
+    wanted = getattr(torch, long_name(precision.train_dtype))
+    if self._autocast_dtype != wanted:
+        raise Fp16PatchError(
+            f"verl built an engine that computes in {self._autocast_dtype}, not {wanted}",
+            code="wrong-dtype-built",
+            next_step="report this with the precision report and your command: the flag did not hold",
         )
-        from verl.utils.model import convert_weight_keys
-
-        dtype = getattr(torch, long_name(Precision.current().rollout_dtype))
-        try:
-            # The tensors alias the module's storage, and the context restores the unmerged weights on
-            # exit: each one is copied while the context is open.
-            with merged_lora_context(self.module, backup_adapters=True):
-                params = normalize_peft_param_name(self.module.state_dict())
-                params = convert_weight_keys(params, getattr(self.module, "_fsdp_wrapped_module", self.module))
-                for name, param in params.items():
-                    whole = param.detach()
-                    if isinstance(param, DTensor):
-                        # On one rank this is the module's storage still.
-                        whole = param.to(get_device_id(), non_blocking=True).full_tensor()
-                    yield name, whole.to(dtype if whole.is_floating_point() else whole.dtype, copy=True)
-        finally:
-            if self._is_offload_param:
-                offload_fsdp_model_to_cpu(self.module)
-
-    return _merged_lora_per_tensor_param
+    if self.scaler is not None:
+        self.scaler = new_scaler(wrapped)
+    return wrapped
 
 
-def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Note the dtypes of logits (or values) and log-probs as they leave the model."""
+@replace(
+    f"{_MODULE}:FSDPEngine._merged_lora_per_tensor_param",
+    name="merged-lora-dtype",
+    **FSDP_RANK,
+    fingerprint="a23011a4fb04030c",
+    reason="merged-LoRA weights were rounded to BF16 on their way to the rollout, eight times FP16's error; "
+    "same stream, rounded once to the rollout's dtype",
+    upstream="verl workers/engine/fsdp/transformer_impl.py:1082",
+    remove_when="verl sends merged weights uncast or in rollout.dtype",
+)
+def merged_lora_in_rollout_dtype(self: Engine) -> Iterator[tuple[str, Any]]:
+    """Yield merged (base + adapter) weights in the rollout's dtype, rounded once from FP32."""
+    import torch
+    from torch.distributed.tensor import DTensor
+    from verl.utils.device import get_device_id
+    from verl.utils.fsdp_utils import (
+        merged_lora_context,
+        normalize_peft_param_name,
+        offload_fsdp_model_to_cpu,
+    )
+    from verl.utils.model import convert_weight_keys
 
-    @functools.wraps(original)
-    def prepare_model_outputs(
-        self: Engine, output: Any, output_args: Any, micro_batch: Any, logits_processor_func: Any
-    ) -> Any:
-        result = original(self, output, output_args, micro_batch, logits_processor_func)
-        logits = getattr(output, "logits", None)
-        for name, tensor in {"logits": logits, **result}.items():
-            if name in ("logits", "log_probs", "values") and tensor is not None:
-                record_dtype(self, name, tensor.dtype)
-        return result
+    dtype = getattr(torch, long_name(Precision.current().rollout_dtype))
+    try:
+        # The tensors alias the module's storage, and the context restores the unmerged weights on
+        # exit: each one is copied while the context is open.
+        with merged_lora_context(self.module, backup_adapters=True):
+            params = normalize_peft_param_name(self.module.state_dict())
+            params = convert_weight_keys(params, getattr(self.module, "_fsdp_wrapped_module", self.module))
+            for name, param in params.items():
+                whole = param.detach()
+                if isinstance(param, DTensor):
+                    # On one rank this is the module's storage still.
+                    whole = param.to(get_device_id(), non_blocking=True).full_tensor()
+                yield name, whole.to(dtype if whole.is_floating_point() else whole.dtype, copy=True)
+    finally:
+        if self._is_offload_param:
+            offload_fsdp_model_to_cpu(self.module)
 
-    return prepare_model_outputs
+
+@hook(f"{_MODULE}:FSDPEngineWithValueHead.prepare_model_outputs", name="observe-values", **_OBSERVED)
+@hook(f"{_MODULE}:FSDPEngineWithLMHead.prepare_model_outputs", name="observe-logits", **_OBSERVED)
+def prepare_model_outputs(
+    original: Callable[..., Any],
+    self: Engine,
+    output: Any,
+    output_args: Any,
+    micro_batch: Any,
+    logits_processor_func: Any,
+) -> Any:
+    """Record the dtypes of logits (or values) and log-probs as they leave the model."""
+    result = original(self, output, output_args, micro_batch, logits_processor_func)
+    logits = getattr(output, "logits", None)
+    for name, tensor in {"logits": logits, **result}.items():
+        if name in ("logits", "log_probs", "values") and tensor is not None:
+            record_dtype(self, name, tensor.dtype)
+    return result
 
 
 def describe_engine(engine: Engine) -> dict[str, str]:
-    """Precision rows of one live FSDP engine: what is in force, and what was seen passing."""
+    """Return the precision rows of one live FSDP engine: its dtypes in force, and those recorded."""
     rows = describe_fsdp(
         engine.module,
         engine.optimizer,
@@ -108,43 +124,3 @@ def describe_engine(engine: Engine) -> dict[str, str]:
         for name in ("gradient_reduction", "gradient_accumulation", "optimizer_state", "loss_scale"):
             rows.pop(name)
     return rows | recorded_dtypes(engine)
-
-
-PATCHES: tuple[Patch, ...] = (
-    in_trainer_rank(
-        "fsdp-loss-scaler",
-        f"{_MODULE}:FSDPEngine._build_fsdp_module",
-        kind="wrap",
-        make=build_scaler,
-        parameters=("self", "module"),
-        reason="verl hard-codes the scaler (2**16, interval 400) and reads the train dtype from a key that is "
-        "not in its YAML; afterwards the settings are the flag's and the dtype is checked. Modules of "
-        "fp16_patch.fp32_modules get FP32 units of their own while the model is wrapped",
-        upstream="verl workers/engine/fsdp/transformer_impl.py:391-409",
-        remove_when="verl makes the scaler's arguments configurable and reads fsdp_config.dtype",
-    ),
-    in_trainer_rank(
-        "merged-lora-dtype",
-        f"{_MODULE}:FSDPEngine._merged_lora_per_tensor_param",
-        kind="replace",
-        make=merged_lora_in_rollout_dtype,
-        fingerprint="a23011a4fb04030c",
-        reason="merged-LoRA weights were rounded to BF16 on their way to the rollout, eight times FP16's error; "
-        "same stream, rounded once to the rollout's dtype",
-        upstream="verl workers/engine/fsdp/transformer_impl.py:1082",
-        remove_when="verl sends merged weights uncast or in rollout.dtype",
-    ),
-    *(
-        in_trainer_rank(
-            f"observe-{what}",
-            f"{_MODULE}:{engine}.prepare_model_outputs",
-            kind="wrap",
-            make=observe_outputs,
-            parameters=("self", "output", "output_args", "micro_batch", "logits_processor_func"),
-            reason="the precision report states dtypes seen on live tensors; reads them, changes nothing",
-            upstream="none: our own proof",
-            remove_when="never",
-        )
-        for what, engine in (("logits", "FSDPEngineWithLMHead"), ("values", "FSDPEngineWithValueHead"))
-    ),
-)

@@ -1,43 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keep named modules of verl's FSDP engines in FP32 compute: a router, a value head, an lm_head.
 
-Such a module becomes an FSDP unit of its own whose policy is FP32: its weights are gathered and its gradients
-reduced in FP32. Its inputs are cast to FP32, autocast is off inside, and its output stays FP32: logits of an lm_head
-and values of a value head arrive at the loss so. After a module in the middle, autocast takes every matrix product
-back to half precision; the sum of the residual stream is FP32 until something casts it, which under FSDP2 is the
-next layer's entrance, and under FSDP1, where verl casts the model's inputs only, nothing.
+Such a module becomes an FSDP unit of its own with an FP32 policy: its weights are gathered and its gradients reduced
+in FP32. Its inputs are cast to FP32, autocast is off inside, and its output stays FP32: the loss gets FP32 logits of
+an lm_head and FP32 values of a value head. After a module in the middle, autocast runs every matrix product in half
+precision again. The residual stream stays FP32 until something casts it. FSDP2 casts it at the next layer; under
+FSDP1, where verl casts the model's inputs only, nothing does.
 
 verl 0.9.1 gives every unit of a model the same policy (workers/engine/fsdp/transformer_impl.py:380,
-utils/fsdp_utils.py:573), so the units are made where verl makes its own, during that call and no longer.
+utils/fsdp_utils.py:573), so two scoped patches make the units while verl makes its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from fp16_patch.engines.fsdp.precision import modules_in_fp32
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.fp32_modules import KEY, Fp32Module, compute_in_fp32, find_fp32_modules, format_names
+from fp16_patch.frameworks.verl.releases import FSDP_RANK
+from fp16_patch.patching import opened, scoped
 
 HEADS = {"language_model": ("lm_head",), "value_model": ("score", "classifier", "v_head", "v_head.summary")}
-"""verl's model type -> names of heads that models of the other type need not have: the setting is for the whole run."""
+"""verl's model type -> names of heads that models of the other type may lack: the setting is for the whole run."""
+
+
+@dataclass(frozen=True)
+class Fp32Units:
+    """The modules to keep in FP32, for the patches that make units of them."""
+
+    tops: frozenset[Any]
+    """The modules named."""
+    inside: frozenset[Any]
+    """Those and all modules in them."""
 
 
 def for_critics_only(pattern: str) -> bool:
-    """Whether ``pattern`` names a value head: without a critic, no engine would have it and none would refuse it."""
+    """Return whether ``pattern`` names a value head. Without a critic no engine has it, so no engine refuses it."""
     actor, critic = (any(fnmatchcase(head, pattern) for head in heads) for heads in HEADS.values())
     return critic and not actor
 
 
 def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, module: Any, patterns: Sequence[str]) -> Any:
-    """``build(engine, module)``, verl's ``FSDPEngine._build_fsdp_module``, with the modules named kept in FP32.
+    """Return ``build(engine, module)`` with the modules that ``patterns`` name kept in FP32.
 
-    ``patterns`` are as in :func:`~fp16_patch.fp32_modules.find_fp32_modules`, which also says what is refused;
-    besides, an lm_head under fused kernels (its weight is used and it is never called), and flash attention
-    inside (it has no FP32). Raises :class:`Fp16PatchError` before the model is sharded.
+    Args:
+        build: verl's ``FSDPEngine._build_fsdp_module``.
+        engine: verl's FSDP engine.
+        module: The model, not sharded yet.
+        patterns: As in :func:`~fp16_patch.fp32_modules.find_fp32_modules`, which also says what is refused.
+
+    Raises:
+        Fp16PatchError: Before the model is sharded. Also refused are an lm_head under fused kernels, which use its
+            weight and never call it, and modules with flash attention, which has no FP32.
     """
     if not patterns:
         return build(engine, module)
@@ -49,7 +68,13 @@ def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, modul
     _refuse_what_cannot_work(engine, module, fp32_modules)
     from verl.utils.device import get_device_name
 
-    with (_units_of_fsdp1 if engine.engine_config.strategy == "fsdp" else _units_of_fsdp2)(fp32_modules):
+    tops = frozenset(fp32_module.module for fp32_module in fp32_modules)
+    units = Fp32Units(tops, frozenset(part for top in tops for part in top.modules()))
+    is_fsdp1 = engine.engine_config.strategy == "fsdp"
+    with (
+        opened(wrap_in_fp32 if is_fsdp1 else shard_in_fp32, units),
+        _fsdp1_overrides(units) if is_fsdp1 else nullcontext(),
+    ):
         wrapped = build(engine, module)
     for fp32_module in fp32_modules:
         compute_in_fp32(fp32_module, get_device_name())
@@ -83,62 +108,71 @@ def _refuse_what_cannot_work(engine: Any, module: Any, fp32_modules: list[Fp32Mo
             )
 
 
-@contextmanager
-def _units_of_fsdp2(fp32_modules: list[Fp32Module]) -> Iterator[None]:
-    """While open, verl's ``fully_shard`` shards the FP32 modules of a unit first, and everything in them in FP32."""
+@scoped(
+    "verl.utils.fsdp_utils:fully_shard",
+    name="verl-fsdp2-fp32-units",
+    **FSDP_RANK,
+    required=False,
+    reason="verl gives every FSDP2 unit of a model one policy; shards modules of fp16_patch.fp32_modules in FP32, "
+    "while verl wraps the model",
+    upstream="verl utils/fsdp_utils.py:573",
+    remove_when="verl takes a policy for each module",
+)
+def shard_in_fp32(original: Callable[..., Any], units: Fp32Units) -> Callable[..., Any]:
+    """Shard the FP32 modules of a unit before the unit itself, and everything in them in FP32."""
     import torch
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
-    from verl.utils import fsdp_utils
 
-    stock = fsdp_utils.fully_shard
     policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
-    tops = {fp32_module.module for fp32_module in fp32_modules}
-    inside = {part for top in tops for part in top.modules()}
 
     def fully_shard(unit: Any, **settings: Any) -> Any:
         for part in unit.modules():  # the unit takes all parameters that are in no unit yet
-            if part in tops and not isinstance(part, FSDPModule):
-                stock(part, **settings | {"mp_policy": policy})
-        if unit in tops:
+            if part in units.tops and not isinstance(part, FSDPModule):
+                original(part, **settings | {"mp_policy": policy})
+        if unit in units.tops:
             return unit
-        return stock(unit, **settings | ({"mp_policy": policy} if unit in inside else {}))
+        return original(unit, **settings | ({"mp_policy": policy} if unit in units.inside else {}))
 
-    fsdp_utils.fully_shard = fully_shard
-    try:
-        yield
-    finally:
-        fsdp_utils.fully_shard = stock
+    return fully_shard
 
 
-@contextmanager
-def _units_of_fsdp1(fp32_modules: list[Fp32Module]) -> Iterator[None]:
-    """While open, verl's wrap policy also picks the FP32 modules, and FSDP wraps everything in them in FP32."""
-    import torch
-    from torch.distributed.fsdp import MixedPrecision
-    from verl.workers.engine.fsdp import transformer_impl
-
-    stock = transformer_impl.get_fsdp_wrap_policy
-    policy = MixedPrecision(param_dtype=torch.float32, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
-    tops = {fp32_module.module for fp32_module in fp32_modules}
-    inside = {part for top in tops for part in top.modules()}
+@scoped(
+    "verl.workers.engine.fsdp.transformer_impl:get_fsdp_wrap_policy",
+    name="verl-fsdp1-fp32-units",
+    **FSDP_RANK,
+    required=False,
+    reason="verl gives every FSDP1 unit of a model one policy; makes units of the modules of fp16_patch.fp32_modules, "
+    "while verl wraps the model",
+    upstream="verl workers/engine/fsdp/transformer_impl.py:380",
+    remove_when="verl takes a policy for each module",
+)
+def wrap_in_fp32(original: Callable[..., Any], units: Fp32Units) -> Callable[..., Any]:
+    """Make verl's wrap policy pick the FP32 modules as well."""
 
     def get_fsdp_wrap_policy(*args: Any, **kwargs: Any) -> Callable[..., bool]:
-        by_verl = stock(*args, **kwargs)
+        by_verl = original(*args, **kwargs)
 
         def wrap(module: Any, recurse: bool, nonwrapped_numel: int) -> bool:
-            if module in tops or (recurse and not tops.isdisjoint(module.modules())):
+            if module in units.tops or (recurse and not units.tops.isdisjoint(module.modules())):
                 return True
             return by_verl is not None and by_verl(module=module, recurse=recurse, nonwrapped_numel=nonwrapped_numel)
 
         return wrap
 
-    transformer_impl.get_fsdp_wrap_policy = get_fsdp_wrap_policy
-    for part in inside:
-        # torch's own way to give one module other settings than the rest (fsdp/wrap.py, _wrap).
+    return get_fsdp_wrap_policy
+
+
+@contextmanager
+def _fsdp1_overrides(units: Fp32Units) -> Iterator[None]:
+    """Have FSDP1 wrap everything in the FP32 modules in FP32, in torch's own way (fsdp/wrap.py, ``_wrap``)."""
+    import torch
+    from torch.distributed.fsdp import MixedPrecision
+
+    policy = MixedPrecision(param_dtype=torch.float32, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
+    for part in units.inside:
         part._wrap_overrides = {"mixed_precision": policy}
     try:
         yield
     finally:
-        transformer_impl.get_fsdp_wrap_policy = stock
-        for part in inside:
+        for part in units.inside:
             vars(part).pop("_wrap_overrides", None)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's Megatron engine: an overflow is a skipped update, one loss scale for all, and what it computes in."""
+"""Patches of verl's Megatron engine: skip updates that overflow, with one loss scale for all of its optimizers."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,82 +10,99 @@ from fp16_patch.engines.megatron import optimizer_choice
 from fp16_patch.engines.megatron.precision import describe_megatron
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import trainer
-from fp16_patch.frameworks.verl.releases import in_trainer_rank
-from fp16_patch.patching import Patch
+from fp16_patch.frameworks.verl.releases import MEGATRON_RANK
+from fp16_patch.patching import hook, wrap
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 
 _MODULE = "verl.workers.engine.megatron.transformer_impl"
 _ENGINE = f"{_MODULE}:MegatronEngine"
+_OBSERVED: dict[str, Any] = {
+    **MEGATRON_RANK,
+    "reason": "the precision report states dtypes seen on live tensors; reads them, changes nothing",
+}
 
 Engine = Any  # verl.workers.engine.megatron.transformer_impl.MegatronEngine, never imported here
 
 
-def check_dtype(original: Callable[..., Any]) -> Callable[..., Any]:
-    """After verl has read its configuration: does this engine, trained or not, compute in the train dtype?"""
+@hook(
+    f"{_ENGINE}._build_tf_config",
+    name="megatron-dtype",
+    **MEGATRON_RANK,
+    reason="checks that the engine computes in the train dtype; changes nothing",
+)
+def check_dtype(original: Callable[..., Any], self: Engine) -> None:
+    """Check that this engine, trained or not, computes in the train dtype after verl read its configuration."""
+    import torch
 
-    @functools.wraps(original)
-    def _build_tf_config(self: Engine) -> None:
-        import torch
-
-        original(self)
-        wanted = getattr(torch, long_name(Precision.current().train_dtype))
-        if self.param_dtype != wanted:
-            raise Fp16PatchError(
-                f"verl built a Megatron engine that computes in {self.param_dtype}, not {wanted}",
-                code="wrong-dtype-built",
-                next_step="report this with the precision report and your command: the flag did not hold",
-            )
-
-    return _build_tf_config
-
-
-def govern_scalers(original: Callable[..., Any]) -> Callable[..., Any]:
-    """One loss scale, ours, for all optimizers that Megatron chains."""
-
-    @functools.wraps(original)
-    def _build_optimizer(self: Engine) -> Any:
-        optimizer = original(self)
-        precision = Precision.current()
-        if precision.train_dtype == "fp16":
-            from fp16_patch.engines.megatron.scaler import install_loss_scaler
-
-            self.scaler = install_loss_scaler(optimizer, precision.loss_scaling, self.module)
-        return optimizer
-
-    return _build_optimizer
+    original(self)
+    wanted = getattr(torch, long_name(Precision.current().train_dtype))
+    if self.param_dtype != wanted:
+        raise Fp16PatchError(
+            f"verl built a Megatron engine that computes in {self.param_dtype}, not {wanted}",
+            code="wrong-dtype-built",
+            next_step="report this with the precision report and your command: the flag did not hold",
+        )
 
 
-def step_or_skip(original: Callable[..., Any]) -> Callable[..., Any]:
-    """verl's step; an overflow is a skipped update. Returns the gradient norm, None on a skip."""
+@wrap(
+    f"{_ENGINE}._build_optimizer",
+    name="megatron-loss-scaler",
+    **MEGATRON_RANK,
+    reason="Megatron's scaler has no ceiling and fixed factors, and each optimizer of a chain has its own: with "
+    "expert parallelism the experts' scale drifts from the one the loss is multiplied by, and their gradients are "
+    "wrong by the ratio",
+    upstream="megatron-core optimizer/optimizer.py:540-553, optimizer/grad_scaler.py",
+    remove_when="megatron-core keeps one scale for a chain of optimizers and bounds it",
+)
+def build_optimizer(original: Callable[..., Any], self: Engine) -> Any:
+    """Install our loss scaler in all optimizers that Megatron chains."""
+    optimizer = original(self)
+    precision = Precision.current()
+    if precision.train_dtype == "fp16":
+        from fp16_patch.engines.megatron.scaler import install_loss_scaler
 
-    @functools.wraps(original)
-    def optimizer_step(self: Engine) -> Any:
-        if trainer.scaler_of(self) is None:
-            return original(self)
-        from fp16_patch.engines.megatron import step
-
-        return trainer.note(self, step.take_step(self.optimizer))
-
-    return optimizer_step
+        self.scaler = install_loss_scaler(optimizer, precision.loss_scaling, self.module)
+    return optimizer
 
 
-def observe_outputs(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Note the dtypes of log-probs or values as they leave the model."""
+@wrap(
+    f"{_ENGINE}.optimizer_step",
+    name="megatron-optimizer-step",
+    **MEGATRON_RANK,
+    reason="verl raises NotImplementedError at Megatron's first overflow. Ours makes it a skipped update that is "
+    "counted and reported; engines without a scaler run verl's own function",
+    upstream="verl workers/engine/megatron/transformer_impl.py:700-706",
+    remove_when="verl treats Megatron's overflow as a skipped update",
+)
+def optimizer_step(original: Callable[..., Any], self: Engine) -> Any:
+    """Step, or skip the update on an overflow. Return the gradient norm, None on a skip."""
+    if trainer.scaler_of(self) is None:
+        return original(self)
+    from fp16_patch.engines.megatron import step
 
-    @functools.wraps(original)
-    def prepare_model_outputs(self: Engine, output: Any, data: Any) -> Any:
-        result = original(self, output, data)
-        for name in ("log_probs", "values"):
-            if (tensor := result.get(name)) is not None:
-                record_dtype(self, name, tensor.dtype)
-        return result
+    return trainer.record_update(self, step.take_step(self.optimizer))
 
-    return prepare_model_outputs
+
+@wrap(f"{_ENGINE}.lr_scheduler_step", name="megatron-lr-scheduler-step", **MEGATRON_RANK, **trainer.LR_SCHEDULE)
+def lr_scheduler_step(original: Callable[..., Any], self: Engine) -> Any:
+    """Hold the LR schedule when nothing was updated."""
+    return trainer.step_lr_scheduler(original, self)
+
+
+@hook(f"{_MODULE}:MegatronEngineWithValueHead.prepare_model_outputs", name="megatron-observe-values", **_OBSERVED)
+@hook(f"{_MODULE}:MegatronEngineWithLMHead.prepare_model_outputs", name="megatron-observe-log-probs", **_OBSERVED)
+def prepare_model_outputs(original: Callable[..., Any], self: Engine, output: Any, data: Any) -> Any:
+    """Record the dtypes of log-probs or values as they leave the model."""
+    result = original(self, output, data)
+    for name in ("log_probs", "values"):
+        if (tensor := result.get(name)) is not None:
+            record_dtype(self, name, tensor.dtype)
+    return result
 
 
 def describe_engine(engine: Engine) -> dict[str, str]:
-    """Precision rows of one live Megatron engine: what is in force, and what was seen passing."""
+    """Return the precision rows of one live Megatron engine: its dtypes in force, and those recorded."""
     rows = describe_megatron(engine.module, engine.optimizer)
     if engine.optimizer is not None:
         rows["optimizer"] = optimizer_choice.in_use(engine.optimizer)
@@ -94,54 +110,3 @@ def describe_engine(engine: Engine) -> dict[str, str]:
     if getattr(engine.tf_config, "num_moe_experts", None):
         rows["router"] = {"fp32": "float32", "fp64": "float64"}.get(str(router), str(router))
     return rows | recorded_dtypes(engine)
-
-
-PATCHES: tuple[Patch, ...] = (
-    in_trainer_rank(
-        "megatron-dtype",
-        f"{_ENGINE}._build_tf_config",
-        kind="wrap",
-        make=check_dtype,
-        parameters=("self",),
-        reason="checks that the engine computes in the train dtype; changes nothing",
-        upstream="none: our own proof",
-        remove_when="never",
-    ),
-    in_trainer_rank(
-        "megatron-loss-scaler",
-        f"{_ENGINE}._build_optimizer",
-        kind="wrap",
-        make=govern_scalers,
-        parameters=("self",),
-        reason="Megatron's scaler has no ceiling and fixed factors, and each optimizer of a chain has its own: with "
-        "expert parallelism the experts' scale drifts from the one the loss is multiplied by, and their gradients are "
-        "wrong by the ratio",
-        upstream="megatron-core optimizer/optimizer.py:540-553, optimizer/grad_scaler.py",
-        remove_when="megatron-core keeps one scale for a chain of optimizers and bounds it",
-    ),
-    in_trainer_rank(
-        "megatron-optimizer-step",
-        f"{_ENGINE}.optimizer_step",
-        kind="wrap",
-        make=step_or_skip,
-        parameters=("self",),
-        reason="verl raises NotImplementedError at Megatron's first overflow. Ours makes it a skipped update that is "
-        "counted and reported; engines without a scaler run verl's own function",
-        upstream="verl workers/engine/megatron/transformer_impl.py:700-706",
-        remove_when="verl treats Megatron's overflow as a skipped update",
-    ),
-    trainer.hold_lr_patch("megatron", _ENGINE),
-    *(
-        in_trainer_rank(
-            f"megatron-observe-{what}",
-            f"{_MODULE}:{engine}.prepare_model_outputs",
-            kind="wrap",
-            make=observe_outputs,
-            parameters=("self", "output", "data"),
-            reason="the precision report states dtypes seen on live tensors; reads them, changes nothing",
-            upstream="none: our own proof",
-            remove_when="never",
-        )
-        for what, engine in (("log-probs", "MegatronEngineWithLMHead"), ("values", "MegatronEngineWithValueHead"))
-    ),
-)

@@ -15,9 +15,9 @@ EXTENSION = "verl.workers.rollout.vllm_rollout.utils"
 
 def lose_a_patch(_: ModuleType) -> None:
     """A patch that is gone again: the process says nothing, only its ledger does."""
-    from fp16_patch.frameworks.verl.trainer_fsdp.engine import PATCHES
+    from fp16_patch.frameworks.verl.trainer_fsdp.engine import build_scaler
 
-    undo([patch for patch in PATCHES if patch.name == "fsdp-loss-scaler"])
+    undo([build_scaler])
 
 
 def change_the_source(module: ModuleType) -> None:
