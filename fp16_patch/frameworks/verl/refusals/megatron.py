@@ -16,7 +16,7 @@ from fp16_patch.engines.megatron import optimizer_choice
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config.keys import refusal, value_of
 from fp16_patch.frameworks.verl.config.megatron import sections
-from fp16_patch.frameworks.verl.refusals import megatron_resume
+from fp16_patch.frameworks.verl.refusals import resume
 from fp16_patch.frameworks.verl.refusals.megatron_installation import unfit_installation
 from fp16_patch.precision import Precision, short_name
 
@@ -61,7 +61,7 @@ def unsupported(config: DictConfig, precision: Precision, critic: bool) -> Itera
         if role != "reference" and precision.train_dtype == "fp16":
             yield from _optimizer(config, f"{section}.optim")
     if engines and precision.train_dtype == "fp16":
-        yield from megatron_resume.from_other_trainers(config)
+        yield from resume.of_other_trainers(config)
     for pattern in precision.fp32_modules if engines else ():
         if not fnmatchcase("mlp.router", f"*{pattern.strip('*')}*"):
             why = "Megatron keeps all weights of a model in one buffer of its dtype; its router alone can be FP32"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss scaler's files that a run will resume from, read before anything starts.
+"""Check the checkpoint that a run will resume from, before anything starts.
 
-The ranks read them as well, minutes later; what the driver does not see (another node's disk, HDFS) is left to them.
+The ranks check it as well, minutes later. What the driver cannot read (another node's disk, HDFS) is left to them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROLES = {"actor": "actor_rollout_ref.actor", "critic": "critic"}
 
 def unreadable(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
     """Every damaged or foreign file among them."""
-    checkpoint = _checkpoint(config) if precision.train_dtype == "fp16" else None
+    checkpoint = checkpoint_to_load(config) if precision.train_dtype == "fp16" else None
     if checkpoint is None:
         return
     for folder, section in _ROLES.items():
@@ -34,7 +34,21 @@ def unreadable(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchEr
             yield error
 
 
-def _checkpoint(config: DictConfig) -> Path | None:
+def of_other_trainers(config: DictConfig) -> Iterator[Fp16PatchError]:
+    """Refuse a checkpoint of FSDP or DeepSpeed, for a run that trains with Megatron."""
+    from fp16_patch.engines.megatron.checkpoint import refuse_other_trainers  # loads torch
+
+    checkpoint = checkpoint_to_load(config)
+    if checkpoint is None:
+        return
+    for folder in _ROLES:
+        try:
+            refuse_other_trainers(checkpoint / folder)
+        except Fp16PatchError as error:
+            yield error
+
+
+def checkpoint_to_load(config: DictConfig) -> Path | None:
     """Return the folder that verl will load (trainer_base.py, ``_load_checkpoint``), or None."""
     mode, of_this_run, given = (
         OmegaConf.select(config, f"trainer.{key}") for key in ("resume_mode", "default_local_dir", "resume_from_path")
