@@ -80,9 +80,9 @@ def examine() -> dict[str, Any]:
 def _megatron() -> str:
     """Say whether verl can train with Megatron. A run need not use it, so its problems do not make verl unready."""
     from fp16_patch.engines.megatron import optimizer_choice
-    from fp16_patch.frameworks.verl.refusals.megatron_installation import unfit_installation
+    from fp16_patch.frameworks.verl.refusals.megatron_installation import installation_problems
 
-    if problems := unfit_installation():
+    if problems := installation_problems():
         return f"verl with strategy=megatron: no, {'; '.join(problem.what for problem in problems)}"
     return f"verl with strategy=megatron: ready, in FP16 with {optimizer_choice.choose(None).line}"
 

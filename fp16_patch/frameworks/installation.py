@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is what is installed what the patches of a framework were written for? Imports none of it."""
+"""Check that the installed packages are those the patches of a framework were written for. Imports none of them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from collections.abc import Iterable
 from packaging.specifiers import SpecifierSet
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.patching import Patch, check_source, installed_version, refusal
+from fp16_patch.patching import Patch, Release, check_source, installed_version, refusal
 
 
-def unfit(name: str, distribution: str, releases: str, patches: Iterable[Patch]) -> list[Fp16PatchError]:
-    """Everything that speaks against the flag: another release (and then nothing else), no vLLM, changed sources.
+def framework_problems(name: str, release: Release, patches: Iterable[Patch]) -> list[Fp16PatchError]:
+    """Return what keeps the flag from working: another release (and then nothing else), no vLLM, changed sources.
 
-    ``name`` is what people call the framework, ``releases`` a version specifier.
+    ``name`` is what people call the framework.
     """
-    found = installed_version([distribution])
+    found, wanted = installed_version(release.distributions), f"{release.distributions[0]}{release.versions}"
     if found is None:
         return [
             Fp16PatchError(
                 f"{name} is not installed",
                 code="not-installed",
-                allowed=f"{distribution}{releases}",
-                next_step=f"pip install '{distribution}{releases}'",
+                allowed=wanted,
+                next_step=f"pip install '{wanted}'",
             )
         ]
-    if not SpecifierSet(releases).contains(found, prereleases=True):
+    if not SpecifierSet(release.versions).contains(found, prereleases=True):
         return [
             Fp16PatchError(
                 f"{name} {found} is installed; the patches were written for and tested with other releases",
                 code="release-not-supported",
-                allowed=f"{distribution}{releases}",
-                next_step=f"pip install '{distribution}{releases}', or an fp16-patch release that knows {found}",
+                allowed=wanted,
+                next_step=f"pip install '{wanted}', or an fp16-patch release that knows {found}",
             )
         ]
     problems = []
@@ -46,5 +46,5 @@ def unfit(name: str, distribution: str, releases: str, patches: Iterable[Patch])
                 next_step=f"install it beside {name} (pip install vllm), on every node",
             )
         )
-    findings = map(check_source, patches)
-    return problems + [refusal(finding) for finding in findings if finding.outcome in ("refused", "not_installed")]
+    found_patches = map(check_source, patches)
+    return problems + [refusal(status) for status in found_patches if status.outcome in ("refused", "not_installed")]

@@ -30,6 +30,11 @@ class Release:
     versions: str
     """Version specifier, such as ``>=0.9,<0.10``."""
 
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """Return the names as a tuple."""
+        return (self.distribution,) if isinstance(self.distribution, str) else self.distribution
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Patch:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from fp16_patch import envs
 from fp16_patch.engines.ray import runtime_env
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.frameworks.installation import unfit
+from fp16_patch.frameworks.installation import framework_problems
 from fp16_patch.frameworks.openrlhf import config, plan, refusals
 from fp16_patch.frameworks.openrlhf.releases import RELEASE
 from fp16_patch.log import logger
@@ -61,7 +61,7 @@ def installation_problems(module: str) -> list[Fp16PatchError]:
             )
         ]
     patches = (*plan.ALL_PATCHES, follow_arguments)
-    return flash_attention_missing() + unfit("OpenRLHF", "openrlhf", RELEASE.versions, patches)
+    return flash_attention_missing() + framework_problems("OpenRLHF", RELEASE, patches)
 
 
 def flash_attention_missing() -> list[Fp16PatchError]:

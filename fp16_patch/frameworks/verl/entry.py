@@ -11,12 +11,18 @@ from typing import Any, NoReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError, several
-from fp16_patch.frameworks.verl import launch
+from fp16_patch.frameworks.installation import framework_problems
 from fp16_patch.frameworks.verl.config import command_line, rules
+from fp16_patch.frameworks.verl.plan import ALL_PATCHES
 from fp16_patch.frameworks.verl.refusals import resume, settings
+from fp16_patch.frameworks.verl.releases import RELEASE
 from fp16_patch.log import logger
 from fp16_patch.precision import Precision
+
+WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
+EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
 
 
 class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
@@ -66,13 +72,13 @@ def apply_flag(config: DictConfig) -> list[rules.Change]:
             allowed="python -m verl.trainer.main_ppo (strategy fsdp, fsdp2 or megatron, rollout vllm)",
             next_step="remove +precision@_global_ from this command",
         )
-    if unfit := launch.unfit_installation():
-        raise several(unfit)
+    if problems := _installation_problems():
+        raise several(problems)
     precision, changes, report_path = examine(config)
 
     rules.rewrite(config, changes)
-    report_path = report_path or launch.default_report_path(config)
-    launch.reach_every_process(config, precision, report_path)
+    report_path = report_path or _default_report_path(config)
+    _reach_every_process(config, precision, report_path)
     with open_dict(config):
         config.fp16_patch = {
             **precision.as_mapping(),
@@ -120,6 +126,51 @@ def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
             allowed="the settings of torch.amp.GradScaler",
             next_step="remove the override; max_scale=init_scale keeps the scale from growing",
         )
+
+
+def _installation_problems() -> list[Fp16PatchError]:
+    problems = framework_problems("verl", RELEASE, ALL_PATCHES)
+    if _ray_is_running():
+        problems.append(
+            Fp16PatchError(
+                "Ray is already initialised in this process, so the flag cannot reach its workers",
+                code="ray-already-started",
+                next_step="let verl call ray.init (RAY_ADDRESS still names a running cluster)",
+            )
+        )
+    return problems
+
+
+def _reach_every_process(config: DictConfig, precision: Precision, report_path: str) -> None:
+    """Put the flag into the run's Ray runtime environment; vLLM's child processes inherit it from there."""
+    modules = [m for m in _current(config, EXTERNAL_MODULES).split(",") if m and m != WORKER_MODULE]
+    variables = {
+        envs.PRECISION: precision.to_environment(),
+        envs.REPORTS: os.path.dirname(os.path.abspath(report_path)),
+        EXTERNAL_MODULES: ",".join([*modules, WORKER_MODULE]),
+    }
+    with open_dict(config):
+        for name, value in variables.items():
+            key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
+            OmegaConf.update(config, key, value, force_add=True)
+
+
+def _default_report_path(config: DictConfig) -> str:
+    """``precision_report.json`` beside the run's checkpoints."""
+    folder = OmegaConf.select(config, "trainer.default_local_dir") or "."
+    return os.path.abspath(os.path.join(str(folder), "precision_report.json"))
+
+
+def _current(config: DictConfig, name: str) -> str:
+    """Return a variable's value for the workers: the user's runtime environment first, then this process's."""
+    key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
+    return str(OmegaConf.select(config, key) or os.environ.get(name, ""))
+
+
+def _ray_is_running() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def _stop(error: Fp16PatchError) -> NoReturn:

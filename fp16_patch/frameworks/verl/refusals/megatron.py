@@ -17,7 +17,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config.keys import refusal, value_of
 from fp16_patch.frameworks.verl.config.megatron import sections
 from fp16_patch.frameworks.verl.refusals import resume
-from fp16_patch.frameworks.verl.refusals.megatron_installation import unfit_installation
+from fp16_patch.frameworks.verl.refusals.megatron_installation import installation_problems
 from fp16_patch.precision import Precision, short_name
 
 _OWN_FSDP = "Megatron's own FSDP has a gradient buffer and a scaler path of its own"
@@ -55,7 +55,7 @@ def unsupported(config: DictConfig, precision: Precision, critic: bool) -> Itera
     """Every setting of the Megatron engines that the flag cannot honour. ``critic``: whether the run has one."""
     engines = {role: section for role, section in sections(config) if critic or role != "critic"}
     if engines:
-        yield from unfit_installation()
+        yield from installation_problems()
     for role, section in engines.items():
         yield from _engine(config, f"{section}.megatron", trains=role != "reference")
         if role != "reference" and precision.train_dtype == "fp16":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are the packages behind verl's Megatron engine those that the patches were written for? Imports none of them."""
+"""Check the packages behind verl's Megatron engine. Imports none of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BRIDGE = "megatron-bridge"
 BRIDGE_RELEASES = "==0.3.1"
 
 
-def unfit_installation() -> list[Fp16PatchError]:
-    """Yield packages of the Megatron engine that are missing or of an unsupported release."""
+def installation_problems() -> list[Fp16PatchError]:
+    """Return the packages of the Megatron engine that are missing or of an unsupported release."""
     problems = refused_release()
     found = installed_version([BRIDGE])
     if found is None or not SpecifierSet(BRIDGE_RELEASES).contains(found, prereleases=True):
