@@ -28,8 +28,8 @@ import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from fp16_patch.lab.cpu.rounded_rollout import rounded
+from fp16_patch.lab.loading.load import available, find, load
 from fp16_patch.lab.recipes.hyperparameters import values
-from fp16_patch.lab.recipes.load import available, find, load
 from fp16_patch.lab.rewards.toy_reward import compute_score
 from fp16_patch.lab.toy import TOY_TASKS, build
 from fp16_patch.lab.toy.sampling import sample, solved_counts

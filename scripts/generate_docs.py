@@ -19,7 +19,7 @@ from fp16_patch.engines.deepspeed.releases import RELEASE as DEEPSPEED
 from fp16_patch.frameworks.openrlhf.releases import RELEASE as OPENRLHF
 from fp16_patch.frameworks.verl.releases import RELEASE as VERL
 from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, list_row, render_recipe, render_sources
-from fp16_patch.lab.recipes.load import available, load
+from fp16_patch.lab.loading.load import available, load
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES_HEAD = """\

@@ -21,8 +21,8 @@ from typing import Any
 
 from fp16_patch import text_table
 from fp16_patch.lab.launch.run import run_recipe
+from fp16_patch.lab.loading.load import available, find, load, load_at_scale
 from fp16_patch.lab.logs.runs import ArmRun, read_run
-from fp16_patch.lab.recipes.load import available, find, load, load_at_scale
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "recipes_toy.jsonl"

@@ -23,8 +23,8 @@ from toy_experiment_page import write_page
 from toy_experiment_records import RUNS, read_records
 
 from fp16_patch.lab.launch.run import run_recipe
+from fp16_patch.lab.loading.load import find, load
 from fp16_patch.lab.logs.runs import ArmRun, read_run
-from fp16_patch.lab.recipes.load import find, load
 from fp16_patch.lab.toy.sampling import solved_counts
 from fp16_patch.lab.toy.task import Problem, token_limits
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fp16_patch.lab.recipes.load import find, load
+from fp16_patch.lab.loading.load import find, load
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "benchmarks" / "toy_experiment.jsonl"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fp16_patch.lab.arms.settings import write_settings
 from fp16_patch.lab.launch.plan import make_plan
-from fp16_patch.lab.launch.settings import write_settings
-from fp16_patch.lab.recipes.load import find
+from fp16_patch.lab.loading.load import find
 
 TEXT = """
 name: tiny

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.lab.launch.settings import FORMAT
+from fp16_patch.lab.arms.settings import FORMAT
 
 
 def write_arm(folder: Path, precision: str, size: float, steps: int = 8, **changed: list[float | None]) -> None:

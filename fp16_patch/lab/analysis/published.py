@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.analysis.run_diff import deviations
 from fp16_patch.lab.analysis.smoothing import smooth
+from fp16_patch.lab.loading.load import find, load
 from fp16_patch.lab.logs.runs import ArmRun
 from fp16_patch.lab.logs.series import Points, Series
-from fp16_patch.lab.recipes.load import find, load
 from fp16_patch.lab.recipes.schema import Published, Recipe
 from fp16_patch.mismatch.offline import OfflineMismatch
 

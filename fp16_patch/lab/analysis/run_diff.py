@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from fp16_patch.lab.launch.command import ArmFiles, Job, world_in
-from fp16_patch.lab.launch.settings import comparable, settings_of
+from fp16_patch.lab.arms.command import ArmFiles, Job, world_in
+from fp16_patch.lab.arms.settings import comparable, settings_of
 from fp16_patch.lab.logs.runs import ArmRun, Run
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.trainers import TRAINERS

@@ -134,7 +134,7 @@ def _run_handler(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.recipe_page import LIST_HEADER, list_row
-    from fp16_patch.lab.recipes.load import available, load
+    from fp16_patch.lab.loading.load import available, load
 
     recipes = [load(path) for path in available()]
     if arguments.json:
@@ -146,7 +146,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.recipe_page import render_recipe
-    from fp16_patch.lab.recipes.load import find, load_at_scale
+    from fp16_patch.lab.loading.load import find, load_at_scale
 
     path = find(arguments.recipe)
     _, text = load_at_scale(path, arguments.scale)
@@ -156,7 +156,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.launch.check import check
-    from fp16_patch.lab.recipes.load import available, find
+    from fp16_patch.lab.loading.load import available, find
 
     if bool(arguments.recipes) == arguments.all:
         found_none = "both names and --all" if arguments.all else "no recipe to check"
@@ -183,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.report_directory import check_output
     from fp16_patch.lab.launch.plan import make_plan
     from fp16_patch.lab.launch.run import run_recipe
-    from fp16_patch.lab.recipes.load import find, load
+    from fp16_patch.lab.loading.load import find, load
 
     path = find(arguments.recipe)
     toy = "toy" if arguments.scale == "toy" and "paper" in load(path).scales else None

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.loading.load import find, load_at_scale
 from fp16_patch.lab.logs.multi_file_runs import read_logs
 from fp16_patch.lab.logs.readers import StepMetrics
 from fp16_patch.lab.logs.runs import ArmRun, Run, read_run
 from fp16_patch.lab.logs.series import METRIC_KEYS, Series, build_series, detect_framework
-from fp16_patch.lab.recipes.load import find, load_at_scale
 from fp16_patch.lab.recipes.schema import Recipe
 
 _IMPORTED = "imported"

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fp16_patch import text_table
+from fp16_patch.lab.loading.load import load
 from fp16_patch.lab.recipes.algorithms import Definition, algorithms
 from fp16_patch.lab.recipes.hyperparameters import NAMES, SOURCES, Setting
-from fp16_patch.lab.recipes.load import load
 from fp16_patch.lab.recipes.schema import Arm, Published, Recipe, Toy
 from fp16_patch.lab.trainers import TRAINERS
 

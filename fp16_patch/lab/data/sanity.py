@@ -83,7 +83,7 @@ def build(sanity: Sanity, output: Output, say: Say = print) -> Selection[Problem
 
 def _preflight(sanity: Sanity, output: Output) -> tuple[ReadResult, Path]:
     """Return the problems and the reward's file, or raise one error about everything that is missing."""
-    from fp16_patch.lab.launch.preflight import missing_model
+    from fp16_patch.lab.data.model_folder import missing_model
 
     problems = list(missing_model("--model", sanity.sampling.model))
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from fp16_patch.files import write_atomically
+from fp16_patch.lab.arms.command import Job
+from fp16_patch.lab.arms.settings import write_settings
 from fp16_patch.lab.duration import duration
 from fp16_patch.lab.launch import failure
-from fp16_patch.lab.launch.command import Job
 from fp16_patch.lab.launch.plan import Plan
 from fp16_patch.lab.launch.progress import Progress
-from fp16_patch.lab.launch.settings import write_settings
 from fp16_patch.lab.launch.signals import uninterrupted
 from fp16_patch.lab.launch.supervisor import Supervisor
 from fp16_patch.report.precision_report import versions

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.arms.command import ArmFiles, Command, Job, world_in
 from fp16_patch.lab.comparison.expectations import check_metrics
-from fp16_patch.lab.launch.command import ArmFiles, Command, Job, world_in
-from fp16_patch.lab.recipes.load import load
+from fp16_patch.lab.loading.load import load
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.trainers import TRAINERS
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.launch import preflight
-from fp16_patch.lab.launch.preflight import Needs
+from fp16_patch.lab.arms import preflight
+from fp16_patch.lab.arms.preflight import Needs
 from fp16_patch.lab.recipes.schema import Recipe
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.lab.arms import preflight
+from fp16_patch.lab.arms.command import WORLD, ArmFiles, Command, Job, world_in
+from fp16_patch.lab.arms.overrides import key_value
 from fp16_patch.lab.comparison.expectations import check_metrics
-from fp16_patch.lab.launch import check, preflight
-from fp16_patch.lab.launch.command import WORLD, ArmFiles, Command, Job, world_in
+from fp16_patch.lab.launch import check
+from fp16_patch.lab.loading.load import load_at_scale
 from fp16_patch.lab.recipes.algorithms import algorithms
-from fp16_patch.lab.recipes.load import load_at_scale
-from fp16_patch.lab.recipes.overrides import key_value
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.trainers import TRAINERS, Trainer
 

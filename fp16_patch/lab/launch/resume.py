@@ -6,8 +6,8 @@ from __future__ import annotations
 import platform
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.arms.settings import comparable, read_settings, settings_of
 from fp16_patch.lab.launch.plan import Plan
-from fp16_patch.lab.launch.settings import comparable, read_settings, settings_of
 from fp16_patch.lab.logs.runs import read_result
 from fp16_patch.report.precision_report import versions
 

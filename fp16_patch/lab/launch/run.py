@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from fp16_patch.files import write_atomically
+from fp16_patch.lab.arms.command import Job
 from fp16_patch.lab.folder_lock import exclusive_lock
 from fp16_patch.lab.launch import gpu_assignment, leftover_processes, run_directory
 from fp16_patch.lab.launch import resume as resuming
 from fp16_patch.lab.launch.arm_process import ArmProcess, ArmResult
-from fp16_patch.lab.launch.command import Job
 from fp16_patch.lab.launch.gpu_assignment import Environment
 from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.progress import Progress

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.arms.command import EARLIER, WORLD, ArmFiles
 from fp16_patch.lab.folder_lock import LOCK
-from fp16_patch.lab.launch.command import EARLIER, WORLD, ArmFiles
+from fp16_patch.lab.loading.load import load
 from fp16_patch.lab.logs.runs import read_result, run_framework
-from fp16_patch.lab.recipes.load import load
 from fp16_patch.lab.recipes.schema import Recipe
 
 RECIPE = "recipe.yaml"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.arms.arm_status import WORDS, arm_status
+from fp16_patch.lab.arms.command import ArmFiles
+from fp16_patch.lab.arms.settings import comparable, read_settings
 from fp16_patch.lab.folder_lock import is_locked
-from fp16_patch.lab.launch.arm_status import WORDS, arm_status
-from fp16_patch.lab.launch.command import ArmFiles
-from fp16_patch.lab.launch.settings import comparable, read_settings
+from fp16_patch.lab.loading.load import load
 from fp16_patch.lab.logs.series import Series, finite_number, read_series
-from fp16_patch.lab.recipes.load import load
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.mismatch import log_prob_store
 from fp16_patch.mismatch.log_prob_store import LogProbs

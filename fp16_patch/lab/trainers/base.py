@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.launch.command import Command, Job
-from fp16_patch.lab.launch.preflight import Needs, count
+from fp16_patch.lab.arms.command import Command, Job
+from fp16_patch.lab.arms.preflight import Needs, count
 
 
 class Trainer(ABC):

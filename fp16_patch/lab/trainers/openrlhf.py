@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.launcher import OPENRLHF
-from fp16_patch.lab.launch.command import Command, Job
-from fp16_patch.lab.launch.preflight import Needs
-from fp16_patch.lab.recipes.overrides import assignments, merge, render
+from fp16_patch.lab.arms.command import Command, Job
+from fp16_patch.lab.arms.overrides import assignments, merge, render
+from fp16_patch.lab.arms.preflight import Needs
 from fp16_patch.lab.trainers import openrlhf_composition, openrlhf_hyperparameters
 from fp16_patch.lab.trainers.base import Trainer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fp16_patch.errors import several
 from fp16_patch.frameworks.openrlhf import config, refusals
-from fp16_patch.lab.launch.command import Command
+from fp16_patch.lab.arms.command import Command
 from fp16_patch.lab.trainers import openrlhf_arguments
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.launch.command import Command, Job
-from fp16_patch.lab.launch.preflight import Needs
-from fp16_patch.lab.recipes.overrides import assignments, key_value, merge, render
+from fp16_patch.lab.arms.command import Command, Job
+from fp16_patch.lab.arms.overrides import assignments, key_value, merge, render
+from fp16_patch.lab.arms.preflight import Needs
 from fp16_patch.lab.trainers import verl_composition, verl_hyperparameters
 from fp16_patch.lab.trainers.base import Trainer
 

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.launch.command import Command
+from fp16_patch.lab.arms.command import Command
 
 
 def compose(command: Command) -> Any:

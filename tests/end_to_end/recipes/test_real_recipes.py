@@ -16,8 +16,8 @@ from shared_cache import make_once
 
 from fp16_patch.lab import toy
 from fp16_patch.lab.launch.run import run_recipe
+from fp16_patch.lab.loading.load import find, load
 from fp16_patch.lab.logs.runs import ArmRun, read_run
-from fp16_patch.lab.recipes.load import find, load
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 

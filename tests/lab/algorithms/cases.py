@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fp16_patch.lab.arms.command import ArmFiles, Command, Job
 from fp16_patch.lab.launch.check import command
-from fp16_patch.lab.launch.command import ArmFiles, Command, Job
+from fp16_patch.lab.loading.load import available, load
 from fp16_patch.lab.recipes.algorithms import algorithms
-from fp16_patch.lab.recipes.load import available, load
 from fp16_patch.lab.recipes.schema import SCALES, Recipe
 
 

@@ -25,7 +25,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
 from fp16_patch.lab.launch.check import command
-from fp16_patch.lab.recipes.load import find, load
+from fp16_patch.lab.loading.load import find, load
 from fp16_patch.lab.trainers import TRAINERS
 
 

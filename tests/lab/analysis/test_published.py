@@ -12,7 +12,7 @@ import pytest
 
 from fp16_patch.lab.analysis.published import series_name
 from fp16_patch.lab.comparison.compare import compare
-from fp16_patch.lab.recipes.load import available, load
+from fp16_patch.lab.loading.load import available, load
 
 pytest.importorskip("matplotlib")
 

@@ -11,7 +11,7 @@ import pytest
 
 from fp16_patch.lab.cli import recipes_data
 from fp16_patch.lab.data.output import Output
-from fp16_patch.lab.recipes.load import available, load
+from fp16_patch.lab.loading.load import available, load
 
 PAPER = [path for path in available() if load(path).world is None]
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from fp16_patch.lab.launch.command import MATH_REWARD
+from fp16_patch.lab.arms.command import MATH_REWARD
 
 pytest.importorskip("math_verify")
 

@@ -10,9 +10,9 @@ import yaml
 from raising import raises_code
 
 from fp16_patch.lab.launch.check import check
+from fp16_patch.lab.loading.load import available, find, load, load_at_scale
 from fp16_patch.lab.recipes import compose
 from fp16_patch.lab.recipes.algorithms import algorithms
-from fp16_patch.lab.recipes.load import available, find, load, load_at_scale
 from fp16_patch.lab.recipes.schema import Recipe
 
 PAPER = [path for path in available() if load(path).toy]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.lab.recipes.load import find
+from fp16_patch.lab.loading.load import find
 
 ROOT = Path(__file__).parents[3]
 

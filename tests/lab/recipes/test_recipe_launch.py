@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from raising import raises_code
 
-from fp16_patch.lab.launch.command import ArmFiles
+from fp16_patch.lab.arms.command import ArmFiles
+from fp16_patch.lab.arms.settings import comparable, read_settings
 from fp16_patch.lab.launch.run import run_recipe
-from fp16_patch.lab.launch.settings import comparable, read_settings
-from fp16_patch.lab.recipes.load import find
+from fp16_patch.lab.loading.load import find
 
 Write = Callable[..., Path]
 Launcher = Callable[..., subprocess.Popen[str]]

@@ -11,11 +11,11 @@ from typing import ClassVar, get_args, get_type_hints
 import pytest
 from raising import raises_code
 
+from fp16_patch.lab.arms.command import ArmFiles, Job
 from fp16_patch.lab.cpu.rounded_rollout import VARIABLE
 from fp16_patch.lab.launch import plan
-from fp16_patch.lab.launch.command import ArmFiles, Job
+from fp16_patch.lab.loading.load import available, find, load
 from fp16_patch.lab.recipes import schema
-from fp16_patch.lab.recipes.load import available, find, load
 from fp16_patch.lab.toy import ToyTask
 from fp16_patch.lab.trainers import TRAINERS
 

@@ -13,9 +13,9 @@ from raising import raises_code
 from fp16_patch import envs
 from fp16_patch.frameworks.launcher import command_with_flag
 from fp16_patch.frameworks.openrlhf import config
-from fp16_patch.lab.launch.command import ArmFiles, Command, Job
+from fp16_patch.lab.arms.command import ArmFiles, Command, Job
 from fp16_patch.lab.launch.run import run_recipe
-from fp16_patch.lab.recipes.load import available, find, load
+from fp16_patch.lab.loading.load import available, find, load
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.toy import ToyTask
 from fp16_patch.lab.trainers import TRAINERS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fp16_patch.lab.recipes.overrides import key_value, merge, render
+from fp16_patch.lab.arms.overrides import key_value, merge, render
 
 hydra_parser = pytest.importorskip("hydra.core.override_parser.overrides_parser")
 

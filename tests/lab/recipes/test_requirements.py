@@ -12,10 +12,11 @@ from raising import check_error
 
 from fp16_patch.cli import main
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.launch import preflight
+from fp16_patch.lab.arms import preflight
+from fp16_patch.lab.data import model_folder
 from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.run import run_recipe
-from fp16_patch.lab.recipes.load import find
+from fp16_patch.lab.loading.load import find
 
 
 @pytest.fixture
@@ -166,5 +167,5 @@ def test_check_wants_a_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_path_is_not_to_be_fetched() -> None:
-    (error,) = preflight.missing_model("actor_rollout_ref.model.path", "./nosuch")
+    (error,) = model_folder.missing_model("actor_rollout_ref.model.path", "./nosuch")
     assert error.next_step == "check the path"

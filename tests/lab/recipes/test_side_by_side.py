@@ -15,14 +15,15 @@ import pytest
 from raising import raises_code
 
 from fp16_patch.cli import main
-from fp16_patch.lab.launch import gpu_assignment, preflight
+from fp16_patch.lab.arms import preflight
+from fp16_patch.lab.arms.preflight import Needs
+from fp16_patch.lab.launch import gpu_assignment
 from fp16_patch.lab.launch.arm_process import ArmProcess, ArmResult
 from fp16_patch.lab.launch.plan import make_plan
-from fp16_patch.lab.launch.preflight import Needs
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.launch.signals import uninterrupted
+from fp16_patch.lab.loading.load import find, load
 from fp16_patch.lab.logs.runs import read_run
-from fp16_patch.lab.recipes.load import find, load
 from fp16_patch.lab.trainers import TRAINERS
 
 Write = Callable[..., Path]

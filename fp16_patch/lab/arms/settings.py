@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.files import write_atomically
-from fp16_patch.lab.launch.command import MATH_REWARD, ArmFiles, Command
+from fp16_patch.lab.arms.command import MATH_REWARD, ArmFiles, Command
 
 FORMAT = "fp16_patch.settings/1"
 _VERIFIER = re.compile(rf"/[^\s=]*/{re.escape(MATH_REWARD.name)}")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fp16_patch.lab.launch.command import ArmFiles
+from fp16_patch.lab.arms.command import ArmFiles
 
 WORDS = {
     "running": "still runs",

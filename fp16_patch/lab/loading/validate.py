@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.lab.arms.command import EARLIER, WORLD
 from fp16_patch.lab.cpu import rounded_rollout
-from fp16_patch.lab.launch.command import EARLIER, WORLD
 from fp16_patch.lab.recipes import hyperparameters
 from fp16_patch.lab.recipes.algorithms import algorithms
 from fp16_patch.lab.recipes.schema import (

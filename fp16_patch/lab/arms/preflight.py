@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab import extras
+from fp16_patch.lab.data.model_folder import missing_model
 from fp16_patch.lab.recipes.schema import REWARD_PLACE, Recipe
 
 _CHECK = "check the path"
@@ -92,33 +93,4 @@ def _files(recipe: Recipe, files: Mapping[str, str]) -> Iterator[Fp16PatchError]
             code="file-not-found",
             allowed="existing files in the framework's format",
             next_step=recipe.data.fetch or _CHECK,
-        )
-
-
-def missing_model(key: str, model: str) -> Iterator[Fp16PatchError]:
-    """Yield an error unless ``model`` is a model's folder, or a hub id that is in the cache or on the hub."""
-    folder = Path(model).expanduser()
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            yield Fp16PatchError(
-                f"{key}={model} holds no config.json",
-                code="model-not-found",
-                allowed="a model's folder",
-                next_step=_CHECK,
-            )
-        return
-    if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
-        yield Fp16PatchError(f"{key}={model}: no such folder", code="model-not-found", next_step=_CHECK)
-        return
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(model, "config.json"), str):
-        return
-    try:
-        HfApi().model_info(model, timeout=10)
-    except Exception as error:  # offline, no such model, no permission: the hub's own words say which
-        yield Fp16PatchError(
-            f"{key}={model}: no such folder, not in the cache, and the hub does not give it ({type(error).__name__})",
-            code="model-not-found",
-            next_step=f"hf download {model}, where there is a network; or give {key}= a folder",
         )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.loading.validate import validate
 from fp16_patch.lab.recipes import compose
 from fp16_patch.lab.recipes.builtin import folder
 from fp16_patch.lab.recipes.parse import build
 from fp16_patch.lab.recipes.schema import Recipe
-from fp16_patch.lab.recipes.validate import validate
 from fp16_patch.lab.trainers import TRAINERS
 
 
