@@ -24,7 +24,7 @@ class Fp16PatchError(RuntimeError):
             raise ValueError(f"code={code!r} is not a slug such as 'unknown-setting'")
         self.what, self.code, self.allowed, self.next_step = what, code, allowed, next_step
         self.codes: tuple[str, ...] = (code,)
-        """The code of every problem that :func:`several` combined; of a single error only its own."""
+        """The code of every problem that :func:`combine_errors` combined; of a single error only its own."""
         lines = [f"fp16_patch: {what}"]
         if allowed:
             lines.append(f"  allowed: {allowed}")
@@ -55,7 +55,7 @@ def _rebuild(
     return error
 
 
-def several(errors: Sequence[Fp16PatchError]) -> Fp16PatchError:
+def combine_errors(errors: Sequence[Fp16PatchError]) -> Fp16PatchError:
     """Combine errors into one, so that a user corrects a configuration once and not key by key."""
     errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:

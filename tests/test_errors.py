@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
@@ -57,12 +57,15 @@ def test_one_error_keeps_everything_through_pickle() -> None:
 
 def test_combined_errors_have_the_codes_of_all() -> None:
     one, two = Fp16PatchError("a=1", code="unknown-setting"), Fp16PatchError("b=2", code="wrong-type")
-    assert several([one, one]) is one
-    combined = several([one, two, one])
+    assert combine_errors([one, one]) is one
+    combined = combine_errors([one, two, one])
     for error in (combined, pickle.loads(pickle.dumps(combined)), combined.prefixed("x.yaml")):
         assert error.code == "several-problems"
         assert error.codes == ("unknown-setting", "wrong-type")
-    assert several([combined, Fp16PatchError("c=3", code="key-missing")]).codes == (*combined.codes, "key-missing")
+    assert combine_errors([combined, Fp16PatchError("c=3", code="key-missing")]).codes == (
+        *combined.codes,
+        "key-missing",
+    )
 
 
 def test_a_prefix_changes_what_was_found_only() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any
 
-from fp16_patch.errors import several
+from fp16_patch.errors import combine_errors
 from fp16_patch.patching import ledger
 from fp16_patch.patching.binding import MARK, Binding, function_of, holders, marked_by, rewrap
 from fp16_patch.patching.checks import PatchStatus, check_live, refusal
@@ -46,7 +46,7 @@ def apply(patches: Iterable[Patch]) -> list[LedgerEntry]:
             record(finding)
     refused = [refusal(finding) for finding in findings if finding.outcome == "refused"]
     if refused:
-        raise several(refused)
+        raise combine_errors(refused)
     _install([finding for finding in findings if finding.outcome == "applied"])
     return [ledger.current.get(finding.patch.name) or record(finding) for finding in findings]
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.precision.loss_scaling import LossScaling
 from fp16_patch.precision.precision import Precision
 
@@ -59,4 +59,4 @@ def check_overrides(words: Iterable[str]) -> None:
             )
         )
     if problems:
-        raise several(problems)
+        raise combine_errors(problems)

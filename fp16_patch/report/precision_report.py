@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fp16_patch import text_table
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.files import write_atomically
 from fp16_patch.patching import installed_version
 from fp16_patch.precision import Precision, long_name
@@ -166,7 +166,7 @@ def publish(
     if when.startswith("before"):
         print(f"\n{render(precision, roles)}\nsaved: {path}\n", flush=True)
     if problems := precision_violations(roles, precision, extra_allowed):
-        raise several(problems)
+        raise combine_errors(problems)
 
 
 def versions() -> dict[str, str]:

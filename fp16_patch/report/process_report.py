@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.patching import Ledger, Patch
 
 _Kind = TypeVar("_Kind", bound=str)
@@ -67,4 +67,4 @@ def require(reports: Mapping[_Kind, Sequence[Mapping[str, Any]]], required: Mapp
         if not some
     ]
     if problems:
-        raise several(problems)
+        raise combine_errors(problems)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.engines.deepspeed.releases import RELEASE
-from fp16_patch.errors import several
+from fp16_patch.errors import combine_errors
 from fp16_patch.patching import ProcessKind, wrap
 from fp16_patch.precision import Precision
 
@@ -59,7 +59,7 @@ def install_loss_scaler(original: Any, self: Engine, *args: Any, **kwargs: Any) 
         from fp16_patch.engines.deepspeed.refusals import refusals
 
         if errors := refusals(self):
-            raise several(errors)
+            raise combine_errors(errors)
         if self.fp16_enabled():
             from fp16_patch.engines.deepspeed.scaler import DeepSpeedLossScaler
             from fp16_patch.loss_scaling.gradients import embedding_param_ids

@@ -20,7 +20,7 @@ from fp16_patch.engines.megatron.checkpoint import checkpoint_entry, read_state
 from fp16_patch.engines.megatron.gradients import embedding_param_ids, read_gradients
 from fp16_patch.engines.megatron.refusals import refusals
 from fp16_patch.engines.megatron.sub_optimizers import LOSS_SCALER, Optimizer, list_sub_optimizers
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scale_rule import ScaleRule
 from fp16_patch.loss_scaling.scaler_base import ScalerBase
@@ -37,7 +37,7 @@ def install_loss_scaler(optimizer: Optimizer, settings: LossScaling, model: Sequ
         Fp16PatchError: The optimizer or the model would not train in FP16 as configured.
     """
     if errors := refusals(optimizer, model):
-        raise several(errors)
+        raise combine_errors(errors)
     parts, embeddings = list_sub_optimizers(optimizer), embedding_param_ids(model)
     scaler = ChainedLossScaler(settings, model, len(parts))
     device = scaler.sub_scalers[0].scale.device

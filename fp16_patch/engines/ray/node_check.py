@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.report.precision_report import versions
 
 SECONDS = 120.0
@@ -39,7 +39,7 @@ def check_every_node() -> None:
         except Exception as error:
             problems.append(_no_answer(address, error, here))
     if problems:
-        raise several(problems)
+        raise combine_errors(problems)
 
 
 def _no_answer(address: str, error: Exception, here: dict[str, str]) -> Fp16PatchError:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from fp16_patch import envs
 from fp16_patch.engines.ray import runtime_env
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
 from fp16_patch.frameworks.openrlhf import config, plan, refusals
 from fp16_patch.frameworks.openrlhf.releases import RELEASE
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         _settings.update(config.settings(overrides))
         if problems := installation_problems(module):
-            raise several(problems)
+            raise combine_errors(problems)
     except Fp16PatchError as error:
         _stop(error)
     when_imported(follow_arguments.trigger, lambda _: apply([follow_arguments]))
@@ -85,7 +85,7 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
     """
     precision = config.precision(args, settings)
     if problems := refusals.unsupported(args, precision):
-        raise several(problems)
+        raise combine_errors(problems)
     changes = config.rewrite(args, precision)
     report = os.path.abspath(settings.get("report_path") or os.path.join(args.ckpt.path, "precision_report.json"))
     record = {

@@ -12,7 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch import envs
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
 from fp16_patch.frameworks.verl.config import command_line, rules
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES
@@ -73,7 +73,7 @@ def apply_flag(config: DictConfig) -> list[rules.Change]:
             next_step="remove +precision@_global_ from this command",
         )
     if problems := _installation_problems():
-        raise several(problems)
+        raise combine_errors(problems)
     precision, changes, report_path = examine(config)
 
     rules.rewrite(config, changes)
@@ -105,7 +105,7 @@ def examine(config: DictConfig) -> tuple[Precision, list[rules.Change], str | No
     changes, contradictions = rules.plan(config, precision, rules.explicit_overrides(config))
     problems = [*settings.unsupported(config, precision), *contradictions, *resume.unreadable(config, precision)]
     if problems:
-        raise several(problems)
+        raise combine_errors(problems)
     return precision, changes, report_path
 
 

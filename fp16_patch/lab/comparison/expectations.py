@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.lab.comparison.model import CheckedExpectation, RunReport
 from fp16_patch.lab.logs.runs import ArmRun
 from fp16_patch.lab.logs.series import finite_number
@@ -52,7 +52,7 @@ def check_metrics(recipe: Recipe) -> None:
         Fp16PatchError: Names every metric that is not.
     """
     if problems := list(_unknown_metrics(recipe)):
-        raise several(problems)
+        raise combine_errors(problems)
 
 
 def _unknown_metrics(recipe: Recipe) -> Iterator[Fp16PatchError]:

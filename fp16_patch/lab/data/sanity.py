@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.lab.data import scoring
 from fp16_patch.lab.data.judging import judge
 from fp16_patch.lab.data.output import Output, dataset_facts, file_digest, versions
@@ -98,7 +98,7 @@ def _preflight(sanity: Sanity, output: Output) -> tuple[ReadResult, Path]:
     reward = attempt(lambda: scoring.reward_file(sanity.reward))
     attempt(lambda: output.check({"model": sanity.sampling.model, **sanity.dataset.source.facts()}))
     if problems or found is None or reward is None:
-        raise several(problems)
+        raise combine_errors(problems)
     return found, reward
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.lab.data.selection import SAMPLES
 
 
@@ -38,7 +38,7 @@ class Sampling:
             for what, (fits, allowed) in found.items()
             if not fits
         ]:
-            raise several(wrong)
+            raise combine_errors(wrong)
 
 
 def check_options(options: Iterable[str]) -> None:
@@ -50,7 +50,7 @@ def check_options(options: Iterable[str]) -> None:
     own = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(Sampling)}
     own["max_model_len"] = "--max-tokens, which it is made of, with the longest prompt"
     if taken := [key for key in options if key in own]:
-        raise several(
+        raise combine_errors(
             [
                 Fp16PatchError(
                     f"--vllm {key}=...: the command sets it", code="option-reserved", next_step=f"use {own[key]}"

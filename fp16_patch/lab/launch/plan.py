@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.lab.arms import preflight
 from fp16_patch.lab.arms.command import WORLD, ArmFiles, Command, Job, world_in
 from fp16_patch.lab.arms.overrides import key_value
@@ -50,10 +50,10 @@ class Plan:
         needs = self.trainer.needs(next(iter(self.commands.values())))
         world = self.out / WORLD if self.recipe.world else None
         if problems := list(preflight.lacking(self.recipe, needs, world)):
-            raise several(problems)
+            raise combine_errors(problems)
         say(f"composing {self.framework}'s configuration: {', '.join(self.commands)}")
         if problems := check.refused(self.framework, self.commands):
-            raise several(problems)
+            raise combine_errors(problems)
 
 
 def make_plan(

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Collection, Iterator
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.lab.arms.command import EARLIER, WORLD
 from fp16_patch.lab.cpu import rounded_rollout
 from fp16_patch.lab.recipes import hyperparameters
@@ -33,7 +33,7 @@ def validate(recipe: Recipe, *, source: str) -> None:
     problems = [*_names(recipe), *_choices(recipe), *_placeholders(recipe), *_options(recipe), *_ranges(recipe)]
     problems += _hyperparameters(recipe) if recipe.hyperparameters else _without_hyperparameters(recipe)
     if problems:
-        raise several([problem.prefixed(source) for problem in problems])
+        raise combine_errors([problem.prefixed(source) for problem in problems])
 
 
 def _choice(key: str, value: object, allowed: Collection[str]) -> Errors:

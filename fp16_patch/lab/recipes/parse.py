@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fp16_patch.errors import Fp16PatchError, several
+from fp16_patch.errors import Fp16PatchError, combine_errors
 
 T = TypeVar("T")
 NOT_A_KEY = {"key": False}
@@ -29,7 +29,7 @@ def build(cls: type[T], value: object, *, source: str) -> T:
     problems: list[Fp16PatchError] = []
     built = _convert(cls, value, "", problems)
     if problems:
-        raise several([problem.prefixed(source) for problem in problems])
+        raise combine_errors([problem.prefixed(source) for problem in problems])
     return built  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.errors import several
+from fp16_patch.errors import combine_errors
 from fp16_patch.frameworks.openrlhf import config, refusals
 from fp16_patch.lab.arms.command import Command
 from fp16_patch.lab.trainers import openrlhf_arguments
@@ -22,6 +22,6 @@ def compose(command: Command) -> Any:
     args = openrlhf_arguments.parsed(words[at + 4 :])
     precision = config.precision(args, settings)
     if problems := refusals.unsupported(args, precision):
-        raise several(problems)
+        raise combine_errors(problems)
     config.rewrite(args, precision)
     return args
