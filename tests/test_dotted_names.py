@@ -197,7 +197,7 @@ def test_a_name_of_nothing_is_found_out(name: str) -> None:
     [
         "fp16_patch.errors",
         "fp16_patch.errors.Fp16PatchError.__init__",
-        "fp16_patch.errors:several",
+        "fp16_patch.errors:combine_errors",
         "fp16_patch.precision.setting_names.NAMES",
         "fp16_patch.loss_scaling.init_scale",
         "fp16_patch/errors.py",
