@@ -48,7 +48,7 @@ test: setup lint
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests/end_to_end
 
-# the default while working: seconds
+# the default while working: a few minutes
 unit: setup
 	$(BIN)/python -m pytest -m "not distributed and not end_to_end and not faults"
 

@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
     """Return the findings, ready for JSON. Imports none of torch, verl, OpenRLHF, DeepSpeed, vLLM and Ray."""
     from fp16_patch.engines.vllm import precision as vllm
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
-    from fp16_patch.frameworks.openrlhf.entry import flash_attention_missing
+    from fp16_patch.frameworks.openrlhf.entry import environment_problems
     from fp16_patch.frameworks.verl import plan as verl
 
     installed = {name: _version(name) for name in DISTRIBUTIONS}
@@ -60,7 +60,7 @@ def examine() -> dict[str, Any]:
         "openrlhf": _framework(installed["openrlhf"], (*openrlhf.ALL_PATCHES, *declared_in(vllm))),
     }
     if installed["openrlhf"]:
-        frameworks["openrlhf"]["problems"] += [f"{p.what}; {p.next_step}" for p in flash_attention_missing()]
+        frameworks["openrlhf"]["problems"] += [f"{p.what}; {p.next_step}" for p in environment_problems()]
     if not hydra:
         missing = "Hydra would not find the config group: hydra_plugins.fp16_patch is not importable"
         frameworks["verl"]["problems"].append(missing)

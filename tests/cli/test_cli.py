@@ -141,10 +141,14 @@ def test_overrides_may_stand_before_or_after_options(order, monkeypatch):
     assert seen["out"] == Path("x")
 
 
-@pytest.mark.parametrize(("command", "scanned"), [(["doctor"], []), (["recipes", "list"], ["fp16_patch.commands"])])
+@pytest.mark.parametrize(
+    ("command", "scanned"), [(["patches"], ["fp16_patch.patches"]), (["recipes", "list"], ["fp16_patch.commands"])]
+)
 def test_a_core_command_scans_no_entry_points(command, scanned, monkeypatch, capsys):
     find, groups = importlib.metadata.entry_points, []
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: groups.append(group) or find(group=group))
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda **asked: groups.append(asked["group"]) or find(**asked)
+    )
     assert main(command) == 0
     assert groups == scanned
 
@@ -168,6 +172,12 @@ def test_doctor_misses_flash_attention_where_openrlhf_needs_it(monkeypatch, caps
     monkeypatch.delenv("FP16_PATCH_PLATFORM")
     assert main(["doctor"]) == 1
     assert "NOT READY: flash-attn is not installed, and OpenRLHF imports it" in capsys.readouterr().out
+
+
+def test_doctor_is_not_ready_on_a_platform_that_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setenv("FP16_PATCH_PLATFORM", "tpu")
+    assert main(["doctor"]) == 1
+    assert "NOT READY: FP16_PATCH_PLATFORM='tpu'" in capsys.readouterr().out
 
 
 def test_an_option_of_the_trainer_before_the_dashes(capsys):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fp16_patch import envs
+from fp16_patch import envs, platforms
 from fp16_patch.engines.ray import runtime_env
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str]) -> None:
         _settings.update(config.settings(overrides))
         if problems := installation_problems(module):
             raise combine_errors(problems)
+        when_imported(follow_arguments.trigger, lambda _: apply([follow_arguments]))
+        plan.register_import_hooks()
     except Fp16PatchError as error:
         _stop(error)
-    when_imported(follow_arguments.trigger, lambda _: apply([follow_arguments]))
-    plan.register_import_hooks()
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -61,11 +61,16 @@ def installation_problems(module: str) -> list[Fp16PatchError]:
             )
         ]
     patches = (*plan.ALL_PATCHES, follow_arguments)
-    return flash_attention_missing() + framework_problems("OpenRLHF", RELEASE, patches)
+    return environment_problems() + framework_problems("OpenRLHF", RELEASE, patches)
 
 
-def flash_attention_missing() -> list[Fp16PatchError]:
-    """Return an error if flash-attn is missing: OpenRLHF always imports it. The CPU platform installs a stub."""
+def environment_problems() -> list[Fp16PatchError]:
+    """Return errors for a platform that is not installed, and for a missing flash-attn, which OpenRLHF always imports.
+
+    The CPU platform installs a stub of flash-attn.
+    """
+    if unknown := platforms.check():
+        return unknown
     if importlib.util.find_spec("flash_attn") is not None or os.environ.get(envs.PLATFORM):
         return []
     return [

@@ -73,6 +73,7 @@ def requested_bits() -> int | None:
             f"{VARIABLE}={text!r}",
             code="value-not-allowed",
             allowed=f"{FEWEST} to {MOST} explicit bits of significand, or the variable unset: no rounding",
+            next_step=f"correct {VARIABLE} or unset it",
         )
     return int(text)
 

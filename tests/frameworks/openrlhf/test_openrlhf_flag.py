@@ -217,6 +217,18 @@ def test_a_refused_run_leaves_nothing_behind(arguments: Arguments) -> None:
     assert args.ds.grad_accum_dtype is None
 
 
+@pytest.mark.parametrize("variables", [{"FP16_PATCH_PLATFORM": "tpu"}, {"FP16_PATCH_ROLLOUT_SIGNIFICAND": "99"}])
+def test_a_wrong_variable_of_the_platform_is_one_error(variables: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "fp16_patch.cli", "run", "--", sys.executable, "-m", entry.MODULE]
+    environment = {**os.environ, "FP16_PATCH_PLATFORM": "cpu", **variables}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
+    (name,) = variables
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert name in done.stderr
+    assert "next step: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
