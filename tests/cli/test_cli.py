@@ -142,7 +142,12 @@ def test_overrides_may_stand_before_or_after_options(order, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "scanned"), [(["patches"], ["fp16_patch.patches"]), (["recipes", "list"], ["fp16_patch.commands"])]
+    ("command", "scanned"),
+    [
+        (["doctor"], ["fp16_patch.platforms"]),
+        (["patches"], ["fp16_patch.patches"]),
+        (["recipes", "list"], ["fp16_patch.commands"]),
+    ],
 )
 def test_a_core_command_scans_no_entry_points(command, scanned, monkeypatch, capsys):
     find, groups = importlib.metadata.entry_points, []
