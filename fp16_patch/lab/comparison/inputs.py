@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.lab.loading.load import find, load_at_scale
 from fp16_patch.lab.logs.multi_file_runs import read_logs
-from fp16_patch.lab.logs.readers import StepMetrics
+from fp16_patch.lab.logs.readers import StepMetrics, not_a_log
 from fp16_patch.lab.logs.runs import ArmRun, Run, read_run
 from fp16_patch.lab.logs.series import METRIC_KEYS, Series, build_series, detect_framework
 from fp16_patch.lab.recipes.schema import Recipe
@@ -43,15 +43,23 @@ def read_inputs(sources: Sequence[str], recipe: str | None = None, scale: str | 
         )
     if not logs:
         return runs
+    problems = [not_a_log(path) for paths in logs.values() for path in paths if not path.exists()]
     if recipe is None:
-        raise Fp16PatchError(
-            f"{', '.join(logs)}: the recipe of these logs is not known",
-            code="recipe-not-given",
-            next_step="pass --recipe with a name or a path",
-        )
+        problems.append(_recipe_not_given(logs))
+    if problems or recipe is None:
+        raise combine_errors(problems)
     file = find(recipe)
     label = _IMPORTED if runs else ""
     return [*runs, Run(label, None, *_imported(load_at_scale(file, scale)[0], logs))]
+
+
+def _recipe_not_given(arms: Iterable[str]) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"--recipe is not given; it is needed for the logs of {', '.join(arms)}",
+        code="recipe-not-given",
+        allowed="the name or the path of a recipe",
+        next_step="add --recipe; `fp16-patch recipes list` lists the names",
+    )
 
 
 def _refuse_duplicates(folders: Sequence[Path]) -> None:
@@ -85,7 +93,10 @@ def _imported(recipe: Recipe, logs: dict[str, list[Path]]) -> tuple[Recipe, list
     for name in logs:
         if name not in recipe.arms:
             raise Fp16PatchError(
-                f"{recipe.name} has no arm {name!r}", code="unknown-arm", allowed=", ".join(recipe.arms)
+                f"{recipe.name} has no arm {name!r}",
+                code="unknown-arm",
+                allowed=", ".join(recipe.arms),
+                next_step="pass each log as ARM=PATH, with an arm of --recipe",
             )
     return recipe, [_arm(recipe, name, logs[name]) for name in recipe.arms if name in logs]
 

@@ -75,12 +75,19 @@ def read_log(path: Path) -> StepMetrics:
     }
     reader = _tensorboard if ".tfevents" in path.name else readers.get(path.suffix)
     if reader is None or not path.is_file():
-        raise Fp16PatchError(
-            f"{path} is not a log of a run" if path.exists() else f"{path} does not exist",
-            code="log-unreadable",
-            allowed="a folder of TensorBoard events, a .csv exported from wandb, a .jsonl with one step per line",
-        )
+        raise not_a_log(path)
     return reader(path)
+
+
+def not_a_log(path: Path) -> Fp16PatchError:
+    """Return the error for a ``path`` that does not exist or has none of the formats."""
+    exists = path.exists()
+    return Fp16PatchError(
+        f"{path} is not a log of a run" if exists else f"log {path} does not exist",
+        code="log-unreadable",
+        allowed="a folder of TensorBoard events, a .csv exported from wandb, a .jsonl with one step per line",
+        next_step="export the metrics of the run in one of these formats" if exists else "check the path",
+    )
 
 
 def read_json_lines(path: Path) -> StepMetrics:

@@ -124,14 +124,7 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
     """
     recipe_file = folder / "recipe.yaml"
     if not recipe_file.is_file():
-        is_arm = (folder.resolve().parent / "recipe.yaml").is_file()
-        raise Fp16PatchError(
-            f"{folder} is not a run directory: it has no recipe.yaml",
-            code="not-a-run-directory",
-            next_step=f"pass the whole run, {folder.resolve().parent}"
-            if is_arm
-            else "pass the --out of `fp16-patch recipes run`, or a log as ARM=PATH with --recipe",
-        )
+        raise _not_a_run_directory(folder)
     try:
         recipe = load(recipe_file)
     except Fp16PatchError as error:
@@ -145,6 +138,23 @@ def read_run(folder: Path) -> tuple[Recipe, list[ArmRun]]:
     return recipe, [
         _read_arm(ArmFiles(folder / name), framework, arm.precision, writing) for name, arm in recipe.arms.items()
     ]
+
+
+def _not_a_run_directory(folder: Path) -> Fp16PatchError:
+    parent = folder.resolve().parent
+    if not folder.exists():
+        what, next_step = "does not exist", "check the path; `fp16-patch recipes run` prints it"
+    elif (parent / "recipe.yaml").is_file():
+        what, next_step = "is one arm of a run", f"pass the whole run, {parent}"
+    else:
+        what = "was not written by `fp16-patch recipes run`: it has no recipe.yaml"
+        next_step = f"pass a log of another run as ARM={folder}, with --recipe and --out"
+    return Fp16PatchError(
+        f"{folder} {what}",
+        code="not-a-run-directory",
+        allowed="the --out of `fp16-patch recipes run`, or ARM=PATH",
+        next_step=next_step,
+    )
 
 
 def _read_arm(files: ArmFiles, framework: str, precision: str, writing: bool) -> ArmRun:

@@ -138,6 +138,9 @@ def test_refuses_one_run_by_two_paths(write: Write, tmp_path: Path) -> None:
     ("source", "recipe", "code", "named"),
     [
         ("fp16={run}/fp16", None, "recipe-not-given", ("fp16", "--recipe")),
+        ("fp16={run}/none.csv", None, "recipe-not-given", ("none.csv", "--recipe")),
+        ("fp16={run}/none.csv", "sanity-grpo", "log-unreadable", ("none.csv", "next step")),
+        ("{run}/none", None, "not-a-run-directory", ("/run/none", "next step")),
         ("fp61={run}/fp16", "sanity-grpo", "unknown-arm", ("'fp61'", "bf16, fp16")),
         (
             "fp16={run}/other.jsonl",
