@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from fp16_patch import files
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.staged_files import staged_files
 
 DATA, PAGE = "report.json", "report.html"
 PICTURES = tuple(
@@ -52,14 +52,11 @@ def atomic_report_dir(out: Path) -> Iterator[Path]:
     """
     check_output(out)
     next_step = "choose a writable folder with a few free megabytes"
-    with files.wrap_os_errors(f"--out {out}: the report cannot be written", next_step):
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as temporary:
-            yield Path(temporary)
-            # report.json first: if we are killed between two files, it marks the pictures as ours.
-            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name != DATA):
-                assert file.name in (DATA, PAGE, *PICTURES), f"check_output does not look for {file.name}"
-                file.replace(out / file.name)
+    cannot_write = files.wrap_os_errors(f"--out {out}: the report cannot be written", next_step)
+    with cannot_write, staged_files(out, DATA) as folder:  # report.json marks the pictures as ours
+        yield folder
+        unknown = {file.name for file in folder.iterdir()} - {DATA, PAGE, *PICTURES}
+        assert not unknown, f"check_output does not look for {unknown}"
 
 
 def _is_data(file: Path) -> bool:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.data import writing
 from fp16_patch.lab.data.problem import Problem
 from fp16_patch.lab.data.reading import DatasetSpec, ReadResult
+from fp16_patch.lab.staged_files import staged_files
 
 
 @dataclass(frozen=True)
@@ -86,22 +85,12 @@ class Output:
 
     def write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float] = ()) -> None:
         """Write the three files; the manifest holds ``facts``, library versions and the digests of both data files."""
-        with files.wrap_os_errors(self.folder):
-            self._write(problems, facts, rates)
-
-    def _write(self, problems: Sequence[Problem], facts: Mapping[str, Any], rates: Sequence[float]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{self.name}.", dir=self.folder))
-        try:
-            writing.write(scratch, self.name, problems, rates)
-            paths = (self.parquet, self.jsonl)
-            digests = {path.name: file_digest(scratch / path.name) for path in paths}
+        # The manifest first: files without one count as foreign.
+        with files.wrap_os_errors(self.folder), staged_files(self.folder, self.manifest.name) as folder:
+            writing.write(folder, self.name, problems, rates)
+            digests = {path.name: file_digest(folder / path.name) for path in (self.parquet, self.jsonl)}
             manifest = {**facts, "versions": versions(), "files": digests}
-            (scratch / self.manifest.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            for path in (self.manifest, *paths):  # the manifest first: files without one count as foreign
-                (scratch / path.name).replace(path)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            (folder / self.manifest.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def dataset_facts(dataset: DatasetSpec, found: ReadResult) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The files are what the real frameworks read (a Hugging Face model folder, parque
 mocked. Importing this package loads neither torch nor transformers.
 """
 
-from fp16_patch.lab.toy.toy_task import TOY_TASKS, Settings, ToyTask, build, untrained_toy_task
+from fp16_patch.lab.toy.settings import TOY_TASKS, Settings
+from fp16_patch.lab.toy.toy_task import ToyTask, build, untrained_toy_task
 
 __all__ = ["TOY_TASKS", "Settings", "ToyTask", "build", "untrained_toy_task"]

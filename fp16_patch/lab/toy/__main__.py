@@ -10,7 +10,8 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab import extras
-from fp16_patch.lab.toy.toy_task import TOY_TASKS, build
+from fp16_patch.lab.toy.settings import TOY_TASKS
+from fp16_patch.lab.toy.toy_task import build
 
 
 def main() -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,17 +32,14 @@ def atomic_dir(out: Path) -> Iterator[Path]:
             next_step="choose another path",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    # In the parent of ``out``, not in /tmp: a rename is atomic within one file system only.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        new = scratch / "new"
+    # In the parent of ``out``: a rename is atomic within one file system only.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as scratch:
+        new = Path(scratch, "new")
         new.mkdir()
         yield new
         if out.exists():
-            out.rename(scratch / "old")
+            out.rename(Path(scratch, "old"))
         new.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.toy.sampling import solved_counts
+from fp16_patch.lab.toy.settings import Settings
 from fp16_patch.lab.toy.task import demonstration, draw, token_limits
 
 if TYPE_CHECKING:
@@ -24,15 +25,11 @@ IGNORE_INDEX = -100  # torch's cross_entropy skips this label
 def pretrain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    *,
-    digits: int,
-    target: float,
-    max_steps: int,
-    batch: int,
+    settings: Settings,
     seed: int,
     progress: Callable[[str], None],
 ) -> int:
-    """Train ``model`` in place, in float32, on right answers until it solves ``target`` of the sampled problems.
+    """Train ``model`` in place, in float32, on right answers until it solves ``settings.target`` of sampled problems.
 
     The stop depends on accuracy, not on time: a slow machine makes the same policy as a fast one.
 
@@ -44,6 +41,7 @@ def pretrain(
     """
     import torch
 
+    digits, max_steps, target = settings.digits, settings.max_steps, settings.target
     rng = random.Random(seed)
     eval_rng = torch.Generator().manual_seed(seed)
     eval_problems = [draw(digits, rng) for _ in range(EVAL_PROBLEMS)]
@@ -56,7 +54,7 @@ def pretrain(
     solved = 0.0
     model.train()
     for step in range(1, max_steps + 1):
-        inputs, labels = _demonstrations(tokenizer, digits, batch, rng)
+        inputs, labels = _demonstrations(tokenizer, digits, settings.batch, rng)
         logits = model(input_ids=inputs).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         model.zero_grad()

@@ -24,37 +24,9 @@ from fp16_patch.lab.toy.folder import atomic_dir, verify_manifest, write_manifes
 from fp16_patch.lab.toy.model import new_model, save, tiny_model
 from fp16_patch.lab.toy.pretrain import pretrain
 from fp16_patch.lab.toy.selection import select
+from fp16_patch.lab.toy.settings import Settings
 from fp16_patch.lab.toy.task import DATA_SOURCE, Problem, distinct_problems, token_limits
 from fp16_patch.lab.toy.tokenizer import character_tokenizer
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Configure a toy task. The defaults are the quickstart's; tests shrink them."""
-
-    digits: int = 5
-    hidden: int = 64
-    layers: int = 8
-    experts: int = 0
-    """Number of experts per layer; 0 is a dense policy."""
-    batch: int = 32
-    max_steps: int = 800
-    target: float = 0.5
-    """Sampled accuracy at which supervised training stops."""
-    train: int = 320
-    val: int = 64
-    samples: int = selection.SAMPLES
-    keep_from: float = selection.KEEP[0]
-    keep_to: float = selection.KEEP[1]
-    """Lowest and highest solve rate of the problems kept, both included."""
-
-
-TOY_TASKS = {
-    "toy": Settings(),
-    "toy-moe": Settings(layers=4, experts=4),
-    "toy-long": Settings(digits=10, max_steps=1600),
-}
-"""Settings by the name that recipes use."""
 
 
 @dataclass(frozen=True)
@@ -142,32 +114,10 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
     """Train, select and write; return the manifest's entries."""
     progress("loading torch and transformers")
     started = time.monotonic()
-    import torch
-
     tokenizer = character_tokenizer()
     model = new_model(tokenizer, hidden=settings.hidden, layers=settings.layers, experts=settings.experts, seed=seed)
-    limits = _limits(settings.digits)
-    steps = pretrain(
-        model,
-        tokenizer,
-        digits=settings.digits,
-        target=settings.target,
-        max_steps=settings.max_steps,
-        batch=settings.batch,
-        seed=seed,
-        progress=progress,
-    )
-    chosen = select(
-        model,
-        tokenizer,
-        distinct_problems(settings.digits, random.Random(seed)),
-        needed=settings.val + settings.train,
-        samples=settings.samples,
-        keep=(settings.keep_from, settings.keep_to),
-        max_tokens=limits["max_response_tokens"],
-        rng=torch.Generator().manual_seed(seed),
-        progress=progress,
-    )
+    steps = pretrain(model, tokenizer, settings, seed, progress)
+    chosen = select(model, tokenizer, settings, seed, progress)
     # The order of trial is random and no two problems are permutations of each other, so val is held out.
     val, train = chosen.kept[: settings.val], chosen.kept[settings.val :][: settings.train]
     save(model, tokenizer, folder / "model")
@@ -181,7 +131,7 @@ def _make(folder: Path, seed: int, settings: Settings, progress: Callable[[str],
         "kept": len(chosen.kept),
         "train": len(train),
         "val": len(val),
-        **limits,
+        **_limits(settings.digits),
         "accuracy_before": {
             "candidates": chosen.mean_rate(),
             "train": chosen.mean_rate(train),

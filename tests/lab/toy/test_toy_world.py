@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from raising import raises_code
 
+from fp16_patch.lab.toy.settings import Settings
 from fp16_patch.lab.toy.task import token_limits
-from fp16_patch.lab.toy.toy_task import Settings, ToyTask, build, untrained_toy_task
+from fp16_patch.lab.toy.toy_task import ToyTask, build, untrained_toy_task
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
