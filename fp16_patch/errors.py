@@ -32,9 +32,10 @@ class Fp16PatchError(RuntimeError):
             lines.append(f"  next step: {next_step}")
         super().__init__("\n".join(lines))
 
-    def prefixed(self, place: str) -> Fp16PatchError:
-        """Return the same error with ``place: `` before what was found."""
-        return _rebuild(type(self), f"{place}: {self.what}", self.code, self.allowed, self.next_step, self.codes)
+    def prefixed(self, place: str, next_step: str | None = None) -> Fp16PatchError:
+        """Return the same error with ``place: `` before what was found, and ``next_step`` if it has none."""
+        what, next_step = f"{place}: {self.what}", self.next_step or next_step
+        return _rebuild(type(self), what, self.code, self.allowed, next_step, self.codes)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray sends exceptions between processes by pickle; the default would lose the keyword arguments.

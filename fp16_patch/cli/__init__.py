@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import sys
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ COMMANDS = "fp16_patch.commands"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the console script and return its exit status."""
     from fp16_patch.cli import doctor, patches, run
+    from fp16_patch.cli.arguments import Parser
 
     words = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(prog="fp16-patch", description=fp16_patch.__doc__)
+    parser = Parser(prog="fp16-patch", description=fp16_patch.__doc__)
     parser.add_argument("--version", action="version", version=f"fp16-patch {fp16_patch.__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
     for command in (doctor, run, patches):
@@ -29,12 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] not in subparsers.choices:
         for entry_point in metadata.entry_points(group=COMMANDS):
             entry_point.load()(subparsers)
-    options, unknown = parser.parse_known_args(words)
     try:
-        if unknown and options.command == "run":
-            raise run.misplaced(unknown[0])
-        if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        options = parser.parse_args(words)
         return int(options.run(options) or 0)
     except Fp16PatchError as error:
         print(error, file=sys.stderr)

@@ -23,6 +23,7 @@ def add_parser(subparsers: Any) -> None:
         "precision; on verl it is fp16 unless the command has +precision@_global_=...",
     )
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.misplaced = misplaced
     parser.set_defaults(run=run)
 
 

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import math
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -16,6 +14,7 @@ from fp16_patch import text_table
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab import extras
 from fp16_patch.lab.cli import recipes_data
+from fp16_patch.lab.cli.argument_types import number, positive, positive_number
 from fp16_patch.lab.recipes.schema import SCALES
 
 _ABOUT_COMMANDS = """\
@@ -25,21 +24,11 @@ _ABOUT_COMMANDS = """\
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that accepts ``KEY=VALUE`` on both sides of the options; argparse leaves those after an option over."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        options, unknown = super().parse_known_args(args, namespace)
-        if "overrides" in options and all("=" in word and not word.startswith("--") for word in unknown):
-            options.overrides, unknown = [*options.overrides, *unknown], []
-        return options, unknown
-
-
 def add_parser(subparsers: Any) -> None:
     """Add ``recipes`` with its commands. Each sets ``handler``, a function that returns the exit status."""
     recipes = subparsers.add_parser("recipes", help="run comparisons of the paper and report them")
     recipes.set_defaults(run=_run_handler)
-    commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND")
 
     listing = commands.add_parser(
         "list", help="list the shipped recipes, with the figure and the numbers that each reproduces"
@@ -55,7 +44,12 @@ def add_parser(subparsers: Any) -> None:
     )
     show.set_defaults(handler=_show)
 
-    check = commands.add_parser("check", help="compose recipes with the installed frameworks; start nothing")
+    check = commands.add_parser(
+        "check",
+        help="compose recipes with the installed frameworks; start nothing",
+        description="Compose recipes with the installed frameworks; start nothing. The exit status is 1 if an arm "
+        "would not start, and 2 if a file is not a recipe.",
+    )
     check.add_argument("recipes", metavar="NAME", nargs="*", help="shipped recipes, or paths of .yaml files")
     check.add_argument("--all", action="store_true", help="every shipped recipe")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -65,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
         "run", help="run the arms of a recipe, several at a time where there are GPUs, and compare them"
     )
     run.add_argument("recipe", metavar="NAME_OR_PATH", help="a shipped recipe, or the path of a .yaml file")
-    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the framework, added to every arm")
+    run.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="options of the framework, added to every arm"
+    )
     run.add_argument("--framework", metavar="F", help="verl or openrlhf (default: the recipe's first)")
     run.add_argument(
         "--scale", choices=SCALES, help="paper, or toy for two CPU cores (default: paper if the recipe has it)"
@@ -77,11 +73,13 @@ def add_parser(subparsers: Any) -> None:
     )
     run.add_argument(
         "--jobs",
-        type=recipes_data.positive,
+        type=positive,
         metavar="N",
         help="number of arms at a time (default: as many as there are GPUs for; on a CPU and on a cluster: 1)",
     )
-    run.add_argument("--timeout", type=_minutes, metavar="MINUTES", help="limit for one arm (default: the recipe's)")
+    run.add_argument(
+        "--timeout", type=positive_number, metavar="MINUTES", help="limit for one arm (default: the recipe's)"
+    )
     run.add_argument(
         "--resume",
         action="store_true",
@@ -108,14 +106,14 @@ def add_parser(subparsers: Any) -> None:
     compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper if it has it)")
     compare.add_argument(
         "--reward",
-        type=_number,
+        type=number,
         metavar="X",
         help="report time and tokens to this smoothed reward (default: 90% of the way from the start to the highest "
         "reward that every arm reaches)",
     )
     compare.add_argument(
         "--smooth",
-        type=recipes_data.positive,
+        type=positive,
         metavar="STEPS",
         help="window of the smoothing, 1 for none (default: 1/40 of the longest run, at least 5)",
     )
@@ -175,6 +173,8 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(checked) for checked in found], indent=2))
     else:
         print(f"{len(found) - failed} of {len(found)} would start with what is installed here")
+    if any(checked.problem and checked.scale == "-" for checked in found):  # not a recipe
+        return 2
     return 1 if failed else 0
 
 
@@ -224,16 +224,3 @@ def _compare(arguments: argparse.Namespace) -> int:
         allow_different=arguments.allow_different,
     )
     return 0
-
-
-def _minutes(text: str) -> float:
-    if (minutes := _number(text)) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: more than zero")
-    return minutes
-
-
-def _number(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(number := float(text)):
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number")

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.cli.argument_types import integer, number, positive, yaml_option
 from fp16_patch.lab.data import selection, templates
 
 
@@ -31,17 +30,17 @@ def add_parser(subparsers: Any) -> None:
         "--samples", type=positive, default=selection.SAMPLES, metavar="N", help="(default: %(default)s)"
     )
     sanity.add_argument(
-        "--keep", type=float, nargs=2, default=selection.KEEP, metavar=("LOW", "HIGH"), help="(default: 0.2 0.8)"
+        "--keep", type=number, nargs=2, default=selection.KEEP, metavar=("LOW", "HIGH"), help="(default: 0.2 0.8)"
     )
     sanity.add_argument(
         "--reward", default="math", metavar="R", help="math, exact, or a Python file with compute_score (default: math)"
     )
     sanity.add_argument("--max-tokens", type=positive, default=8192, metavar="N", help="of an answer (default: 8192)")
-    sanity.add_argument("--temperature", type=float, default=1.0, metavar="T", help="(default: %(default)s)")
-    sanity.add_argument("--top-p", type=float, default=1.0, metavar="P", help="(default: %(default)s)")
+    sanity.add_argument("--temperature", type=number, default=1.0, metavar="T", help="(default: %(default)s)")
+    sanity.add_argument("--top-p", type=number, default=1.0, metavar="P", help="(default: %(default)s)")
     dtypes = ("float16", "bfloat16", "float32")
     sanity.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the rollout (default: %(default)s)")
-    sanity.add_argument("--seed", type=int, default=0, metavar="S", help="(default: %(default)s)")
+    sanity.add_argument("--seed", type=integer, default=0, metavar="S", help="(default: %(default)s)")
     sanity.add_argument("--tensor-parallel-size", type=positive, default=1, metavar="N", help="GPUs (default: 1)")
     sanity.add_argument(
         "--batch",
@@ -51,7 +50,12 @@ def add_parser(subparsers: Any) -> None:
         help="problems sampled, then saved, at a time (default: 128)",
     )
     sanity.add_argument(
-        "--vllm", action="append", default=[], metavar="KEY=VALUE", help="an argument of vllm.LLM; may be repeated"
+        "--vllm",
+        type=yaml_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an argument of vllm.LLM; may be repeated",
     )
     sanity.set_defaults(handler=_sanity)
 
@@ -93,7 +97,7 @@ def _sanity(arguments: argparse.Namespace) -> int:
         keep=tuple(arguments.keep),
         limit=arguments.limit,
         batch=arguments.batch,
-        vllm=_options(arguments.vllm),
+        vllm=dict(arguments.vllm),
     )
     try:
         build(sanity, Output(arguments.out, arguments.name), _say)
@@ -121,35 +125,6 @@ def _dataset(arguments: argparse.Namespace) -> Any:
         arguments.template,
         Columns(arguments.question_key, arguments.answer_key),
     )
-
-
-def _options(words: Sequence[str]) -> dict[str, object]:
-    """``["enforce_eager=true"]`` -> ``{"enforce_eager": True}``; values are YAML."""
-    import yaml
-
-    options = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise Fp16PatchError(
-                f"--vllm {word!r} cannot be read", code="invalid-arguments", allowed="KEY=VALUE, a value in YAML"
-            ) from error
-        if not key or not value:
-            raise Fp16PatchError(
-                f"--vllm {word!r} has no {'value' if key else 'key'}",
-                code="invalid-arguments",
-                allowed="--vllm KEY=VALUE",
-            )
-    return options
-
-
-def positive(word: str) -> int:
-    """Return ``word`` as a whole number of 1 or more; an argparse type."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r}; allowed: a whole number, 1 or more")
-    return int(word)
 
 
 def _say(line: str) -> None:

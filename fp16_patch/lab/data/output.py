@@ -47,16 +47,21 @@ class Output:
             raise Fp16PatchError(
                 f"--name {self.name!r} cannot be the name of a file",
                 code="invalid-name",
-                allowed="a name without an ending, without / and without a dot in front; --out takes the folder",
+                allowed="a name without an ending, without / and without a dot in front",
+                next_step="give the folder with --out",
             )
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Check that the files may be replaced by those of ``facts``.
 
         Raises:
-            Fp16PatchError: If the existing files have no manifest, are of another dataset, or are a sanity test and
-                the new ones a conversion, or the reverse.
+            Fp16PatchError: If ``folder`` is a file, or the files in it have no manifest, are of another dataset, or
+                are a sanity test and the new ones a conversion, or the reverse.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise Fp16PatchError(
+                f"--out {self.folder} is not a folder", code="write-failed", next_step="choose another --out"
+            )
         with files.wrap_os_errors(self.folder):
             foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
             there = self._facts()

@@ -46,6 +46,7 @@ class Sanity:
                 f"--keep {self.keep[0]:g} {self.keep[1]:g}",
                 code="value-not-allowed",
                 allowed="two shares, 0 <= LOW <= HIGH <= 1",
+                next_step="correct them, the lower one first",
             )
         check_options(self.vllm)
 

@@ -43,7 +43,12 @@ def reward_file(reward: str) -> Path:
     path = REWARDS.get(reward, Path(reward).expanduser())
     if not path.is_file():
         allowed = f"{', '.join(REWARDS)}, or a Python file with compute_score, as verl's custom_reward_function.path"
-        raise Fp16PatchError(f"--reward {reward}: no such file", code="reward-not-found", allowed=allowed)
+        raise Fp16PatchError(
+            f"--reward {reward}: no such file",
+            code="reward-not-found",
+            allowed=allowed,
+            next_step="choose one of these, or check the path",
+        )
     if reward == "math" and importlib.util.find_spec("math_verify") is None:
         raise extras.missing("math_verify", "--reward math")
     _load(path)
@@ -98,7 +103,7 @@ def _is_right(score: Any) -> bool:
 def _load(path: Path) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location("custom_module", path)
     if spec is None or spec.loader is None:
-        raise Fp16PatchError(f"--reward {path} is not a Python file", code="reward-unusable")
+        raise Fp16PatchError(f"--reward {path} is not a Python file", code="reward-unusable", next_step="name one")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -114,5 +119,6 @@ def _load(path: Path) -> Callable[..., Any]:
             f"--reward {path} has no function compute_score",
             code="reward-unusable",
             allowed="compute_score with verl's signature",
+            next_step="add it, or name another file",
         )
     return function  # type: ignore[no-any-return]

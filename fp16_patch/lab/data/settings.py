@@ -34,7 +34,7 @@ class Sampling:
             f"--seed {self.seed}": (0 <= self.seed < 2**32, f"0 to {2**32 - 1}"),
         }
         if wrong := [
-            Fp16PatchError(what, code="value-not-allowed", allowed=allowed)
+            Fp16PatchError(what, code="value-not-allowed", allowed=allowed, next_step="correct it")
             for what, (fits, allowed) in found.items()
             if not fits
         ]:

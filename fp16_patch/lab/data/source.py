@@ -94,6 +94,7 @@ def _rows_of_file(path: Path) -> Iterator[Row]:
             f"--dataset {path} is not a dataset",
             code="dataset-unreadable",
             allowed=f"files that end in {', '.join(FILE_SUFFIXES)}",
+            next_step="name such a file, a folder of them, or a hub id",
         )
     try:
         if path.suffix == ".parquet":

@@ -31,6 +31,7 @@ def check(template: str) -> None:
             f"--template {template!r} has no place for the question",
             code="placeholder-missing",
             allowed=f"{', '.join(TEMPLATES)}, or a text with {{question}} in it",
+            next_step="choose a name, or write {question} where the question goes",
         )
 
 

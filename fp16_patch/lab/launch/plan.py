@@ -19,6 +19,7 @@ from fp16_patch.lab.loading.load import load_at_scale
 from fp16_patch.lab.recipes.algorithms import algorithms
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.trainers import TRAINERS, Trainer
+from fp16_patch.precision import setting_names
 
 _LOSS_SCALING = "fp16_patch.loss_scaling."
 
@@ -73,7 +74,10 @@ def make_plan(
     for arm in arms:
         if arm not in recipe.arms:
             raise Fp16PatchError(
-                f"{recipe.name} has no arm {arm!r}", code="unknown-arm", allowed=", ".join(recipe.arms)
+                f"--arm {arm}: {recipe.name} has no such arm",
+                code="unknown-arm",
+                allowed=", ".join(recipe.arms),
+                next_step="choose one of these; repeat --arm for several",
             )
     chosen = list(arms) or list(recipe.arms)
     _check_overrides(framework, overrides)
@@ -98,6 +102,7 @@ def _framework(recipe: Recipe, wanted: str | None) -> str:
 
 
 def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
+    setting_names.check_overrides(overrides)
     for override in overrides:
         key, value = key_value(override)
         if "=" not in override or not key:
@@ -105,6 +110,7 @@ def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
                 f"the override {override!r} has no {'value' if key else 'key'}",
                 code="setting-unreadable",
                 allowed="KEY=VALUE",
+                next_step="give both",
             )
         for error in TRAINERS[framework].check(key, value):
             raise error.prefixed(override)

@@ -70,6 +70,8 @@ def run_recipe(
         for arm in resuming.completed(plan) if resume else []:
             say(f"{arm} has completed in {out} and is kept")
             del jobs_of_arms[arm]
+        if resume and not any(job.files.script.exists() for job in plan.jobs.values()):
+            say(f"--resume: no arm has run in {out}; every arm starts from its first step")
         if not resume:
             run_directory.check_checkpoints(job.files for job in jobs_of_arms.values())
         for name in recipe.arms:

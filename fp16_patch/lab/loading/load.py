@@ -59,7 +59,12 @@ def load_at_scale(path: Path, scale: str | None = None) -> tuple[Recipe, str]:
     """
     has = load(path).scales
     if scale not in (None, *has):
-        raise Fp16PatchError(f"{path.stem} has no {scale} scale", code="unknown-scale", allowed=", ".join(has))
+        raise Fp16PatchError(
+            f"{path.stem} has no {scale} scale",
+            code="unknown-scale",
+            allowed=", ".join(has),
+            next_step=f"--scale {has[0]}, or leave --scale out",
+        )
     scale = scale or has[0]
     content = compose.at_scale(compose.composed(path, folder()), scale)
     unchanged = content == compose.read(path)

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Collection, Iterator
 
-from fp16_patch.errors import Fp16PatchError, combine_errors
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.arms.command import EARLIER, WORLD
 from fp16_patch.lab.cpu import rounded_rollout
 from fp16_patch.lab.recipes import hyperparameters
 from fp16_patch.lab.recipes.algorithms import algorithms
+from fp16_patch.lab.recipes.parse import refuse
 from fp16_patch.lab.recipes.schema import (
     PLATFORMS,
     PRECISIONS,
@@ -32,8 +33,7 @@ def validate(recipe: Recipe, *, source: str) -> None:
     """Raise one :class:`Fp16PatchError` with every problem found; ``source`` names the file."""
     problems = [*_names(recipe), *_choices(recipe), *_placeholders(recipe), *_options(recipe), *_ranges(recipe)]
     problems += _hyperparameters(recipe) if recipe.hyperparameters else _without_hyperparameters(recipe)
-    if problems:
-        raise combine_errors([problem.prefixed(source) for problem in problems])
+    refuse(problems, source)
 
 
 def _choice(key: str, value: object, allowed: Collection[str]) -> Errors:

@@ -25,7 +25,9 @@ def read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Fp16PatchError(f"{path} is not readable as YAML: {error}", code="recipe-unreadable") from error
+        raise Fp16PatchError(
+            f"{path} is not readable as YAML: {error}", code="recipe-unreadable", next_step=f"correct {path.name}"
+        ) from error
 
 
 def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> Any:
@@ -40,7 +42,10 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
     names = content.pop("extends")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise Fp16PatchError(
-            f"{path.name}: extends={names!r} has the wrong type", code="wrong-type", allowed="a list of names"
+            f"{path.name}: extends={names!r} has the wrong type",
+            code="wrong-type",
+            allowed="a list of names",
+            next_step="extends: [NAME]",
         )
     for name in names:
         found = [place for place in (path.parent / f"{name}.yaml", shared / f"{name}.yaml") if place.is_file()]
@@ -50,6 +55,7 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
                 f"{path.name}: extends {name!r}, and there is no such file",
                 code="recipe-not-found",
                 allowed=", ".join(known),
+                next_step=f"correct the name, or write {name}.yaml next to {path.name}",
             )
         above = (*extended_by, path.resolve())
         if found[0].resolve() in above:

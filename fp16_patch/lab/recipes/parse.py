@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fp16_patch.errors import Fp16PatchError, combine_errors
@@ -28,9 +28,14 @@ def build(cls: type[T], value: object, *, source: str) -> T:
     """
     problems: list[Fp16PatchError] = []
     built = _convert(cls, value, "", problems)
-    if problems:
-        raise combine_errors([problem.prefixed(source) for problem in problems])
+    refuse(problems, source)
     return built  # type: ignore[no-any-return]
+
+
+def refuse(problems: Sequence[Fp16PatchError], source: str) -> None:
+    """Raise one :class:`Fp16PatchError` with all ``problems`` of the file ``source``, if there are any."""
+    if problems:
+        raise combine_errors([problem.prefixed(source, f"correct {source}") for problem in problems])
 
 
 def _convert(kind: Any, value: object, key: str, problems: list[Fp16PatchError]) -> Any:

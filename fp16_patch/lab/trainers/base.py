@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.arms.preflight import Needs, count
+
+
+def unknown_option(word: str, framework: str, known: Iterable[str], advice: str = "correct it") -> Fp16PatchError:
+    """Return the error for ``word``, which sets an option that the framework does not have."""
+    key = word.partition("=")[0].lstrip("-")
+    close = difflib.get_close_matches(key, known, n=3)
+    return Fp16PatchError(
+        f"{word}: {framework} has no option {key}",
+        code="configuration-refused",
+        allowed=f"the options of {framework}" + (f", such as {', '.join(close)}" if close else ""),
+        next_step=f"did you mean {close[0]}?" if close else advice,
+    )
 
 
 class Trainer(ABC):

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.trainers.base import unknown_option
+
+_UNKNOWN = "unrecognized arguments: "
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,12 +38,16 @@ def parsed(words: Sequence[str]) -> Any:
     try:
         with _as_main_program(words), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return _run(_main_block())["args"]
-    except SystemExit as error:
+    except (SystemExit, AssertionError) as error:
+        message = said.getvalue().strip().splitlines()[-1] if isinstance(error, SystemExit) else str(error)
+        if _UNKNOWN in message:
+            known = [option.lstrip("-") for option in parser()._option_string_actions]
+            raise unknown_option(message.partition(_UNKNOWN)[2], "OpenRLHF", known) from error
         raise Fp16PatchError(
-            f"OpenRLHF refuses its arguments: {said.getvalue().strip().splitlines()[-1]}", code="configuration-refused"
+            f"OpenRLHF refuses its arguments: {message}",
+            code="configuration-refused",
+            next_step="correct the argument",
         ) from error
-    except AssertionError as error:
-        raise Fp16PatchError(f"OpenRLHF refuses its arguments: {error}", code="configuration-refused") from error
 
 
 def _main_block() -> list[ast.stmt]:

@@ -6,11 +6,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import re
 import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.arms.command import Command
+from fp16_patch.lab.trainers.base import unknown_option
+
+_UNKNOWN = re.compile(r"Could not override '(.+)'")
 
 
 def compose(command: Command) -> Any:
@@ -35,12 +40,30 @@ def compose(command: Command) -> Any:
 def _composed(overrides: list[str]) -> Any:
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
-    try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        try:
             return compose("ppo_trainer", overrides=overrides, return_hydra_config=True)
-    except (HydraException, ValueError) as error:  # ValueError: what is no override at all
-        raise Fp16PatchError(f"Hydra refuses the overrides: {error}", code="configuration-refused") from error
+        except (HydraException, ValueError) as error:  # ValueError: a word that is not an override
+            message, *advice = str(error).splitlines()
+            if found := _UNKNOWN.match(message):
+                word = next((word for word in overrides if word.startswith(f"{found[1]}=")), found[1])
+                known: Any = OmegaConf.to_container(compose("ppo_trainer"))
+                raise unknown_option(word, "verl", _keys(known), f"correct it; +{word} adds a new key") from error
+            raise Fp16PatchError(
+                f"Hydra refuses the overrides: {message}",
+                code="configuration-refused",
+                next_step=" ".join(advice) or "correct the override",
+            ) from error
+
+
+def _keys(config: Mapping[Any, Any], parent: str = "") -> Iterator[str]:
+    """Yield the dotted key of every value in ``config``."""
+    for name, value in config.items():
+        yield f"{parent}{name}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{parent}{name}.")
 
 
 def _accepted(config: Any) -> None:
@@ -53,4 +76,6 @@ def _accepted(config: Any) -> None:
             warnings.simplefilter("ignore")  # that there is no critic
             validate_config(config, need_reference_policy(config), need_critic(config))
     except (AssertionError, ValueError, TypeError) as error:
-        raise Fp16PatchError(f"verl refuses the configuration: {error}", code="configuration-refused") from error
+        raise Fp16PatchError(
+            f"verl refuses the configuration: {error}", code="configuration-refused", next_step="correct the options"
+        ) from error

@@ -197,6 +197,10 @@ def test_all_that_is_missing_is_one_error(tmp_path: Path, capsys: pytest.Capture
     for words_said in ("hf download no/model", "hf download no/data --repo-type dataset", "no.py: no such file"):
         assert words_said in said
     assert not out.exists()
+    out.write_text("a file")
+    assert main(["recipes", "data", "sanity", *words]) == 2
+    assert "4 problems" in (said := capsys.readouterr().err)
+    assert f"--out {out} is not a folder" in said
 
 
 def test_a_range_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

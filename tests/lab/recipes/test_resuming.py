@@ -54,8 +54,9 @@ def test_what_completed_is_kept_and_the_rest_runs_anew(run: Run, out: Path, said
     assert run(resume=True) == []
 
 
-def test_where_nothing_has_run_yet_it_is_a_plain_run(run: Run) -> None:
+def test_where_nothing_has_run_yet_it_says_so_and_runs_every_arm(run: Run, out: Path, said: list[str]) -> None:
     assert [result.status for result in run(resume=True)] == ["completed", "completed"]
+    assert said[0] == f"--resume: no arm has run in {out}; every arm starts from its first step"
 
 
 @pytest.mark.parametrize(
