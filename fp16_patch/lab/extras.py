@@ -8,29 +8,20 @@ from contextlib import contextmanager
 
 from fp16_patch.errors import Fp16PatchError
 
-LAB = {
-    "datasets": "datasets",
-    "huggingface_hub": "huggingface-hub",
-    "jinja2": "jinja2",
-    "math_verify": "math-verify",
-    "matplotlib": "matplotlib",
-    "numpy": "numpy",
-    "pyarrow": "pyarrow",
-    "tensorboard": "tensorboard",
-}
-"""Module to distribution of what ``fp16-patch[lab]`` installs."""
+LAB = ("datasets", "huggingface_hub", "jinja2", "math_verify", "matplotlib", "numpy", "pyarrow", "tensorboard")
+"""Modules that ``fp16-patch[lab]`` installs. The distributions have the same names, with ``-`` for ``_``."""
 FRAMEWORK = ("pandas", "ray", "tokenizers", "torch", "transformers", "vllm")
 """Modules that an environment of verl or OpenRLHF has, in the versions it needs."""
 
 
 def missing(module: str, purpose: str = "this command") -> Fp16PatchError:
     """Return the error for a ``module`` of :data:`LAB` or :data:`FRAMEWORK` that ``purpose`` needs."""
-    if module in LAB:
-        next_step = "pip install 'fp16-patch[lab]'"
-    else:
-        next_step = f"run it in an environment of verl or OpenRLHF, which has {module}"
+    name = module.replace("_", "-")
+    install = "pip install 'fp16-patch[lab]'"
     return Fp16PatchError(
-        f"{LAB.get(module, module)} is not installed, and {purpose} needs it", code="not-installed", next_step=next_step
+        f"{name} is not installed, and {purpose} needs it",
+        code="not-installed",
+        next_step=install if module in LAB else f"run it in an environment of verl or OpenRLHF, which has {name}",
     )
 
 

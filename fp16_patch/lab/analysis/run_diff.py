@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from fp16_patch.lab.arms.command import ArmFiles, Job, world_in
+from fp16_patch.lab.arms.command import Job
 from fp16_patch.lab.arms.settings import comparable, settings_of
 from fp16_patch.lab.logs.runs import ArmRun, Run
 from fp16_patch.lab.recipes.schema import Recipe
@@ -91,9 +91,9 @@ def _without_seeds(differences: list[Difference]) -> list[Difference]:
 
 def _recipe_settings(recipe: Recipe, arm: ArmRun) -> dict[str, str]:
     """Return the settings that the recipe saved with the run gives the arm."""
-    trainer, files = TRAINERS[arm.framework], ArmFiles(_ANY_FOLDER / arm.name)
-    command = trainer.build_command(Job(recipe, arm.name, files, world_in(_ANY_FOLDER, recipe)))
-    return comparable(settings_of(files, arm.framework, command))
+    job = Job(recipe, arm.name, _ANY_FOLDER)
+    command = TRAINERS[arm.framework].build_command(job)
+    return comparable(settings_of(job.files, arm.framework, command))
 
 
 def _hyperparameters(recipe: Recipe) -> dict[str, str]:

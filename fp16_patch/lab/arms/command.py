@@ -9,93 +9,60 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fp16_patch.lab.cpu import rounded_rollout
 from fp16_patch.lab.recipes.algorithms import Definition, algorithms
 from fp16_patch.lab.recipes.hyperparameters import values
 from fp16_patch.lab.recipes.schema import Arm, OtherData, Recipe
-
-if TYPE_CHECKING:
-    from fp16_patch.lab.toy import ToyTask
+from fp16_patch.lab.toy import ToyTask
 
 WORLD = "world"
-"""Folder of a run directory: the model and data that the run makes itself."""
+"""Folder of a run directory: the model and data of the toy task, which the run makes itself."""
 EARLIER = "earlier"
 """Folder of a run directory: earlier runs of its arms."""
 MATH_REWARD = Path(__file__).parents[1] / "rewards" / "math_reward.py"
 
 
-@dataclass(frozen=True)
 class ArmFiles:
     """The files in an arm's folder of the run directory."""
 
-    folder: Path
-
-    @property
-    def metrics(self) -> Path:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
         """The metrics of each step, as JSON lines."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
+        self.log = folder / "train.log"
         """The output of the trainer."""
-        return self.folder / "train.log"
-
-    @property
-    def precision_report(self) -> Path:
-        """The precision report."""
-        return self.folder / "precision_report.json"
-
-    @property
-    def overflow_report(self) -> Path:
+        self.precision_report = folder / "precision_report.json"
+        self.overflow_report = folder / "overflow_report_actor.json"
         """The report of a run that stopped after too many skipped updates."""
-        return self.folder / "overflow_report_actor.json"
-
-    @property
-    def script(self) -> Path:
+        self.script = folder / "command.sh"
         """The command, for bash."""
-        return self.folder / "command.sh"
-
-    @property
-    def settings(self) -> Path:
+        self.settings = folder / "settings.json"
         """The settings as data."""
-        return self.folder / "settings.json"
-
-    @property
-    def result(self) -> Path:
+        self.result = folder / "result.json"
         """The launcher's record, written at the end."""
-        return self.folder / "result.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.folder / "checkpoints"
-
-
-def world_in(out: Path, recipe: Recipe) -> ToyTask | None:
-    """Return the world of a run directory, built or not; None where the recipe has none."""
-    if recipe.world is None:
-        return None
-    from fp16_patch.lab.toy import ToyTask
-
-    return ToyTask(out / WORLD, {})
+        self.checkpoints = folder / "checkpoints"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One arm to run: the recipe, its files, and the user's ``KEY=VALUE``."""
+    """One arm to run in the run directory ``out``, with the user's ``KEY=VALUE``."""
 
     recipe: Recipe
     arm_name: str
-    files: ArmFiles
-    world: ToyTask | None = None
+    out: Path
     overrides: tuple[str, ...] = ()
 
     @property
     def arm(self) -> Arm:
         """The arm's part of the recipe."""
         return self.recipe.arms[self.arm_name]
+
+    @property
+    def files(self) -> ArmFiles:
+        """The files of the arm."""
+        return ArmFiles(self.out / self.arm_name)
 
     @property
     def platform(self) -> Any:
@@ -127,7 +94,7 @@ class Job:
 
         ``names`` maps a place, such as ``data.train``, to the framework's option. ``other`` replaces the recipe's data.
         """
-        data = self.recipe.data
+        data, task = self.recipe.data, ToyTask(self.out / WORLD, {})
         paths = {
             "model.path": self.recipe.model.path,
             "data.train": other.train or data.train,
@@ -135,7 +102,7 @@ class Job:
             "data.reward": other.reward or data.reward,
         }
         return {
-            names[place]: path.format(world=self.world, math_reward=MATH_REWARD) if "{" in path else path
+            names[place]: path.format(world=task, math_reward=MATH_REWARD) if "{" in path else path
             for place, path in paths.items()
             if path is not None
         }

@@ -24,10 +24,9 @@ def render(value: object) -> str:
     text = str(value)
     if _BARE.fullmatch(text) and text.lower() not in _WORDS_HYDRA_READS:
         return text
-    # Hydra unescapes \' and the backslashes right before it or before the closing quote; all others stand.
-    body = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
-    trailing = len(body) - len(body.rstrip("\\"))
-    return f"'{body}{chr(92) * trailing}'"
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def assignments(values: Mapping[str, object]) -> list[str]:

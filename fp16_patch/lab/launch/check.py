@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.arms.command import ArmFiles, Command, Job, world_in
+from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.comparison.expectations import check_metrics
 from fp16_patch.lab.loading.load import load
 from fp16_patch.lab.recipes.schema import Recipe
@@ -65,15 +65,10 @@ def _refused(framework: str, commands: Mapping[str, Command]) -> list[Fp16PatchE
     return [error.prefixed(", ".join(arms)) for arms, error in problems.values()]
 
 
-def command(recipe: Recipe, framework: str, arm: str, folder: Path) -> Command:
-    """Return the arm's command for a run in ``folder``; the world need not be there."""
-    trainer, files = TRAINERS[framework], ArmFiles(folder / arm)
-    return trainer.build_command(Job(recipe, arm, files, world_in(folder, recipe)))
-
-
 def _problem(recipe: Recipe, framework: str, arm: str) -> str | None:
+    trainer, job = TRAINERS[framework], Job(recipe, arm, Path(tempfile.gettempdir()) / "runs")
     try:
-        TRAINERS[framework].compose(command(recipe, framework, arm, Path(tempfile.gettempdir()) / "runs"))
+        trainer.compose(trainer.build_command(job))
     except Fp16PatchError as error:
         return _words(error)
     return None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,18 +13,12 @@ _GRACE_S = 10.0
 
 
 def terminate_leftovers(folder: Path, say: Callable[[str], None]) -> None:
-    """Terminate what writes into an arm's folder. The caller holds the lock of the run directory."""
+    """Terminate the processes that write into an arm's folder. The caller holds the lock of the run directory."""
     if left := _leftovers(folder):
         say(f"{folder.name} still runs, and its launcher was killed: terminating its {len(left)} processes")
         processes.terminate(lambda: _leftovers(folder), _GRACE_S)
 
 
 def _leftovers(folder: Path) -> list[int]:
-    # By session: a process that renames itself overwrites its environment.
-    start, of_folder = f"{MARK}=".encode(), str(folder.resolve()).encode()
-    sessions = {
-        processes.session(pid)
-        for pid in processes.live_pids()
-        if any(word.startswith(start) and word.partition(b":")[2] == of_folder for word in processes.environment(pid))
-    }
-    return [pid for pid in processes.live_pids() if processes.session(pid) in sessions - {None, os.getsid(0)}]
+    start, path = f"{MARK}=".encode(), str(folder.resolve()).encode()
+    return processes.marked_processes(lambda word: word.startswith(start) and word.partition(b":")[2] == path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.lab.arms import preflight
-from fp16_patch.lab.arms.command import WORLD, ArmFiles, Command, Job, world_in
+from fp16_patch.lab.arms.command import WORLD, Command, Job
 from fp16_patch.lab.arms.overrides import key_value
 from fp16_patch.lab.comparison.expectations import check_metrics
 from fp16_patch.lab.launch import check
@@ -82,8 +82,7 @@ def make_plan(
     chosen = list(arms) or list(recipe.arms)
     _check_overrides(framework, overrides)
     _check_loss_scaling({arm: recipe.arms[arm].precision for arm in chosen}, overrides)
-    world = world_in(out, recipe)
-    jobs = {arm: Job(recipe, arm, ArmFiles(out / arm), world, tuple(overrides)) for arm in chosen}
+    jobs = {arm: Job(recipe, arm, out, tuple(overrides)) for arm in chosen}
     commands = {arm: TRAINERS[framework].build_command(job, module) for arm, job in jobs.items()}
     return Plan(recipe, text, framework, out, jobs, commands)
 
@@ -102,7 +101,6 @@ def _framework(recipe: Recipe, wanted: str | None) -> str:
 
 
 def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
-    setting_names.check_overrides(overrides)
     for override in overrides:
         key, value = key_value(override)
         if "=" not in override or not key:
@@ -114,6 +112,7 @@ def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
             )
         for error in TRAINERS[framework].check(key, value):
             raise error.prefixed(override)
+    setting_names.check_overrides(overrides)
 
 
 def _check_loss_scaling(precisions: Mapping[str, str], overrides: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -18,13 +18,8 @@ _WITHOUT: set[int] = set()
 _PR_SET_PDEATHSIG = 1
 
 
-def live_pids() -> list[int]:
-    """Return the pids of all non-zombie processes of this machine."""
-    return [pid for pid in map(int, filter(str.isdecimal, os.listdir(PROC))) if session(pid) is not None]
-
-
 def session(pid: int) -> int | None:
-    """Return the session of a process, or None where it has ended or is a zombie."""
+    """Return the session of a process, or None if it has ended or is a zombie."""
     try:
         # After "(name)": state, parent, process group, session. The name may hold spaces and brackets.
         state, _, _, found, *_ = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
@@ -34,7 +29,7 @@ def session(pid: int) -> int | None:
 
 
 def environment(pid: int) -> list[bytes]:
-    """Return ``NAME=value`` as the process was started with; empty where it has ended or belongs to another user.
+    """Return ``NAME=value`` as the process was started with; empty if it has ended or belongs to another user.
 
     It also reads as empty for a moment while the process executes another program, so it is read several times.
     """
@@ -47,15 +42,32 @@ def environment(pid: int) -> list[bytes]:
     return []
 
 
+def marked_processes(is_mark: Callable[[bytes], bool], leader: int | None = None) -> list[int]:
+    """Return the pids of all sessions in which a process has a mark in its environment, and of the session ``leader``.
+
+    The search is by session, since a process that renames itself overwrites its environment. The session of this
+    process is left out.
+    """
+    by_pid = {pid: session(pid) for pid in map(int, filter(str.isdecimal, os.listdir(PROC)))}
+    marked = {found for pid, found in by_pid.items() if found and any(map(is_mark, environment(pid)))}
+    sessions = {*marked, leader} - {None, os.getsid(0)}
+    return [pid for pid, found in by_pid.items() if found in sessions]
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each process that still runs."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def terminate(members: Callable[[], list[int]], grace_s: float) -> None:
     """Send SIGTERM to what ``members`` returns until it returns nothing; send SIGKILL after ``grace_s`` seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + grace_s
         signalled: set[int] = set()
         while (there := members()) and time.monotonic() < deadline:
-            for pid in set(there) - signalled:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            send(set(there) - signalled, number)
             signalled.update(there)
             time.sleep(0.05)
 

@@ -79,7 +79,7 @@ def run_recipe(
         write_atomically(out / run_directory.RECIPE, plan.text)
         for job in jobs_of_arms.values():
             run_directory.make_empty(job.files, say)
-        run_directory.build_world(recipe, out, say)
+        run_directory.build_toy_task(recipe, out, say)
 
         def start(job: Job, environment: Environment) -> ArmProcess:
             several = len(environments) > 1

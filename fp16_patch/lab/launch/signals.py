@@ -6,43 +6,39 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def _handle(handler: Callable[[int], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Call ``handler`` on these signals until the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda number, _frame: handler(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """Raise SystemExit on SIGTERM, so that the run is cleaned up as after Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def leave(number: int, _frame: FrameType | None) -> None:
+    def leave(number: int) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
+    with _handle(leave, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Delay SIGINT and SIGTERM until the end of the block, which cleans up."""
-    if threading.current_thread() is not threading.main_thread():
+    received: list[int] = []
+    with _handle(received.append, signal.SIGINT, signal.SIGTERM):
         yield
-        return
-    came: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])

@@ -71,12 +71,7 @@ class Supervisor:
 
     def members(self) -> list[int]:
         """Return the pids of the command and its descendants."""
-        leader = self._process.pid
-        return [
-            pid
-            for pid in processes.live_pids()
-            if processes.session(pid) == leader or self._mark in processes.environment(pid)
-        ]
+        return processes.marked_processes(self._mark.__eq__, leader=self._process.pid)
 
     def note_new_shared_memory(self) -> None:
         """Call :meth:`note_shared_memory` where there is a new name since the last call. This is cheap."""
@@ -102,9 +97,7 @@ class Supervisor:
     def terminate(self) -> None:
         """Send SIGTERM to every process; :meth:`close` waits for them."""
         self.note_shared_memory()
-        for pid in self.members():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        processes.send(self.members(), signal.SIGTERM)
 
     def close(self, grace_s: float = 5.0) -> int:
         """End every process, with SIGKILL after ``grace_s`` seconds, remove their files, and return the exit code."""

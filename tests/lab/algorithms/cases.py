@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp16_patch.lab.arms.command import ArmFiles, Command, Job
-from fp16_patch.lab.launch.check import command
+from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.loading.load import available, load
 from fp16_patch.lab.recipes.algorithms import algorithms
 from fp16_patch.lab.recipes.schema import SCALES, Recipe
+from fp16_patch.lab.trainers import TRAINERS
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Case:
         return f"{self.recipe.name} {self.arm}"
 
     def command(self, framework: str) -> Command:
-        return command(self.recipe, framework, self.arm, Path("/nowhere"))
+        return TRAINERS[framework].build_command(Job(self.recipe, self.arm, Path("/nowhere")))
 
 
 def cases(framework: str) -> Iterator[Case]:
@@ -43,7 +43,7 @@ def cases(framework: str) -> Iterator[Case]:
             if framework not in recipe.frameworks or wants_gpus:
                 continue
             for arm in recipe.arms:
-                job = Job(recipe, arm, ArmFiles(Path("/nowhere")))
+                job = Job(recipe, arm, Path("/nowhere"))
                 name = recipe.arms[arm].algorithm or recipe.algorithm.name
                 needed = ("response_tokens", *algorithms()[name].needs)
                 values = {key: float(str(job.hyperparameters[key])) for key in needed}

@@ -24,7 +24,7 @@ from verl.utils import tensordict_utils
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 
-from fp16_patch.lab.launch.check import command
+from fp16_patch.lab.arms.command import Job
 from fp16_patch.lab.loading.load import find, load
 from fp16_patch.lab.trainers import TRAINERS
 
@@ -101,7 +101,7 @@ def without_the_flag(path: Path) -> Any:
     """What stock verl would start with."""
     from hydra import compose, initialize_config_module
 
-    words = command(load(path, "toy"), "verl", "bf16", Path("/nowhere")).arguments[3:]
+    words = TRAINERS["verl"].build_command(Job(load(path, "toy"), "bf16", Path("/nowhere"))).arguments[3:]
     ours = ("hydra.", "+precision@", "fp16_patch.")
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", overrides=[word for word in words if not word.startswith(ours)])

@@ -11,7 +11,7 @@ from typing import ClassVar, get_args, get_type_hints
 import pytest
 from raising import raises_code
 
-from fp16_patch.lab.arms.command import ArmFiles, Job
+from fp16_patch.lab.arms.command import Job
 from fp16_patch.lab.cpu.rounded_rollout import VARIABLE
 from fp16_patch.lab.launch import plan
 from fp16_patch.lab.loading.load import available, find, load
@@ -33,7 +33,7 @@ def test_megatron_gets_the_platform_it_needs_whoever_asks_for_it(
     if where == "arm":
         edits.append(("{precision: fp16}", f"{{precision: fp16, overrides: {{{asked}}}}}"))
     overrides = ("model_engine=megatron",) if where == "user" else ()
-    job = Job(load(write_recipe(*edits)), "fp16", ArmFiles(tmp_path / "fp16"), overrides=overrides)
+    job = Job(load(write_recipe(*edits)), "fp16", tmp_path, overrides)
     command = TRAINERS["verl"].build_command(job)
     assert "fp16_patch.lab.cpu.megatron" in command.environment["VERL_USE_EXTERNAL_MODULES"].split(",")
     text = " ".join(command.arguments)
@@ -164,8 +164,8 @@ def test_an_unknown_name_lists_the_recipes_there_are() -> None:
 def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
     edit = ("{precision: fp16}", "{precision: fp16, overrides: {fp16_patch.rollout_dtype: bf16, trainer.nnodes: 2}}")
     recipe = load(write_recipe(edit))
-    files = ArmFiles(tmp_path / "with space")
-    command = TRAINERS["verl"].build_command(Job(recipe, "fp16", files, overrides=("trainer.total_training_steps=9",)))
+    job = Job(recipe, "fp16", tmp_path / "with space", ("trainer.total_training_steps=9",))
+    command = TRAINERS["verl"].build_command(job)
     _, dash_m, module, *overrides = command.arguments
     assert (dash_m, module) == ("-m", "verl.trainer.main_ppo")
     assert command.total_steps == 9
@@ -174,8 +174,8 @@ def test_the_command_of_an_arm(write_recipe: Write, tmp_path: Path) -> None:
     assert values["+precision@_global_"] == "fp16"
     assert values["fp16_patch.rollout_dtype"] == "bf16"
     assert values["trainer.nnodes"] == "2"
-    assert values["fp16_patch.report_path"] == f"'{tmp_path}/with space/precision_report.json'"
-    assert command.environment["VERL_FILE_LOGGER_PATH"] == f"{tmp_path}/with space/metrics.jsonl"
+    assert values["fp16_patch.report_path"] == f"'{tmp_path}/with space/fp16/precision_report.json'"
+    assert command.environment["VERL_FILE_LOGGER_PATH"] == f"{tmp_path}/with space/fp16/metrics.jsonl"
 
 
 @pytest.mark.parametrize("bits", [0, 11])
@@ -190,17 +190,17 @@ def test_an_arm_with_a_rounded_rollout_asks_the_platform_for_it(framework: str, 
     recipe = load(find("quickstart" if framework == "verl" else f"quickstart-{framework}"))
     fewer = dataclasses.replace(recipe.arms["fp16"], rollout_significand=5)
     recipe = dataclasses.replace(recipe, arms={**recipe.arms, "bits-5": fewer})
-    jobs = {arm: Job(recipe, arm, ArmFiles(tmp_path / arm), ToyTask(tmp_path, {})) for arm in recipe.arms}
+    jobs = {arm: Job(recipe, arm, tmp_path) for arm in recipe.arms}
     asked = {arm: TRAINERS[framework].build_command(job, "m").environment.get(VARIABLE) for arm, job in jobs.items()}
     assert asked == {"bf16": None, "fp16": None, "bits-5": "5"}
 
 
 def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:
-    world = ToyTask(tmp_path, {})
-    command = TRAINERS["verl"].build_command(Job(load(find("quickstart")), "bf16", ArmFiles(tmp_path / "bf16"), world))
+    task = ToyTask(tmp_path / "world", {})
+    command = TRAINERS["verl"].build_command(Job(load(find("quickstart")), "bf16", tmp_path))
     values = dict(o.lstrip("+").split("=", 1) for o in command.arguments[3:])
-    assert values["data.train_files"] == str(world.train)
-    assert values["reward.custom_reward_function.path"] == str(world.reward)
+    assert values["data.train_files"] == str(task.train)
+    assert values["reward.custom_reward_function.path"] == str(task.reward)
     assert values["trainer.device"] == "cpu"
     assert values["precision@_global_"] == "bf16"
     assert command.total_steps is not None

@@ -13,7 +13,7 @@ from raising import raises_code
 from fp16_patch import envs
 from fp16_patch.frameworks.launcher import command_with_flag
 from fp16_patch.frameworks.openrlhf import config
-from fp16_patch.lab.arms.command import ArmFiles, Command, Job
+from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.loading.load import available, find, load
 from fp16_patch.lab.recipes.schema import Recipe
@@ -45,20 +45,20 @@ def test_the_command_of_an_arm(write_openrlhf: Write, tmp_path: Path) -> None:
     arguments = "{fp16_patch.rollout_dtype: bf16, ds.zero_stage: 3, ds.packing_samples: true, train.seed: null}"
     recipe = load(write_openrlhf(("{precision: fp16}", f"{{precision: fp16, arguments: {arguments}}}")))
     overrides = ("actor.adam.lr=1e-6", "fp16_patch.loss_scaling.init_scale=1024", "actor.adam.betas=[0.9, 0.95]")
-    files = ArmFiles(tmp_path / "with space")
-    command = TRAINERS["openrlhf"].build_command(Job(recipe, "fp16", files, overrides=overrides))
+    job = Job(recipe, "fp16", tmp_path / "with space", overrides)
+    command = TRAINERS["openrlhf"].build_command(job)
     settings, options = split(command)
     assert config.settings(settings) == {
         "rollout_dtype": "bf16",
         "loss_scaling": {"init_scale": 1024},
-        "report_path": str(files.precision_report),
+        "report_path": str(job.files.precision_report),
     }
     assert {"--ds.param_dtype=fp16", "--ds.zero_stage=3", "--ds.packing_samples", "--actor.adam.lr=1e-6"} <= {*options}
     assert "--ds.zero_stage=2" not in options
     assert not [word for word in options if "train.seed" in word]
     at = options.index("--actor.adam.betas")
     assert options[at : at + 3] == ["--actor.adam.betas", "0.9", "0.95"]
-    assert command.environment[envs.METRICS] == str(files.metrics)
+    assert command.environment[envs.METRICS] == str(job.files.metrics)
     assert "\n  --actor.adam.betas 0.9 0.95 \\\n" in command.as_shell()
 
 
@@ -67,7 +67,7 @@ def test_the_command_of_an_arm(write_openrlhf: Write, tmp_path: Path) -> None:
     [((), 4), (("train.num_episodes=3",), 12), (("rollout.batch_size=3",), 3), (("data.max_samples=many",), None)],
 )
 def test_the_number_of_steps(write_openrlhf: Write, tmp_path: Path, overrides: tuple[str, ...], steps: int) -> None:
-    job = Job(load(write_openrlhf()), "fp16", ArmFiles(tmp_path), overrides=overrides)
+    job = Job(load(write_openrlhf()), "fp16", tmp_path, overrides)
     assert TRAINERS["openrlhf"].build_command(job).total_steps == steps
 
 
@@ -108,8 +108,7 @@ def arms() -> list[Any]:
 
 @pytest.mark.parametrize(("recipe", "arm"), arms())
 def test_openrlhfs_own_parser_takes_every_argument(recipe: Recipe, arm: str, tmp_path: Path) -> None:
-    world = ToyTask(tmp_path, {}) if recipe.world else None
-    command = TRAINERS["openrlhf"].build_command(Job(recipe, arm, ArmFiles(tmp_path / arm), world))
+    command = TRAINERS["openrlhf"].build_command(Job(recipe, arm, tmp_path))
     options = vars(parser().parse_args(split(command)[1]))
     assert options["ds.param_dtype"] == recipe.arms[arm].precision
     assert recipe.openrlhf is not None
@@ -119,11 +118,11 @@ def test_openrlhfs_own_parser_takes_every_argument(recipe: Recipe, arm: str, tmp
 
 
 def test_the_quickstart_is_that_of_verl_on_another_framework(tmp_path: Path) -> None:
-    world, files = ToyTask(tmp_path, {}), ArmFiles(tmp_path / "fp16")
-    command = TRAINERS["openrlhf"].build_command(Job(load(find("quickstart-openrlhf")), "fp16", files, world))
+    task = ToyTask(tmp_path / "world", {})
+    command = TRAINERS["openrlhf"].build_command(Job(load(find("quickstart-openrlhf")), "fp16", tmp_path))
     _, options = split(command)
-    assert f"--data.prompt_dataset={world.train_prompts}" in options
-    assert f"--reward.remote_url={world.reward}" in options
+    assert f"--data.prompt_dataset={task.train_prompts}" in options
+    assert f"--reward.remote_url={task.reward}" in options
     assert "--vllm.sync_backend=gloo" in options
     assert command.environment["FP16_PATCH_PLATFORM"] == "cpu"
     other = load(find("quickstart"))
