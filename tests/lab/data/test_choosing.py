@@ -214,16 +214,16 @@ def test_a_range_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--temperature", "-1"], "--temperature -1\n  allowed: more than 0, at most 2"),
         (["--temperature", "0"], "0 only with --samples 1"),
-        (["--temperature", "nan"], "--temperature nan"),
+        (["--temperature", "nan"], "--temperature: 'nan'\n  allowed: a number"),
         (["--top-p", "3"], "--top-p 3\n  allowed: more than 0, at most 1"),
         (["--top-p", "0", "--temperature", "3"], "2 problems, nothing was started"),
         (["--seed", "-1"], "--seed -1"),
         (["--vllm", "dtype=bfloat16"], "--vllm dtype=...: the command sets it\n  next step: use --dtype"),
         (["--vllm", "max_model_len=10"], "use --max-tokens"),
         (["--vllm", "max_tokens=3"], "use --max-tokens"),
-        (["--vllm", "a=["], "--vllm 'a=[' cannot be read"),
-        (["--vllm", "=3"], "--vllm '=3' has no key"),
-        (["--vllm", "a"], "--vllm 'a' has no value"),
+        (["--vllm", "a=["], "--vllm: 'a=['"),
+        (["--vllm", "=3"], "--vllm: '=3'"),
+        (["--vllm", "a"], "--vllm: 'a'\n  allowed: KEY=VALUE"),
         (["--name", ""], "--name '' cannot be the name of a file"),
         (["--name", "../evil"], "without /"),
         (["--name", ".hidden"], "without a dot in front"),
@@ -246,9 +246,8 @@ def test_one_greedy_answer_is_fine() -> None:
 
 def test_a_number_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("0", "-3", "x"):
-        with pytest.raises(SystemExit):
-            main(["recipes", "data", "convert", "--dataset", "d", "--out", str(tmp_path), f"--limit={word}"])
-        assert f"argument --limit: '{word}'; allowed: a whole number, 1 or more" in capsys.readouterr().err
+        assert main(["recipes", "data", "convert", "--dataset", "d", "--out", str(tmp_path), f"--limit={word}"]) == 2
+        assert f"--limit: '{word}'\n  allowed: a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_every_problem_has_a_seed_of_its_own() -> None:
