@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import ProcessKind, Release, attach, scoped, status
 from fp16_patch.report.dtypes import dtype_shares, format_dtypes
 from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
@@ -50,6 +51,22 @@ def report_method(_original: None) -> Callable[..., str]:
         return json.dumps(this_process(f"vLLM worker {self.rank}", status(), {"rollout": rows}))
 
     return fp16_patch_report
+
+
+def parse_reports(replies: list[str] | None, expected: int, server: int) -> list[dict[str, Any]]:
+    """Return the reports of the workers behind vLLM server number ``server``, from what their method returned.
+
+    Raises:
+        Fp16PatchError: If it is not ``expected`` workers that have reported.
+    """
+    reports: list[dict[str, Any]] = [json.loads(reply) for reply in replies or []]
+    if len(reports) != expected:
+        raise Fp16PatchError(
+            f"{len(reports)} of {expected} processes behind vLLM server {server} reported",
+            code="process-missing",
+            next_step="look in the log for the vLLM worker that failed; the run was stopped before training",
+        )
+    return [report | {"process": f"{report['process']} of server {server}"} for report in reports]
 
 
 @scoped(

@@ -11,47 +11,42 @@ import os
 from typing import Any
 
 from fp16_patch import envs
-from fp16_patch.frameworks.openrlhf.releases import RELEASE
+from fp16_patch.frameworks.openrlhf.releases import ASYNC_CONTROLLER, ASYNC_TRAINER, CONTROLLER, RELEASE, TRAINER
 from fp16_patch.patching import ProcessKind, hook, wrap
 from fp16_patch.precision import Precision, reports_folder
 
 Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
 
-_TRAINER = "openrlhf.trainer.ppo_trainer:PPOTrainer"
-_ASYNC_TRAINER = "openrlhf.trainer.ppo_trainer_async:TrainingActor"
-_DECLARED: dict[str, Any] = {"release": RELEASE, "upstream": "none: our own metrics"}
-_SYNC: dict[str, Any] = {**_DECLARED, "processes": {ProcessKind.CONTROLLER}, "shipped": True}
-_ASYNC: dict[str, Any] = {**_DECLARED, "processes": {ProcessKind.ASYNC_CONTROLLER}, "shipped": True}
 _METRICS: dict[str, Any] = {
     "reason": "OpenRLHF's vllm_kl is a signed mean in which differences cancel; adds the metrics of verl's runs",
+    "upstream": "none: our own metrics",
     "remove_when": "never",
 }
 _FILE: dict[str, Any] = {
     "reason": "OpenRLHF writes its metrics to TensorBoard or wandb; a comparison reads one line of JSON a step",
+    "upstream": "none: our own metrics",
     "remove_when": "OpenRLHF can write its metrics as JSON",
 }
 
 _LOG_PROBS = ("rollout_log_probs", "action_log_probs", "action_mask")
-_MISMATCH = "_fp16_patch_mismatch"  # on the experience maker: metrics of the batch it has just made
+
+# A plain attribute, as _UPDATED of ``controller`` is and for the same reason: add_mismatch ships by value.
+_MISMATCH = "_fp16_patch_mismatch"
+"""On the experience maker: the metrics of the batch it has just made."""
 
 
-@wrap(f"{_ASYNC_TRAINER}.train_step", name="openrlhf-async-mismatch-metrics", **_METRICS, **_ASYNC)
-@wrap(f"{_TRAINER}.train_step", name="openrlhf-mismatch-metrics", **_METRICS, **_SYNC)
+@wrap(f"{ASYNC_TRAINER}.train_step", name="openrlhf-async-mismatch-metrics", **_METRICS, **ASYNC_CONTROLLER)
+@wrap(f"{TRAINER}.train_step", name="openrlhf-mismatch-metrics", **_METRICS, **CONTROLLER)
 def add_mismatch(original: Any, self: Controller, rollout_samples: Any, global_step: int) -> Any:
     """Add the mismatch to OpenRLHF's own metrics: console, TensorBoard, wandb."""
     status, step = original(self, rollout_samples, global_step)
     return status | getattr(self.experience_maker, _MISMATCH, {}), step
 
 
-@hook(f"{_ASYNC_TRAINER}.save_logs_and_checkpoints", name="openrlhf-async-metrics-file", **_FILE, **_ASYNC)
-@hook(f"{_TRAINER}.save_logs_and_checkpoints", name="openrlhf-metrics-file", **_FILE, **_SYNC)
+@hook(f"{ASYNC_TRAINER}.save_logs_and_checkpoints", name="openrlhf-async-metrics-file", **_FILE, **ASYNC_CONTROLLER)
+@hook(f"{TRAINER}.save_logs_and_checkpoints", name="openrlhf-metrics-file", **_FILE, **CONTROLLER)
 def write_metrics(
-    original: Any,
-    self: Controller,
-    global_step: int,
-    logs_dict: dict[str, Any] | None = None,
-    *args: Any,
-    **kwargs: Any,
+    original: Any, self: Controller, global_step: int, logs_dict: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
     """Append the step's metrics to the file ``FP16_PATCH_METRICS``. OpenRLHF adds its times after ``train_step``."""
     if path := os.environ.get(envs.METRICS):
@@ -68,9 +63,10 @@ def _numbers(status: dict[str, Any]) -> dict[str, float]:
 @hook(
     "openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker.make_experience_batch",
     name="openrlhf-measure-mismatch",
+    release=RELEASE,
     processes={ProcessKind.CONTROLLER, ProcessKind.ASYNC_CONTROLLER},
-    reason="the one place that has both engines' log-probs of a whole batch",
-    **_DECLARED,
+    reason="the only function that has both engines' log-probs of a whole batch",
+    upstream="none: our own metrics",
 )
 def measure_mismatch(original: Any, self: Any, rollout_samples: Any) -> Any:
     """Compare the rollout's log-probs with the trainer's on the new batch."""
@@ -80,14 +76,14 @@ def measure_mismatch(original: Any, self: Any, rollout_samples: Any) -> Any:
     from fp16_patch.mismatch.metrics import mismatch_metrics
 
     experiences = original(self, rollout_samples)
-    measured = [e for e in experiences if e.rollout_log_probs is not None and e.action_log_probs is not None]
+    batches = [[getattr(experience, name) for name in _LOG_PROBS] for experience in experiences]
+    measured = [batch for batch in batches if batch[0] is not None and batch[1] is not None]
     metrics: dict[str, float] = {}
     if Precision.current().keep_log_probs:
-        for experience in measured:
-            tensors = (getattr(experience, name) for name in _LOG_PROBS)
-            log_prob_store.save(reports_folder() / log_prob_store.FOLDER, *tensors)
+        for batch in measured:
+            log_prob_store.save(reports_folder() / log_prob_store.FOLDER, *batch)
     if measured:
-        flat = [torch.cat([getattr(e, name).reshape(-1).cpu() for e in measured]) for name in _LOG_PROBS]
+        flat = [torch.cat([part.reshape(-1).cpu() for part in parts]) for parts in zip(*measured, strict=True)]
         metrics = {f"{METRIC_PREFIX}{name}": value for name, value in mismatch_metrics(*flat).items()}
     setattr(self, _MISMATCH, metrics)
     return experiences

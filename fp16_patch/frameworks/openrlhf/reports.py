@@ -6,16 +6,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fp16_patch import envs
 from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import SECONDS, answers
-from fp16_patch.engines.vllm.precision import REPORT
+from fp16_patch.engines.vllm.precision import REPORT, parse_reports
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf.rollout import EventLoop, set_rollout_dtype
+from fp16_patch.frameworks.openrlhf.rollout import EventLoop
 from fp16_patch.frameworks.openrlhf.trainer import describe_actor
 from fp16_patch.patching import Ledger, LedgerEntry, Patch, ProcessKind, status
 from fp16_patch.patching.binding import marked_by
@@ -29,9 +29,6 @@ Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_asyn
 REQUIRED: dict[ProcessKind, tuple[Patch, ...]] = {}
 """Kind of process -> the patches that its ledger must show as applied or native. ``plan`` fills it."""
 
-SHIPPED: dict[ProcessKind, tuple[Patch, ...]] = {}
-"""Kind of process -> the patches that come with its class from the driver. ``plan`` fills it."""
-
 
 @dataclass
 class _ExtraReports:
@@ -44,17 +41,11 @@ def gather(controller: Controller) -> list[Report]:
     """Return every process's report. Raise :class:`Fp16PatchError` if a process or a required patch is missing."""
     asynchronous = controller.args.train.async_enable
     kind = ProcessKind.ASYNC_CONTROLLER if asynchronous else ProcessKind.CONTROLLER
-    roles = {
-        "actor": controller.actor_model_group,
-        "reference": controller.reference_model_group,
-        "critic": controller.critic_model_group,
-        "reward": controller.reward_model_group,
-    }
     reports = {
         kind.value: [shipped_class_report(kind, type(controller))],
         **(attached(controller, _ExtraReports).by_kind if asynchronous else {}),
-        **from_trainers(roles),
-        **from_rollout(controller.vllm_engines, controller.args.vllm.tensor_parallel_size),
+        **_from_trainers(controller),
+        **_from_rollout(controller.vllm_engines, controller.args.vllm.tensor_parallel_size),
     }
     if not REQUIRED:
         raise Fp16PatchError(
@@ -89,15 +80,13 @@ def _deepspeed_dtypes(precision: Precision) -> Mapping[str, tuple[str, ...]]:
     return {"gradient_reduction": half} | ({"gradient_accumulation": half} if precision.train_dtype == "bf16" else {})
 
 
-def from_trainers(groups: dict[str, Any]) -> dict[str, list[Report]]:
-    """Return role (``"actor rank"``) -> one report of every rank of its group. Groups that are None are left out."""
+def _from_trainers(controller: Controller) -> dict[str, list[Report]]:
+    """Return role (``"actor rank"``) -> a report of each of its ranks. Leave out roles that the run does not have."""
     found: dict[str, list[Report]] = {}
-    for role, group in groups.items():
-        if group is not None:
-            calls = {
-                f"{role} rank {i}": actor.__ray_call__.remote(trainer_report, role)
-                for i, actor in enumerate(group._actor_handlers)
-            }
+    for role in ("actor", "reference", "critic", "reward"):
+        if (group := getattr(controller, f"{role}_model_group")) is not None:
+            ranks = enumerate(group._actor_handlers)
+            calls = {f"{role} rank {i}": actor.__ray_call__.remote(trainer_report, role) for i, actor in ranks}
             found[f"{role} rank"] = list(answers(calls).values())
     return found
 
@@ -107,29 +96,20 @@ def trainer_report(actor: Any, role: str) -> Report:
     return this_process(f"{role} rank {actor._rank}", status(), {role: describe_actor(actor)})
 
 
-def from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Report]]:
+def _from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Report]]:
     """Return the reports of every vLLM actor, and of every worker process behind them."""
-    asked = {f"vLLM server {i}": engine.__ray_call__.remote(server_report, i) for i, engine in enumerate(engines)}
-    servers = list(answers(asked).values())
-    workers: list[Report] = []
+    calls = {f"vLLM server {i}": engine.__ray_call__.remote(server_report, i) for i, engine in enumerate(engines)}
+    servers = list(answers(calls).values())
     calls = {f"vLLM workers of server {i}": e.__ray_call__.remote(worker_reports) for i, e in enumerate(engines)}
+    workers: list[Report] = []
     for number, replies in enumerate(answers(calls).values()):
-        reports = [json.loads(reply) for reply in replies or []]
-        if len(reports) != workers_each:
-            raise Fp16PatchError(
-                f"{len(reports)} of {workers_each} processes behind vLLM server {number} reported",
-                code="process-missing",
-                next_step="look in the log for the vLLM worker that failed; the run was stopped before training",
-            )
-        for report in reports:
-            report["process"] = f"{report['process']} of server {number}"
-        workers += reports
+        workers += parse_reports(replies, workers_each, number)
     return {"vLLM server": servers, "vLLM worker": workers}
 
 
 def server_report(actor: Any, number: int) -> Report:
-    """Return the report of a vLLM actor. Runs inside it; its class came from the driver with its patches."""
-    return this_process(f"vLLM server {number}", _with_shipped(status(), type(actor), (set_rollout_dtype,)), {})
+    """Return the report of a vLLM actor. Runs inside it."""
+    return shipped_class_report(ProcessKind.VLLM_SERVER, type(actor), f"vLLM server {number}")
 
 
 def sampler_report(_actor: Any) -> Report:
@@ -137,31 +117,26 @@ def sampler_report(_actor: Any) -> Report:
     return this_process("sampler", status(), {})
 
 
-def shipped_class_report(kind: ProcessKind, cls: type) -> Report:
-    """Return the report of this process, a controller or coordinator, whose class ``cls`` came from the driver."""
-    return this_process(kind.value, _with_shipped(status(), cls, SHIPPED.get(kind, ())), {})
+def shipped_class_report(kind: ProcessKind, cls: type, name: str | None = None) -> Report:
+    """Return the report of this process, whose class ``cls`` came from the driver: Ray shipped it by value.
 
-
-def _with_shipped(ledger: Ledger, cls: type, patches: Sequence[Patch]) -> Ledger:
-    """Return ``ledger`` with those of ``patches`` that ``cls`` brought along: Ray shipped it by value from the driver.
-
-    What this process did to its own copy of the class does not count.
+    Of the patches on that class, the report says what ``cls`` brought along. What this process did to its own copy of
+    the class does not count.
     """
-    names = {patch.name for patch in patches}
-    found = Ledger()
-    for entry in ledger.entries:
-        if entry.name not in names:
-            found.record(entry)
-    for patch in patches:
-        if marked_by(getattr(cls, patch.target.rpartition(".")[2]), patch.name):
-            found.record(
-                LedgerEntry(patch.name, patch.target, "applied", None, "came with its class", patch.process_names)
-            )
-    return found
+    ledger = Ledger()
+    for entry in status().entries:
+        ledger.record(entry)
+    for patch in REQUIRED.get(kind, ()):
+        if patch.shipped:
+            ledger.remove(patch.name)
+            if marked_by(getattr(cls, patch.target.rpartition(".")[2]), patch.name):
+                message = "came with its class"
+                ledger.record(LedgerEntry(patch.name, patch.target, "applied", None, message, patch.process_names))
+    return this_process(name or kind.value, ledger, {})
 
 
 def worker_reports(actor: Any) -> list[str]:
-    """Return the reports of a vLLM actor's workers. Runs inside the actor, in a thread beside its event loop."""
+    """Return the reports of a vLLM actor's workers. Runs inside the actor, in another thread than its event loop."""
     loop = attached(actor, EventLoop).loop
     assert loop is not None, "the vLLM actor was not initialised under the flag"
     replies: list[str] = asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(REPORT), loop).result(SECONDS)

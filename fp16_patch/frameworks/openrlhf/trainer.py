@@ -2,14 +2,14 @@
 """Patch OpenRLHF's DeepSpeed strategy and the training steps of its actor and critic.
 
 ``engines/deepspeed`` has the scaler, the repaired step and the checkpoints. The patches here pass it the settings, and
-log in OpenRLHF's metrics what became of each update.
+add the result of each update to OpenRLHF's metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
 from typing import Any
 
 from fp16_patch.attached_state import attached
@@ -17,7 +17,7 @@ from fp16_patch.engines.deepspeed import replay
 from fp16_patch.engines.deepspeed.config import with_fp16
 from fp16_patch.engines.deepspeed.precision import describe_engine
 from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update
-from fp16_patch.frameworks.openrlhf.releases import RELEASE
+from fp16_patch.frameworks.openrlhf.releases import RELEASE, TRAINER_RANK
 from fp16_patch.loss_scaling.update import Update, combined, describe
 from fp16_patch.patching import ProcessKind, hook, wrap
 from fp16_patch.precision import Precision
@@ -31,29 +31,33 @@ IN_BF16 = "train in BF16: --ds.param_dtype bf16"
 _ACTOR = "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer"
 _CRITIC = "openrlhf.trainer.ray.ppo_critic:CriticPPOTrainer"
 _STRATEGY = "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy"
-_OF_ACTOR: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.ACTOR_RANK}}
-_OF_CRITIC: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.CRITIC_RANK}}
-_OF_STRATEGY: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TRAINER_RANK}}
 _UPDATES: dict[str, Any] = {
-    "reason": "DeepSpeed skips updates without telling anybody; counts them, and keeps the batch for a diagnosis",
+    "reason": "DeepSpeed skips updates silently; counts them, and keeps the batch for a diagnosis",
     "remove_when": "OpenRLHF reports skipped updates",
 }
 _METRICS: dict[str, Any] = {
     "reason": "OpenRLHF reports neither the loss scale nor skips, and after a skip the norm of another update",
     "remove_when": "OpenRLHF reports the loss scale and skipped updates",
 }
+_PPO_TRAIN = "ppo_train; utils/deepspeed/deepspeed.py:196"
+
+
+def _rank(role: str, place: str) -> dict[str, Any]:
+    """Return what the patches of the actor's or the critic's trainer have in common; ``place`` is in its file."""
+    upstream = f"OpenRLHF trainer/ray/ppo_{role}.py, {place}"
+    return {"release": RELEASE, "processes": {ProcessKind(f"{role} rank")}, "upstream": upstream}
 
 
 @dataclass
 class _Updates:
-    """Hold each update of a trainer, and its metrics, since ppo_train began."""
+    """Hold each update of a trainer since ppo_train began, with its metrics."""
 
     made: list[tuple[Update, dict[str, float]]] = field(default_factory=list)
 
 
 @dataclass
 class _Replay:
-    """Hold whether a strategy runs a batch again to diagnose it. Nothing may step then."""
+    """Hold whether a strategy runs a batch again to diagnose it. The optimizer must not step then."""
 
     running: bool = False
 
@@ -71,35 +75,28 @@ def describe_actor(actor: Any) -> dict[str, str]:
     return describe_engine(engine) | recorded_dtypes(engine)
 
 
-@hook(
-    f"{_CRITIC}.training_step",
-    name="openrlhf-critic-updates",
-    upstream="OpenRLHF trainer/ray/ppo_critic.py, training_step",
-    **_UPDATES,
-    **_OF_CRITIC,
-)
-@hook(
-    f"{_ACTOR}.training_step",
-    name="openrlhf-actor-updates",
-    upstream="OpenRLHF trainer/ray/ppo_actor.py, training_step",
-    **_UPDATES,
-    **_OF_ACTOR,
-)
+@hook(f"{_CRITIC}.training_step", name="openrlhf-critic-updates", **_UPDATES, **_rank("critic", "training_step"))
+@hook(f"{_ACTOR}.training_step", name="openrlhf-actor-updates", **_UPDATES, **_rank("actor", "training_step"))
 def record_update(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Record each update, keep its batch for a diagnosis, and trace the update that the settings name."""
     role = _role_of(self)
     engine = engine_of(getattr(self, role))
     scaler = get_loss_scaler(engine)
-    if scaler is None or attached(self.strategy, _Replay).running:
-        return original(self, *args, **kwargs)
+    step = partial(original, self, *args, **kwargs)
+    if scaler is None:
+        return step()
     results: list[Any] = []
 
     def run() -> None:
-        results.append(original(self, *args, **kwargs))
+        results.append(step())
 
     def run_again() -> None:
-        with _replaying(self.strategy):
-            original(self, *args, **kwargs)
+        replaying = attached(self.strategy, _Replay)
+        replaying.running = True
+        try:
+            step()
+        finally:
+            replaying.running = False
 
     replay.remember(engine, run_again, role=role, in_bf16=IN_BF16)
     if not replay.trace_if_asked(engine, scaler, run, role=role):
@@ -109,33 +106,19 @@ def record_update(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> An
     return results[0]
 
 
-@wrap(
-    f"{_CRITIC}.ppo_train",
-    name="openrlhf-critic-metrics",
-    upstream="OpenRLHF trainer/ray/ppo_critic.py, ppo_train; utils/deepspeed/deepspeed.py:196",
-    **_METRICS,
-    **_OF_CRITIC,
-)
-@wrap(
-    f"{_ACTOR}.ppo_train",
-    name="openrlhf-actor-metrics",
-    upstream="OpenRLHF trainer/ray/ppo_actor.py, ppo_train; utils/deepspeed/deepspeed.py:196",
-    **_METRICS,
-    **_OF_ACTOR,
-)
+@wrap(f"{_CRITIC}.ppo_train", name="openrlhf-critic-metrics", **_METRICS, **_rank("critic", _PPO_TRAIN))
+@wrap(f"{_ACTOR}.ppo_train", name="openrlhf-actor-metrics", **_METRICS, **_rank("actor", _PPO_TRAIN))
 def log_updates(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Add the scaler's metrics, and the gradient norms of the updates that were not skipped."""
     updates = attached(self, _Updates)
     updates.made = []
     status: dict[str, Any] = original(self, *args, **kwargs)
-    if not updates.made:
-        return status
-    role = _role_of(self)
-    status |= {f"{role}/{name}": value for name, value in combined(m for _, m in updates.made).items()}
-    norms = [update.grad_norm for update, _ in updates.made if update.grad_norm is not None]
-    status.pop(f"{role}_grad_norm", None)
-    if norms:
-        status |= {f"{role}_grad_norm": norms[-1], f"{role}/grad_norm": sum(norms) / len(norms)}
+    if updates.made:
+        role = _role_of(self)
+        status |= {f"{role}/{name}": value for name, value in combined(m for _, m in updates.made).items()}
+        status.pop(f"{role}_grad_norm", None)
+        if norms := [update.grad_norm for update, _ in updates.made if update.grad_norm is not None]:
+            status |= {f"{role}_grad_norm": norms[-1], f"{role}/grad_norm": fmean(norms)}
     return status
 
 
@@ -150,7 +133,7 @@ def _role_of(trainer: Trainer) -> str:
     "or floor; and gradients of micro-batches are accumulated in FP16",
     upstream="OpenRLHF utils/deepspeed/deepspeed_utils.py:52",
     remove_when="OpenRLHF takes loss-scaling settings",
-    **_OF_STRATEGY,
+    **TRAINER_RANK,
 )
 def set_loss_scaling(original: Any, self: Strategy, *args: Any, **kwargs: Any) -> Any:
     """Put our settings in DeepSpeed's configuration, so that it prints and saves true values."""
@@ -162,27 +145,22 @@ def set_loss_scaling(original: Any, self: Strategy, *args: Any, **kwargs: Any) -
     f"{_STRATEGY}.prepare",
     name="openrlhf-observe-outputs",
     reason="the precision report states dtypes seen on live tensors; reads them, changes nothing",
-    **_OF_STRATEGY,
+    **TRAINER_RANK,
 )
 def observe_outputs(original: Any, self: Strategy, *args: Any) -> Any:
-    """Record the dtypes of the outputs of each model, policies and critics alike."""
+    """Record the dtypes of logits, log-probs, values and rewards at every forward of each model."""
     result = original(self, *args)
     for entry in result if isinstance(result, list) else [result]:
         model = entry[0] if isinstance(entry, tuple) else entry
         if model is not None:
-            _observe(model)
+            engine = engine_of(model)
+            engine.module.register_forward_hook(partial(_record_output, engine, "values"))
+            if engine is not model:
+                model.register_forward_hook(partial(_record_output, engine, "log_probs"))
     return result
 
 
-def _observe(model: Any) -> None:
-    """Record the dtypes of logits, log-probs, values and rewards at every forward."""
-    engine = engine_of(model)
-    engine.module.register_forward_hook(lambda _module, _inputs, output: _record_output(engine, output))
-    if engine is not model:
-        model.register_forward_hook(lambda _module, _inputs, output: _record_output(engine, output, "log_probs"))
-
-
-def _record_output(engine: Any, output: Any, name: str = "values") -> None:
+def _record_output(engine: Any, name: str, _module: Any, _inputs: Any, output: Any) -> None:
     first = output[0] if isinstance(output, tuple) else output
     if hasattr(first, "dtype"):
         record_dtype(engine, name, first.dtype)
@@ -196,18 +174,8 @@ def _record_output(engine: Any, output: Any, name: str = "values") -> None:
     reason="a run that stops after too many skipped updates runs its last batch again to find where it overflows",
     upstream="none: our own diagnosis",
     remove_when="never",
-    **_OF_STRATEGY,
+    **TRAINER_RANK,
 )
 def skip_step_in_replay(original: Any, self: Strategy, *args: Any, **kwargs: Any) -> Any:
     """End a batch that is run again before the optimizer's step."""
     return None if attached(self, _Replay).running else original(self, *args, **kwargs)
-
-
-@contextmanager
-def _replaying(strategy: Strategy) -> Iterator[None]:
-    state = attached(strategy, _Replay)
-    state.running = True
-    try:
-        yield
-    finally:
-        state.running = False

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 from fp16_patch.engines.ray.actor_calls import answers
-from fp16_patch.engines.vllm.precision import REPORT
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.engines.vllm.precision import REPORT, parse_reports
 from fp16_patch.patching import status
 from fp16_patch.report.process_report import this_process
 
@@ -71,16 +69,7 @@ def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[R
         servers += answers(calls).values()
         # The first node's server speaks for the workers of all nodes of its replica.
         name = f"vLLM workers of server {number}"
-        told = answers({name: replica.servers[0].collective_rpc.remote(REPORT)})[name] or []
-        reports = [json.loads(answer) for answer in told]
-        if len(reports) != replica.world_size:
-            raise Fp16PatchError(
-                f"{len(reports)} of {replica.world_size} processes behind vLLM server {number} reported",
-                code="process-missing",
-                next_step="look in the log for the vLLM worker that failed; the run was stopped before training",
-            )
-        for report in reports:
-            report["process"] = f"{report['process']} of server {number}"
-            report["roles"] = {role: report["roles"]["rollout"]}
-        workers += reports
+        replies = answers({name: replica.servers[0].collective_rpc.remote(REPORT)})[name]
+        for report in parse_reports(replies, replica.world_size, number):
+            workers.append(report | {"roles": {role: report["roles"]["rollout"]}})
     return servers, workers

@@ -21,7 +21,7 @@ from fp16_patch.report.process_report import this_process
 def method_of_openrlhf(*_: object) -> None: ...
 
 
-SHIPPED = plan.SHIPPED[ProcessKind.ASYNC_CONTROLLER]
+SHIPPED = tuple(patch for patch in reports.REQUIRED[ProcessKind.ASYNC_CONTROLLER] if patch.shipped)
 
 
 def controller(without: Patch | None = None) -> Any:
@@ -49,7 +49,7 @@ def said(kind: str, *patches: Patch) -> dict[str, list[dict[str, Any]]]:
     return {kind: [this_process(kind, ledger, {})]}
 
 
-COORDINATOR = said("coordinator", *plan.REQUIRED[ProcessKind.COORDINATOR])
+COORDINATOR = said("coordinator", *reports.REQUIRED[ProcessKind.COORDINATOR])
 
 
 def refused(ask: Callable[..., Any], *given: Any) -> Fp16PatchError:
@@ -77,7 +77,7 @@ def test_a_sampler_that_forbids_the_first_eos_is_named() -> None:
 
 
 def test_a_controller_whose_class_came_unpatched_is_named() -> None:
-    extra = COORDINATOR | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
+    extra = COORDINATOR | said("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
     missing, *others = SHIPPED
     error = refused(reports.keep_and_gather, controller(without=missing), extra)
     check_error(error, "patch-missing", missing.name)
@@ -87,7 +87,7 @@ def test_a_controller_whose_class_came_unpatched_is_named() -> None:
 
 def test_what_was_said_before_the_loops_began_is_kept() -> None:
     made = controller()
-    extra = COORDINATOR | said("sampler", *plan.REQUIRED[ProcessKind.SAMPLER])
+    extra = COORDINATOR | said("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
     for error in (refused(reports.keep_and_gather, made, extra), refused(reports.gather, made)):
         assert "sampler" not in str(error)
         assert "coordinator" not in str(error)
