@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fp16_patch import envs
@@ -22,31 +23,31 @@ def activate() -> None:
     Raises:
         Fp16PatchError: If no installed platform has that name.
     """
-    if name := os.environ.get(envs.PLATFORM, ""):
-        _find(name).load()()
+    if entry_point := _find():
+        entry_point.load()()
 
 
-def check() -> list[Fp16PatchError]:
-    """Return an error if no installed platform has the name in ``FP16_PATCH_PLATFORM``. Activates nothing."""
+def check() -> Iterator[Fp16PatchError]:
+    """Yield an error if no installed platform has the name in ``FP16_PATCH_PLATFORM``. Activates nothing."""
     try:
-        if name := os.environ.get(envs.PLATFORM, ""):
-            _find(name)
+        _find()
     except Fp16PatchError as error:
-        return [error]
-    return []
+        yield error
 
 
-def _find(name: str) -> EntryPoint:
+def _find() -> EntryPoint | None:
+    name = os.environ.get(envs.PLATFORM)
+    if not name:
+        return None
     from importlib.metadata import entry_points
 
-    for entry_point in entry_points(group=ENTRY_POINTS, name=name):
-        return entry_point
-    known = sorted(entry_points(group=ENTRY_POINTS).names)
-    raise Fp16PatchError(
-        f"{envs.PLATFORM}={name!r} is not an installed platform",
-        code="unknown-platform",
-        allowed=f"{', '.join(known) or 'no platform is installed'}; or the variable unset, to use the accelerator",
-        next_step=f"set {envs.PLATFORM} to one of them or unset it"
-        if known
-        else f"install fp16-patch again, which adds its platforms, or unset {envs.PLATFORM}",
-    )
+    installed = {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINTS)}
+    if name not in installed:
+        known = ", ".join(sorted(installed)) or "no platform is installed: install fp16-patch again, which adds its own"
+        raise Fp16PatchError(
+            f"{envs.PLATFORM}={name!r} is not an installed platform",
+            code="unknown-platform",
+            allowed=f"{known}; or the variable unset, to use the accelerator",
+            next_step=f"set {envs.PLATFORM} to an installed platform, or unset it",
+        )
+    return installed[name]

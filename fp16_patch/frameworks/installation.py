@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from packaging.specifiers import SpecifierSet
 
@@ -12,39 +12,29 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Patch, Release, check_source, installed_version, refusal
 
 
-def framework_problems(name: str, release: Release, patches: Iterable[Patch]) -> list[Fp16PatchError]:
-    """Return what keeps the flag from working: another release (and then nothing else), no vLLM, changed sources.
+def framework_problems(name: str, release: Release, patches: Iterable[Patch]) -> Iterator[Fp16PatchError]:
+    """Yield what keeps the flag from working: another release (and then nothing else), no vLLM, changed sources.
 
-    ``name`` is what people call the framework.
+    ``name`` is how errors spell the framework.
     """
     found, wanted = installed_version(release.distributions), f"{release.distributions[0]}{release.versions}"
+    install = f"pip install '{wanted}'"
     if found is None:
-        return [
-            Fp16PatchError(
-                f"{name} is not installed",
-                code="not-installed",
-                allowed=wanted,
-                next_step=f"pip install '{wanted}'",
-            )
-        ]
-    if not SpecifierSet(release.versions).contains(found, prereleases=True):
-        return [
-            Fp16PatchError(
-                f"{name} {found} is installed; the patches were written for and tested with other releases",
-                code="release-not-supported",
-                allowed=wanted,
-                next_step=f"pip install '{wanted}', or an fp16-patch release that knows {found}",
-            )
-        ]
-    problems = []
-    if importlib.util.find_spec("vllm") is None:
-        problems.append(
-            Fp16PatchError(
+        yield Fp16PatchError(f"{name} is not installed", code="not-installed", allowed=wanted, next_step=install)
+    elif not SpecifierSet(release.versions).contains(found, prereleases=True):
+        yield Fp16PatchError(
+            f"{name} {found} is installed; the patches were written for and tested with other releases",
+            code="release-not-supported",
+            allowed=wanted,
+            next_step=f"{install}, or an fp16-patch release that supports {found}",
+        )
+    else:
+        if importlib.util.find_spec("vllm") is None:
+            yield Fp16PatchError(
                 "vLLM is not installed in the driver's environment",
                 code="not-installed",
-                allowed=f"the vLLM release your {name} release supports",
-                next_step=f"install it beside {name} (pip install vllm), on every node",
+                allowed=f"the vLLM release that your {name} release supports",
+                next_step="pip install vllm in the environment of the driver and of every node",
             )
-        )
-    found_patches = map(check_source, patches)
-    return problems + [refusal(status) for status in found_patches if status.outcome in ("refused", "not_installed")]
+        statuses = map(check_source, patches)
+        yield from (refusal(status) for status in statuses if status.outcome in ("refused", "not_installed"))

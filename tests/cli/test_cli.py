@@ -15,6 +15,7 @@ import pytest
 from fp16_patch.cli import doctor, main
 from fp16_patch.cli import patches as listing
 from fp16_patch.frameworks.openrlhf import plan as openrlhf
+from fp16_patch.frameworks.openrlhf import reports
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, required
 from fp16_patch.patching import Patch, ProcessKind, validate_plan
 
@@ -106,7 +107,7 @@ def test_the_plan_is_sound():
 
 def test_openrlhf_s_plan_is_sound():
     validate_plan(openrlhf.ALL_PATCHES)
-    shown = {patch.name for patches in openrlhf.REQUIRED.values() for patch in patches}
+    shown = {patch.name for patches in reports.REQUIRED.values() for patch in patches}
     assert shown == {patch.name for patch in openrlhf.ALL_PATCHES}, "a patch that no process has to show"
     assert all(module.startswith(("openrlhf.", "deepspeed.")) for module in openrlhf.PLAN)
     for module, patches in openrlhf.PLAN.items():

@@ -1,14 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the flag on OpenRLHF: its own ``--ds.param_dtype``, and our settings before the ``--`` of ``fp16-patch run``."""
+"""Read the flag on OpenRLHF: its own ``--ds.param_dtype``, and our settings before the ``--`` of ``fp16-patch run``.
+
+``ARGUMENTS`` lists what the flag sets and allows of OpenRLHF's arguments: :func:`rewrite` and ``refusals`` read it.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision import Precision, long_name, short_name
 from fp16_patch.precision.setting_names import check_settings
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of OpenRLHF that FP16 training allows only some values of."""
+
+    key: str
+    """Its name without the dashes, as OpenRLHF nests it: ``ds.zero_stage``."""
+    allowed: tuple[object, ...]
+    """The first one is what the user is told to set; None and False stand for leaving the argument out."""
+    why: str
+    """Why the other values are refused, with the place upstream."""
+    set_to: str | None = None
+    """The value that the flag sets; None if it leaves the argument as it is."""
+
+    def value(self, args: Any) -> Any:
+        """Return the value in OpenRLHF's parsed arguments."""
+        return attrgetter(self.key)(args)
+
+
+ARGUMENTS = (
+    Argument("ds.grad_accum_dtype", (None, "fp32"), "gradients would be accumulated in half precision", set_to="fp32"),
+    Argument("ds.load_in_4bit", (False,), "OpenRLHF's 4-bit weights compute in BF16 only (models/actor.py:116)"),
+    Argument(
+        "ds.tensor_parallel_size",
+        (1,),
+        "DeepSpeed's tensor parallel is BF16 only here (utils/deepspeed/deepspeed.py:78), unlike ring attention",
+    ),
+    Argument(
+        "ds.zero_stage",
+        (2, 3),
+        "stage 1 with FP32 accumulation does not average gradients (deepspeed runtime/zero/stage_1_and_2.py:1148); "
+        "without ZeRO, DeepSpeed's FP16 optimizer has another scaler, which is not covered",
+    ),
+    Argument("ds.deepcompile", (False,), "compiled engines are untested"),
+    Argument("ds.use_universal_ckpt", (False,), "universal checkpoints restore DeepSpeed's own scaler instead of ours"),
+    Argument("train.dynamic_batch_enable", (False,), "DeepSpeed's accumulation of its micro-batches is untested"),
+    Argument("actor.optim", ("adam",), "DeepSpeed orthogonalises the scaled gradients in BF16"),
+    Argument("critic.optim", ("adam",), "DeepSpeed orthogonalises the scaled gradients in BF16"),
+)
 
 
 def settings(overrides: Sequence[str]) -> dict[str, Any]:
@@ -59,9 +105,11 @@ def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:
     """Change the arguments in place where possible. Return every change that the flag makes, in them and elsewhere."""
     changes = [_change("vLLM dtype", "bfloat16", long_name(precision.rollout_dtype))]
     if precision.train_dtype == "fp16":
-        if args.ds.grad_accum_dtype != "fp32":
-            changes.append(_change("--ds.grad_accum_dtype", args.ds.grad_accum_dtype, "fp32"))
-            args.ds.grad_accum_dtype = "fp32"
+        for argument in ARGUMENTS:
+            if argument.set_to is not None:
+                changes.append(_change(f"--{argument.key}", argument.value(args), argument.set_to))
+                *parents, name = argument.key.split(".")
+                setattr(functools.reduce(getattr, parents, args), name, argument.set_to)
         block = {name: f"{value:g}" for name, value in precision.loss_scaling.as_dict().items()}
         changes += [_change(f"loss scaling: {name}", "DeepSpeed's", value) for name, value in block.items()]
     return [change for change in changes if change["before"] != change["after"]]

@@ -13,7 +13,7 @@ import os
 import platform
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from fp16_patch import envs, platforms
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     overrides, (module, *rest) = arguments[:split], arguments[split + 1 :]
     try:
         _settings.update(config.settings(overrides))
-        if problems := installation_problems(module):
+        if problems := list(installation_problems(module)):
             raise combine_errors(problems)
         when_imported(follow_arguments.trigger, lambda _: apply([follow_arguments]))
         plan.register_import_hooks()
@@ -49,38 +49,33 @@ def main(arguments: Sequence[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def installation_problems(module: str) -> list[Fp16PatchError]:
-    """Return why the flag cannot work with this command and the installed packages. Imports none of them."""
-    if module != MODULE:
-        return [
-            Fp16PatchError(
-                f"python -m {module} is not supported under the flag",
-                code="command-not-supported",
-                allowed=f"python -m {MODULE}",
-                next_step="start it without fp16-patch",
-            )
-        ]
-    patches = (*plan.ALL_PATCHES, follow_arguments)
-    return environment_problems() + framework_problems("OpenRLHF", RELEASE, patches)
+def installation_problems(module: str) -> Iterator[Fp16PatchError]:
+    """Yield why the flag cannot work with this command and the installed packages. Imports none of them."""
+    if module == MODULE:
+        yield from environment_problems()
+        yield from framework_problems("OpenRLHF", RELEASE, (*plan.ALL_PATCHES, follow_arguments))
+    else:
+        yield Fp16PatchError(
+            f"python -m {module} is not supported under the flag",
+            code="command-not-supported",
+            allowed=f"python -m {MODULE}",
+            next_step="start it without fp16-patch",
+        )
 
 
-def environment_problems() -> list[Fp16PatchError]:
-    """Return errors for a platform that is not installed, and for a missing flash-attn, which OpenRLHF always imports.
+def environment_problems() -> Iterator[Fp16PatchError]:
+    """Yield errors for a platform that is not installed, and for a missing flash-attn, which OpenRLHF always imports.
 
     The CPU platform installs a stub of flash-attn.
     """
-    if unknown := platforms.check():
-        return unknown
-    if importlib.util.find_spec("flash_attn") is not None or os.environ.get(envs.PLATFORM):
-        return []
-    return [
-        Fp16PatchError(
+    yield from platforms.check()
+    if importlib.util.find_spec("flash_attn") is None and not os.environ.get(envs.PLATFORM):
+        yield Fp16PatchError(
             "flash-attn is not installed, and OpenRLHF imports it",
             code="not-installed",
             allowed="flash-attn in the driver's and the workers' environment",
             next_step=f"install it; without a GPU set {envs.PLATFORM}=cpu (docs/cpu-platform.md)",
         )
-    ]
 
 
 def apply_flag(args: Any, settings: dict[str, Any]) -> None:
@@ -93,11 +88,8 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
         raise combine_errors(problems)
     changes = config.rewrite(args, precision)
     report = os.path.abspath(settings.get("report_path") or os.path.join(args.ckpt.path, "precision_report.json"))
-    record = {
-        "driver": {"host": platform.node(), "pid": os.getpid()},
-        "changes": changes,
-        "report_path": report,
-    }
+    driver = {"host": platform.node(), "pid": os.getpid()}
+    record = {"driver": driver, "changes": changes, "report_path": report}
     os.environ |= {
         envs.PRECISION: precision.to_environment(),
         envs.REPORTS: os.path.dirname(report),

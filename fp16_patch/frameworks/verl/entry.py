@@ -129,7 +129,7 @@ def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
 
 
 def _installation_problems() -> list[Fp16PatchError]:
-    problems = framework_problems("verl", RELEASE, ALL_PATCHES)
+    problems = list(framework_problems("verl", RELEASE, ALL_PATCHES))
     if _ray_is_running():
         problems.append(
             Fp16PatchError(

@@ -101,7 +101,7 @@ REFUSED = {
     ("ds__tensor_parallel_size", 2): "--ds.tensor_parallel_size 2",
     ("ds__zero_stage", 0): "--ds.zero_stage 0",
     ("ds__zero_stage", 1): "--ds.zero_stage 1",
-    ("ds__adam_offload", True): "--ds.adam_offload True: stage 2 accumulates the 4 micro-batches",
+    ("ds__adam_offload", True): "--ds.adam_offload True",
     ("train__dynamic_batch_enable", True): "--train.dynamic_batch_enable",
     ("ds__grad_accum_dtype", "fp16"): "--ds.grad_accum_dtype fp16",
     ("ds__deepcompile", True): "--ds.deepcompile",
@@ -116,9 +116,7 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "named"), REFUSED.items(), ids=str)
 def test_what_cannot_be_honoured_is_refused(arguments: Arguments, given: tuple[str, Any], named: str) -> None:
     (problem,) = refusals.unsupported(arguments(**{given[0]: given[1]}), Precision())
-    assert named in str(problem)
-    assert "allowed: " in str(problem)
-    assert "next step: " in str(problem)
+    check_error(problem, "setting-refused", named, "allowed: ", "next step: ")
 
 
 def test_log_probs_cannot_be_kept_that_vllm_is_not_asked_for(arguments: Arguments) -> None:
@@ -186,7 +184,7 @@ def test_another_release_is_refused(
     monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
     monkeypatch.setattr(checks, "installed_version", other)
     monkeypatch.setattr(installation, "installed_version", other)
-    problems = entry.installation_problems(entry.MODULE)
+    problems = list(entry.installation_problems(entry.MODULE))
     assert problems
     for problem in problems:
         check_error(problem, code, named, "next step: ")
@@ -203,7 +201,7 @@ def test_this_installation_is_fit_on_the_cpu_platform(monkeypatch: pytest.Monkey
     assert "flash-attn" in str(problem)
     assert "FP16_PATCH_PLATFORM=cpu" in str(problem)
     monkeypatch.setenv("FP16_PATCH_PLATFORM", "cpu")
-    assert entry.installation_problems(entry.MODULE) == []
+    assert not list(entry.installation_problems(entry.MODULE))
     (problem,) = entry.installation_problems("openrlhf.cli.train_sft")
     assert "openrlhf.cli.train_sft" in str(problem)
 
