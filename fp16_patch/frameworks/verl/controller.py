@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of verl's trainer loop: check every process, and report the precision around the first update.
+"""Patch verl's trainer loop: check every process, and report the precision before and after the first update.
 
 They run in verl's task runner. An error raised there stops the run.
 """
@@ -26,21 +26,23 @@ _TASK_RUNNER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TA
 KINDS = (ProcessKind.TASK_RUNNER, ProcessKind.TRAINER_RANK, ProcessKind.VLLM_SERVER, ProcessKind.VLLM_WORKER)
 """The kinds of processes of a run of verl that must show their patches."""
 
-_REPLICAS: list[Any] = []  # every RolloutReplica made in this process: policy, reward model, teachers
+BEFORE, AFTER = "before the first update", "after the first update"
+
+_replicas: list[Any] = []  # every RolloutReplica made in this process: policy, reward model, teachers
 
 
 @dataclass
 class ReportProgress:
-    """State on a trainer: which of its two precision reports it has published."""
+    """State on a trainer."""
 
-    before_first_update: bool = False
-    after_first_update: bool = False
+    due: str | None = BEFORE
+    """When its next precision report is due; None after the last one."""
 
 
 @hook(
     f"{_TRAINER}._setup",
     **_TASK_RUNNER,
-    reason="every hook that brings us into a process can fail silently, so a missing ledger stops the run",
+    reason="every hook that loads this package in a process can fail silently, so a missing ledger stops the run",
 )
 def check_processes(original: Callable[..., Any], self: Trainer) -> Any:
     """Check every node before the workers start, and every process's ledger afterwards."""
@@ -58,10 +60,7 @@ def check_processes(original: Callable[..., Any], self: Trainer) -> Any:
 )
 def report_before_first_update(original: Callable[..., Any], self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
     """Publish the precision report after the first log-probs were computed, before anything is updated."""
-    progress = attached(self, ReportProgress)
-    if not progress.before_first_update:
-        publish(self, when="before the first update")
-        progress.before_first_update = True
+    _publish_if_due(self, BEFORE)
     return original(self, batch, metrics)
 
 
@@ -70,7 +69,7 @@ def report_before_first_update(original: Callable[..., Any], self: Trainer, batc
     name="precision-report-complete",
     **_TASK_RUNNER,
     reason="gradients and optimizer state exist only after the first update; completes the saved report; in bypass "
-    "mode moves the mismatch, which only the updates can measure, to the name it has elsewhere",
+    "mode renames the mismatch, which only the updates can measure, as in other modes",
     upstream="none: our own proof",
     remove_when="never",
 )
@@ -78,10 +77,7 @@ def report_after_first_update(original: Callable[..., Any], self: Trainer, batch
     """Add gradients and optimizer state to the saved report; rename the mismatch metrics of bypass mode."""
     result = original(self, batch, metrics)
     mismatch.strip_actor_prefix(metrics)
-    progress = attached(self, ReportProgress)
-    if progress.before_first_update and not progress.after_first_update:
-        publish(self, when="after the first update")
-        progress.after_first_update = True
+    _publish_if_due(self, AFTER)
     return result
 
 
@@ -95,7 +91,7 @@ def report_after_first_update(original: Callable[..., Any], self: Trainer, batch
 def remember_replica(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     """Keep every rollout replica, so that all of them are asked for their ledgers."""
     original(self, *args, **kwargs)
-    _REPLICAS.append(self)
+    _replicas.append(self)
 
 
 def gather(trainer: Trainer) -> list[dict[str, Any]]:
@@ -106,12 +102,21 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
     """
     groups = [getattr(trainer, name, None) for name in ("actor_rollout_wg", "critic_wg", "ref_policy_wg")]
     trainers = reports.from_trainers(group for group in groups if group is not None)
-    servers, workers = reports.from_rollout(_REPLICAS, _other_roles(trainer))
+    servers, workers = reports.from_rollout(_replicas, trainer.llm_server_manager.get_replicas())
     runner = [this_process(ProcessKind.TASK_RUNNER.value, status(), {})]
     by_kind = dict(zip(KINDS, (runner, trainers, servers, workers), strict=True))
     patches = registry.declared_under("fp16_patch.frameworks.verl")
     require(by_kind, registry.required(patches, KINDS, engines(_strategies(trainer))))
     return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
+
+
+def _publish_if_due(trainer: Trainer, when: str) -> None:
+    """Gather the reports, check them against the flag, save them, and print them the first time."""
+    progress = attached(trainer, ReportProgress)
+    if progress.due == when:
+        flag = trainer.config.fp16_patch
+        precision_report.publish(Precision.current(), gather(trainer), changes_of(flag), flag.report_path, when)
+        progress.due = AFTER if when == BEFORE else None
 
 
 def engines(strategies: Iterable[str]) -> set[str]:
@@ -120,7 +125,7 @@ def engines(strategies: Iterable[str]) -> set[str]:
 
 
 def _strategies(trainer: Trainer) -> set[str]:
-    """Return the strategies of this run's trainer ranks; a reference has its actor's."""
+    """Return the strategies of this run's trainer ranks. A reference has its actor's strategy."""
     critic = [trainer.config.critic.strategy] if getattr(trainer, "critic_wg", None) is not None else []
     return {trainer.config.actor_rollout_ref.actor.strategy, *critic}
 
@@ -134,25 +139,9 @@ def _driver_report(flag: Any) -> dict[str, Any]:
     return {"process": "driver", "host": flag.driver.host, "pid": flag.driver.pid, "ledger": entries, "roles": {}}
 
 
-def publish(trainer: Trainer, when: str) -> None:
-    """Gather the reports, check them against the flag, save them, and print them the first time."""
-    flag = trainer.config.fp16_patch
-    precision_report.publish(Precision.current(), gather(trainer), changes_of(flag), flag.report_path, when)
-
-
 def changes_of(flag: Any) -> list[dict[str, Any]]:
-    """Return what the flag changed in the configuration, as plain data; a value may be a whole section."""
+    """Return what the flag changed in the configuration, as plain data. A value may be a whole section."""
     from omegaconf import OmegaConf
 
     found: list[dict[str, Any]] = OmegaConf.to_container(flag.changes)
     return found
-
-
-def _other_roles(trainer: Trainer) -> dict[int, str]:
-    """Return the role of each replica that does not serve the policy, by its ``id``."""
-    policy = {id(replica) for replica in trainer.llm_server_manager.get_replicas()}
-    return {
-        id(replica): "reward model" if getattr(replica, "is_reward_model", False) else "teacher"
-        for replica in _REPLICAS
-        if id(replica) not in policy
-    }

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the mismatch between trainer and rollout: beside verl's own metrics, and in bypass mode.
+"""Measure the mismatch between trainer and rollout, in addition to verl's own metrics and in bypass mode.
 
 In bypass mode verl computes the trainer's log-probs only in its updates. The first update of a step computes them
-with the policy that sampled, so they are compared with the rollout's there, on that update's part of the batch and at
+with the policy that sampled. So they are compared with the rollout's there, on that update's part of the batch and at
 no extra cost. Later updates of the step have changed the policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.frameworks.verl.releases import RELEASE
+from fp16_patch.frameworks.verl.state import Engine, EngineState
 from fp16_patch.mismatch import METRIC_PREFIX
 from fp16_patch.patching import ProcessKind, wrap
 from fp16_patch.precision import Precision, reports_folder
@@ -21,18 +21,9 @@ from fp16_patch.precision import Precision, reports_folder
 if TYPE_CHECKING:
     import torch
 
-Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
 Loss = Callable[..., Any]
 LogProbs = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 """mu, pi and the mask of a micro-batch: ``[answers, tokens]``."""
-
-
-@dataclass
-class StepState:
-    """State on an engine."""
-
-    begins_step: bool = True
-    """Whether its next update is the first of a step."""
 
 
 @wrap(
@@ -43,7 +34,7 @@ class StepState:
     release=RELEASE,
     processes={ProcessKind.TASK_RUNNER},
     reason="adds max and min of pi - mu and the KL in float64 to verl's own mismatch metrics; keeps the log-probs "
-    "where that was asked for",
+    "if fp16_patch.keep_log_probs is set",
     upstream="none: our own proof",
     remove_when="never",
 )
@@ -61,11 +52,11 @@ def add_mismatch_metrics(original: Callable[..., Any], data: Any) -> dict[str, A
 
 
 def observe_loss(engine: Engine, data: Any, loss_function: Loss) -> tuple[Loss, list[LogProbs]]:
-    """Return the loss for this mini-batch, and a list that it fills with log-probs if they are to be compared."""
+    """Return the loss for this mini-batch, and a list to which it adds the log-probs to compare."""
     from verl.utils import tensordict_utils as tu
 
     seen: list[LogProbs] = []
-    state = attached(engine, StepState)
+    state = attached(engine, EngineState)
     first = state.begins_step
     state.begins_step = tu.get(data, key="update_lr_scheduler", default=False)
     if not first or not _in_bypass_mode(loss_function):
@@ -88,10 +79,10 @@ def metrics(engine: Engine, seen: list[LogProbs]) -> dict[str, list[float]]:
 
     from fp16_patch.mismatch.metrics import mismatch_metrics
 
-    mu, pi = (torch.cat([batch[which][batch[2]] for batch in seen]) for which in (0, 1))
-    if not len(mu):  # a rank that got padding only
+    mu, pi, mask = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in zip(*seen, strict=True))
+    if not mask.any():  # a rank that got padding only
         return {}
-    found = mismatch_metrics(mu, pi, torch.ones_like(mu, dtype=torch.bool))
+    found = mismatch_metrics(mu, pi, mask)
     found["tokens"] *= engine.get_data_parallel_size()
     return {f"{METRIC_PREFIX}{name}": [value] for name, value in found.items()}
 
@@ -103,7 +94,7 @@ def strip_actor_prefix(metrics: dict[str, Any]) -> None:
 
 
 def _in_bypass_mode(loss_function: Loss) -> bool:
-    """Read it off the actor's configuration, which verl binds to the loss (``workers/engine_workers.py``)."""
+    """Return what the actor's configuration says, which verl binds to the loss (``workers/engine_workers.py``)."""
     from fp16_patch.frameworks.verl.config.rollout_correction import BYPASS  # loads OmegaConf
 
     config = getattr(loss_function, "keywords", {}).get("config")
@@ -112,7 +103,7 @@ def _in_bypass_mode(loss_function: Loss) -> bool:
 
 
 def _log_probs(model_output: Any, data: Any) -> LogProbs:
-    """Return mu, pi and mask; in this mode the old log-probs are the rollout's (``trainer/ppo/v1/trainer_base.py``)."""
+    """Return mu, pi and mask. In this mode the old log-probs are the rollout's (``trainer/ppo/v1/trainer_base.py``)."""
     from verl.workers.utils.padding import no_padding_2_padding
 
     padded = data.select("old_log_probs", "response_mask").to_padded_tensor()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which patches apply when which of verl's modules is imported, and what each kind of process must show."""
+"""Say which patches apply when which module of verl is imported, and what each kind of process must show."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ from collections.abc import Iterable
 
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import controller, mismatch, receiver_failures, rollout, trainer
-from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint as fsdp_checkpoint
-from fp16_patch.frameworks.verl.trainer_fsdp import engine as fsdp
-from fp16_patch.frameworks.verl.trainer_fsdp import fp32_modules
-from fp16_patch.frameworks.verl.trainer_fsdp import loss_scaling as fsdp_scaling
-from fp16_patch.frameworks.verl.trainer_megatron import checkpoint as megatron_checkpoint
-from fp16_patch.frameworks.verl.trainer_megatron import engine as megatron
+from fp16_patch.frameworks.verl import controller, mismatch, receiver_failures, rollout, trainer, trainer_megatron
+from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint, engine, fp32_modules
 from fp16_patch.patching import Patch, ProcessKind, registry
 from fp16_patch.precision import Precision
 
 ALL_PATCHES = registry.declared_in(
     *(controller, mismatch, trainer),
-    *(fsdp, fsdp_scaling, fsdp_checkpoint, fp32_modules),
-    *(megatron, megatron_checkpoint),
-    *(receiver_failures, rollout),
+    *(engine, checkpoint, fp32_modules),
+    *(trainer_megatron, receiver_failures, rollout),
 )
 
 PLAN = registry.plan(ALL_PATCHES)
 """Module -> the patches applied, all or none, right after it is imported.
 
-No process imports a module of verl for our sake: each gets exactly the patches of what it uses. verl itself imports
+No process imports a module of verl only to be patched: each gets the patches of what it uses. verl itself imports
 every engine that is installed.
 """
 
@@ -41,7 +35,7 @@ def activate() -> None:
     """Register the import hooks of this process.
 
     Raises:
-        Fp16PatchError: The flag did not start this process.
+        Fp16PatchError: The environment does not have the flag.
     """
     if Precision.from_environment() is None:
         raise Fp16PatchError(

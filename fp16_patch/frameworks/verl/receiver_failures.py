@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vLLM worker that fails while it receives weights must end the run with its error, not hang it.
+"""End the run with the error of a vLLM worker that fails while it receives weights; stock verl hangs.
 
-verl's trainer rank starts the receivers (``update_weights_from_ipc`` in every vLLM worker, through Ray), keeps the
-ObjectRef, and sends bucket after bucket over a ZeroMQ REQ socket, waiting for each acknowledgement with no limit. A
-receiver that raised acknowledges nothing, so the ObjectRef that holds its error is never looked at.
+verl's trainer rank starts the receivers (``update_weights_from_ipc`` in every vLLM worker, through Ray) and keeps the
+ObjectRef. It sends bucket after bucket over a ZeroMQ REQ socket, and waits for each acknowledgement without a limit. A
+receiver that has failed acknowledges nothing, and nobody looks at the ObjectRef that holds its error.
 
-Here the sender's waits look at that ObjectRef once a second. No time limit is set: a slow receiver is not a dead one.
-A rank without a server of its own holds no ObjectRef and waits as before; the rank that has it ends the run.
+These patches check that ObjectRef once a second while the sender waits. They set no time limit: a slow receiver has not
+failed. A rank without a server holds no ObjectRef and waits as before; the rank that holds it ends the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.releases import RELEASE, TRAINER_RANK
@@ -31,7 +31,8 @@ _receivers: dict[str, Any] = {}
 class WatchedSocket:
     """A sender's REQ socket that stops waiting when its receivers have stopped.
 
-    Raises Fp16PatchError with the receivers' own error, or saying that they finished early.
+    Raises:
+        Fp16PatchError: The receivers have failed, or finished early.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], receivers: Any) -> None:
@@ -48,8 +49,8 @@ class WatchedSocket:
         return self._socket.recv()
 
     def close(self) -> None:
-        """Close the socket without waiting for an unsent message."""
-        self._socket.close(linger=0)  # an unsent message must not hold up the end of the process
+        """Close the socket without waiting for an unsent message, which would delay the end of the process."""
+        self._socket.close(linger=0)
 
     def _wait_for(self, event_name: str) -> None:
         import ray
@@ -60,24 +61,25 @@ class WatchedSocket:
             finished, _ = ray.wait([self._receivers], timeout=0)
             # Receivers return right after the last acknowledgement, which may still be on its way.
             if finished and not self._socket.poll(POLL_MS, event):
-                raise _failure(self._receivers)
+                _raise_failure(self._receivers)
 
 
-def _failure(receivers: Any) -> Fp16PatchError:
+def _raise_failure(receivers: Any) -> NoReturn:
     import ray
 
-    what = "vLLM stopped receiving weights before all were sent"
-    next_step = "look for the first error of a vLLM worker (Worker, EngineCore) in the output above"
+    error: Exception | None = None
     try:
         ray.get(receivers)
-    except Exception as error:
+        result = "they reported success"
+    except Exception as raised:
+        error = raised
         cause = getattr(error, "cause", None) or error  # Ray's own errors print whole tracebacks
-        failure = Fp16PatchError(
-            f"{what}: {type(cause).__name__}: {cause}", code="weight-transfer-failed", next_step=next_step
-        )
-        failure.__cause__ = error
-        return failure
-    return Fp16PatchError(f"{what}, and reported success", code="weight-transfer-failed", next_step=next_step)
+        result = f"{type(cause).__name__}: {cause}"
+    raise Fp16PatchError(
+        f"vLLM's workers stopped receiving weights before all were sent: {result}",
+        code="weight-transfer-failed",
+        next_step="look for the first error of a vLLM worker (Worker, EngineCore) in the output above",
+    ) from error
 
 
 _ROLLOUT = "verl.workers.rollout.vllm_rollout"
@@ -92,15 +94,10 @@ _SENDER: dict[str, Any] = {
     f"{_ROLLOUT}.vllm_rollout:ServerAdapter._execute_method",
     name="verl-weight-receivers",
     **_SENDER,
-    reason="Remembers the ObjectRef that holds the receivers' error, for the sender. Changes no result.",
+    reason="keeps the ObjectRef that holds the receivers' error, for the sender; changes no result",
 )
 async def remember_receivers(
-    original: Callable[..., Awaitable[Any]],
-    self: Any,
-    method: str,
-    non_block: bool = False,
-    *args: Any,
-    **kwargs: Any,
+    original: Callable[..., Awaitable[Any]], self: Any, method: str, non_block: bool = False, *args: Any, **kwargs: Any
 ) -> Any:
     """Keep the ObjectRef of the receivers that were started."""
     result = await original(self, method, non_block, *args, **kwargs)
@@ -114,11 +111,11 @@ async def remember_receivers(
     name="verl-weight-sender-watches",
     when=f"{_ROLLOUT}.vllm_rollout",
     **_SENDER,
-    reason="The run hangs for ever, with no error, when a vLLM worker fails in a weight update. Looks once a "
-    "second whether it has; sets no time limit.",
+    reason="the run hangs without an error when a vLLM worker fails in a weight update; checks for that once a "
+    "second, and sets no time limit",
 )
 def watch_receivers(original: Callable[..., None], self: Any) -> None:
-    """Put a :class:`WatchedSocket` in the place of the sender's socket."""
+    """Replace the sender's socket by a :class:`WatchedSocket`."""
     original(self)
     receivers = _receivers.pop(self.zmq_handle, None)
     if receivers is not None:
@@ -131,15 +128,15 @@ def watch_receivers(original: Callable[..., None], self: Any) -> None:
     release=RELEASE,
     processes={ProcessKind.VLLM_WORKER},
     required=False,  # vLLM workers import the module at the first weight update; a failure there ends the run
-    reason='With shared memory, what fails in the worker is masked by a BufferError from cleaning up: "cannot '
-    'close exported pointers exist". Raises the failure itself.',
+    reason="with shared memory a BufferError from cleaning up (cannot close exported pointers exist) masks the "
+    "worker's error; raises the worker's error",
     upstream="https://github.com/verl-project/verl/pull/7366 (open)",
-    remove_when="verl's BucketedWeightReceiver raises what went wrong",
+    remove_when="verl's BucketedWeightReceiver raises the worker's error",
 )
 def raise_receiver_error(original: Callable[..., None], self: Any, on_bucket_received: Callable[..., None]) -> None:
-    """Raise the receiver's error in the place of the BufferError that masks it."""
+    """Raise the receiver's error instead of the BufferError that masks it."""
     try:
         original(self, on_bucket_received)
     except BufferError as error:
-        # The frames of the failure hold views into the shared memory, so cleaning up fails as well.
+        # The frames of the error hold views into the shared memory, so cleaning up fails as well.
         raise (error.__context__ or error) from None

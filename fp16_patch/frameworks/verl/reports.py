@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.precision import REPORT, parse_reports
+from fp16_patch.frameworks.verl import trainer_megatron
+from fp16_patch.frameworks.verl.state import is_megatron
+from fp16_patch.frameworks.verl.trainer_fsdp import engine as trainer_fsdp
 from fp16_patch.patching import status
 from fp16_patch.report.process_report import this_process
 
@@ -16,26 +19,19 @@ Report = dict[str, Any]
 
 def trainer_report(worker: Any) -> Report:
     """Return a trainer rank's report. Runs inside that rank: Ray hands over the actor instance."""
-    engines: dict[str, Any] = {}
+    rows: dict[str, dict[str, str]] = {}
     for key, inner in getattr(worker, "worker_dict", {"worker": worker}).items():
-        for role, training_worker in (
-            ("actor", getattr(inner, "actor", None)),
-            ("reference", getattr(inner, "ref", None)),
-            ("critic", inner if "critic" in key else None),
-        ):
+        training_workers = {
+            "actor": getattr(inner, "actor", None),
+            "reference": getattr(inner, "ref", None),
+            "critic": inner if "critic" in key else None,
+        }
+        for role, training_worker in training_workers.items():
             engine = getattr(training_worker, "engine", None)
             if getattr(engine, "module", None) is not None:
-                engines[role] = engine
-    rows = {role: _describe(engine) for role, engine in engines.items()}
+                trainer = trainer_megatron if is_megatron(engine) else trainer_fsdp
+                rows[role] = trainer.describe_engine(engine)
     return this_process(f"trainer rank {worker.rank}", status(), rows)
-
-
-def _describe(engine: Any) -> dict[str, str]:
-    from fp16_patch.frameworks.verl.trainer import is_megatron
-    from fp16_patch.frameworks.verl.trainer_fsdp.engine import describe_engine as describe_fsdp_engine
-    from fp16_patch.frameworks.verl.trainer_megatron.engine import describe_engine as describe_megatron_engine
-
-    return (describe_megatron_engine if is_megatron(engine) else describe_fsdp_engine)(engine)
 
 
 def server_report(server: Any) -> Report:
@@ -45,31 +41,37 @@ def server_report(server: Any) -> Report:
 
 
 def from_trainers(worker_groups: Iterable[Any]) -> list[Report]:
-    """Return one report from every trainer rank; colocated worker groups share their actors."""
+    """Return one report from every trainer rank. Colocated worker groups share their actors."""
     actors = {actor._actor_id: actor for group in worker_groups for actor in group.workers}
     calls = {f"trainer rank {i}": a.__ray_call__.remote(trainer_report) for i, a in enumerate(actors.values())}
     return list(answers(calls).values())
 
 
-def from_rollout(replicas: Iterable[Any], roles: dict[int, str]) -> tuple[list[Report], list[Report]]:
+def from_rollout(replicas: Iterable[Any], policy: Collection[Any]) -> tuple[list[Report], list[Report]]:
     """Return the reports of every vLLM server actor, and of every vLLM worker process behind them.
 
     Args:
         replicas: verl's RolloutReplica objects.
-        roles: ``id(replica)`` -> the report's column, for replicas that do not serve the policy.
+        policy: Those of them that serve the policy.
+
+    Raises:
+        Fp16PatchError: A process did not report.
     """
     servers: list[Report] = []
     workers: list[Report] = []
     for number, replica in enumerate(replicas):
-        role = roles.get(id(replica), "rollout")
-        calls = {
-            f"vLLM server {number} node {i}": s.__ray_call__.remote(server_report)
-            for i, s in enumerate(replica.servers)
-        }
+        nodes = enumerate(replica.servers)
+        calls = {f"vLLM server {number} node {i}": s.__ray_call__.remote(server_report) for i, s in nodes}
         servers += answers(calls).values()
-        # The first node's server speaks for the workers of all nodes of its replica.
+        # The first node's server answers for the workers of all nodes of its replica.
         name = f"vLLM workers of server {number}"
         replies = answers({name: replica.servers[0].collective_rpc.remote(REPORT)})[name]
         for report in parse_reports(replies, replica.world_size, number):
-            workers.append(report | {"roles": {role: report["roles"]["rollout"]}})
+            workers.append(report | {"roles": {_role(replica, policy): report["roles"]["rollout"]}})
     return servers, workers
+
+
+def _role(replica: Any, policy: Collection[Any]) -> str:
+    if replica in policy:
+        return "rollout"
+    return "reward model" if getattr(replica, "is_reward_model", False) else "teacher"

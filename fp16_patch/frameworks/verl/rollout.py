@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of verl's vLLM server actor and of its worker extension inside vLLM's own processes."""
+"""Patch verl's vLLM server actor, and its worker extension inside vLLM's own processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def return_worker_answers(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """Return what the vLLM workers answered; verl's own ``collective_rpc`` drops it."""
+    """Return what the vLLM workers answered. verl's own ``collective_rpc`` drops it."""
     return await self.engine.collective_rpc(method=method, timeout=timeout, args=args, kwargs=kwargs)
 
 
@@ -40,7 +40,7 @@ async def return_worker_answers(
     f"{_EXTENSION}.{REPORT}",
     name="worker-report",
     **_WORKER,
-    reason="vLLM's worker processes are no Ray actors; this method is how their ledger reaches the driver",
+    reason="vLLM's worker processes are not Ray actors; this method sends their ledger to the task runner",
     upstream="none: our own proof",
     remove_when="never",
 )
@@ -53,7 +53,7 @@ def fp16_patch_report(self: Any) -> str:
     f"{_EXTENSION}._update_weights",
     name="observe-wire",
     **_WORKER,
-    reason="the precision report states in which dtype weights travel; reads dtypes, changes nothing",
+    reason="the precision report states the dtype of the weight sync; reads dtypes, changes nothing",
 )
 def update_weights(
     original: Callable[..., Any], self: Any, weights: Any, peft_config: dict[str, Any], base_sync_done: bool
@@ -72,7 +72,7 @@ def update_weights(
 def observe_logits(
     original: Callable[..., Any], self: Any, vocab_size: int, banned_token_ids: list[int] | None = None
 ) -> Any:
-    """Record the dtype of vLLM's logits, at the place where verl itself wraps ``compute_logits``."""
+    """Record the dtype of vLLM's logits, where verl itself wraps ``compute_logits``."""
     result = original(self, vocab_size, banned_token_ids)
     record_logits_dtype(self)
     return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of verl's training step that every engine needs: metrics, schedule, and the abort after too many skips.
+"""Patch verl's training step for every engine: metrics, LR schedule, and the abort after too many skips.
 
 An engine that trains with a loss scale has it as ``engine.scaler``, and calls :func:`record_update` at each update.
 """
@@ -7,49 +7,55 @@ An engine that trains with a loss scale has it as ``engine.scaler``, and calls :
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fp16_patch.attached_state import attached
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import mismatch
-from fp16_patch.frameworks.verl.releases import TRAINER_RANK
-from fp16_patch.loss_scaling.update import Update
+from fp16_patch.frameworks.verl.releases import FSDP_RANK, MEGATRON_RANK, TRAINER_RANK
+from fp16_patch.frameworks.verl.replay import new_replay
+from fp16_patch.frameworks.verl.state import Engine, EngineState, is_megatron, scaler_of
+from fp16_patch.loss_scaling.update import Update, describe
 from fp16_patch.patching import wrap
+from fp16_patch.precision import Precision, long_name
 from fp16_patch.report.observed_dtypes import record_dtype
 
-Engine = Any  # a verl.workers.engine.base.BaseEngine, never imported here
+_LR_SCHEDULE: dict[str, Any] = {
+    "reason": "verl steps the LR schedule on skipped updates too",
+    "upstream": "verl workers/engine_workers.py, TrainingWorker.train_batch",
+    "remove_when": "verl holds the schedule when nothing was updated",
+}
 
 
-@dataclass
-class UpdateState:
-    """State on an engine: its last update, and whether its LR scheduler is due."""
+def check_built_dtype(built: Any) -> None:
+    """Check that an engine that verl has built computes in the flag's train dtype.
 
-    last: Update | None = None
-    weights_changed: bool = False
-    """Since the LR scheduler last stepped."""
+    Args:
+        built: The torch dtype that it computes in.
 
-
-def scaler_of(engine: Engine) -> Any:
-    """Return the engine's :class:`~fp16_patch.loss_scaling.scaler_base.ScalerBase`, or None."""
-    scaler = getattr(engine, "scaler", None)
-    return scaler if hasattr(scaler, "counts") else None  # torch's own has none
+    Raises:
+        Fp16PatchError: It computes in another dtype.
+    """
+    wanted = f"torch.{long_name(Precision.current().train_dtype)}"
+    if str(built) != wanted:
+        raise Fp16PatchError(
+            f"verl built an engine that computes in {built}, not {wanted}",
+            code="wrong-dtype-built",
+            next_step="report this with the precision report and your command: the flag had no effect",
+        )
 
 
 def record_update(engine: Engine, update: Update) -> float | None:
     """Keep this update for its metrics and the LR schedule. Return its gradient norm, as verl's step does."""
-    state = attached(engine, UpdateState)
-    state.last = update
-    state.weights_changed = state.weights_changed or not update.skipped
+    state = attached(engine, EngineState)
+    state.last_update = update
+    state.weights_changed |= not update.skipped
     return update.grad_norm
 
 
-def is_megatron(engine: Engine) -> bool:
-    """Return whether this is verl's Megatron engine, whose ``module`` is a list of chunks."""
-    return isinstance(engine.module, list)
-
-
-def gradients_of(engine: Engine) -> Iterator[Any]:
-    """Yield the gradients held; Megatron accumulates them in ``main_grad``."""
+def _gradients(engine: Engine) -> Iterator[Any]:
+    """Yield the gradients held. Megatron accumulates them in ``main_grad``."""
     # Megatron has one chunk for each virtual pipeline stage of this rank.
     for chunk in engine.module if is_megatron(engine) else [engine.module]:
         for parameter in chunk.parameters():
@@ -62,53 +68,52 @@ def gradients_of(engine: Engine) -> Iterator[Any]:
     "verl.workers.engine.base:BaseEngine.train_batch",
     name="loss-scale-metrics",
     **TRAINER_RANK,
-    reason="verl reports neither the loss scale nor a skipped update, logs an infinite norm, and goes on for ever; "
+    reason="verl reports neither the loss scale nor a skipped update, logs an infinite norm, and never stops; "
     "in bypass mode it measures no mismatch",
     upstream="verl workers/engine/fsdp/transformer_impl.py:817-827",
     remove_when="verl logs the loss scale and skipped updates and stops by itself",
 )
 def train_batch(original: Callable[..., Any], self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
-    """Trace the update if asked, log the scaler's and bypass mode's metrics, and abort after too many skips."""
-    from fp16_patch.frameworks.verl import replay
-
+    """Trace the update if requested, log the scaler's and bypass mode's metrics, and abort after too many skips."""
     scaler = scaler_of(self)
-    if scaler is not None:
-        replay.trace_if_asked(self, scaler, data, loss_function)
+    replay = None if scaler is None else new_replay(self, scaler)
+    run = partial(self.forward_backward_batch, data, loss_function)
+    if replay is not None:
+        replay.trace_if_due(Precision.current().trace_update, run)
     loss, log_probs = mismatch.observe_loss(self, data, loss_function)
     outputs = original(self, data, loss)
     # Without a scaler, verl has dropped non-finite gradients by now.
-    if gradients := [gradient.dtype for gradient in gradients_of(self)]:
-        record_dtype(self, "gradients", *gradients)
-    update = attached(self, UpdateState).last
+    if dtypes := [gradient.dtype for gradient in _gradients(self)]:
+        record_dtype(self, "gradients", *dtypes)
+    update: Any = attached(self, EngineState).last_update
     if self.is_mp_src_rank_with_outputs():
-        outputs["metrics"] |= mismatch.metrics(self, log_probs)
+        metrics = outputs["metrics"]
+        metrics |= mismatch.metrics(self, log_probs)
         if scaler is not None:
-            _log_update(outputs["metrics"], update, scaler)
-    if scaler is not None:
-        replay.stop_after_too_many(self, scaler, update, data, loss_function)
+            if update.skipped:
+                metrics.pop("grad_norm")  # a skipped update has none
+            metrics |= {name: [value] for name, value in describe(update, scaler.counts).items()}
+    if replay is not None:
+        replay.stop_after_too_many(update, run)
     return outputs
 
 
-def _log_update(metrics: dict[str, Any], update: Any, scaler: Any) -> None:
-    from fp16_patch.loss_scaling.update import describe
-
-    if update.skipped:
-        metrics.pop("grad_norm")  # it has none
-    metrics |= {name: [value] for name, value in describe(update, scaler.counts).items()}
-
-
-LR_SCHEDULE: dict[str, Any] = {
-    "reason": "verl steps the LR schedule on skipped updates too",
-    "upstream": "verl workers/engine_workers.py, TrainingWorker.train_batch",
-    "remove_when": "verl holds the schedule when nothing was updated",
-}
-"""What the two patches of ``lr_scheduler_step`` have in common."""
-
-
-def step_lr_scheduler(original: Callable[..., Any], engine: Engine) -> Any:
+@wrap(
+    "verl.workers.engine.megatron.transformer_impl:MegatronEngine.lr_scheduler_step",
+    name="megatron-lr-scheduler-step",
+    **MEGATRON_RANK,
+    **_LR_SCHEDULE,
+)
+@wrap(
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngine.lr_scheduler_step",
+    name="fsdp-lr-scheduler-step",
+    **FSDP_RANK,
+    **_LR_SCHEDULE,
+)
+def step_lr_scheduler(original: Callable[..., Any], self: Engine) -> Any:
     """Step the LR scheduler only if weights have changed since it last did. Return the learning rate."""
-    if scaler_of(engine) is None:
-        return original(engine)
-    state = attached(engine, UpdateState)
+    if scaler_of(self) is None:
+        return original(self)
+    state = attached(self, EngineState)
     changed, state.weights_changed = state.weights_changed, False
-    return original(engine) if changed else engine.optimizer.param_groups[0]["lr"]
+    return original(self) if changed else self.optimizer.param_groups[0]["lr"]

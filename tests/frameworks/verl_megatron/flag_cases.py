@@ -13,7 +13,7 @@ from megatron_registry import LAYOUTS, LENGTHS, case, folder, model, train
 from stock_cases import norms_into, spoil
 from verl.workers.utils.losses import sft_loss
 
-from fp16_patch.frameworks.verl.trainer_megatron.engine import describe_engine
+from fp16_patch.frameworks.verl.trainer_megatron import describe_engine
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's FSDP engine, FSDP1 and FSDP2: its loss scale, its modules in FP32, its proof."""
+"""verl's FSDP engine, FSDP1 and FSDP2: loss scaling, checkpoints, FP32 modules, precision rows."""

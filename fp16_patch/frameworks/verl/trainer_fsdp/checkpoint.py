@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches that save verl's loss scaler in its FSDP checkpoints and load it from them."""
+"""Save verl's loss scaler in its FSDP checkpoints and load it from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.verl.releases import FSDP_RANK
-from fp16_patch.frameworks.verl.trainer import scaler_of
+from fp16_patch.frameworks.verl.state import Engine, scaler_of
 from fp16_patch.log import logger
 from fp16_patch.loss_scaling import state_file
 from fp16_patch.patching import wrap
@@ -19,8 +19,6 @@ _WHY: dict[str, Any] = {
     "upstream": "verl utils/checkpoint/fsdp_checkpoint_manager.py",
     "remove_when": "verl saves and restores the scaler",
 }
-
-Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never imported here
 
 
 @wrap(f"{_ENGINE}.save_checkpoint", name="fsdp-save-scaler", **FSDP_RANK, **_WHY)
@@ -34,26 +32,24 @@ def save_scaler(original: Callable[..., Any], self: Engine, local_path: str, *ar
 
 @wrap(f"{_ENGINE}.load_checkpoint", name="fsdp-load-scaler", **FSDP_RANK, **_WHY)
 def load_scaler(original: Callable[..., Any], self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
-    """Load what rank 0 read on every rank. Without the file, warn and start at the initial scale."""
+    """Restore on every rank what rank 0 has read. Without the file, warn and start at the initial scale.
+
+    The file is checked before anything is loaded. An unusable file is the same error on every rank.
+    """
     scaler = scaler_of(self)
-    wanted = scaler is not None and local_path is not None and self.checkpoint_manager.should_load_extra
-    saved = _read(local_path) if wanted else None
+    if scaler is None or local_path is None or not self.checkpoint_manager.should_load_extra:
+        return original(self, local_path, *args, **kwargs)
+    from fp16_patch.loss_scaling.ranks import from_rank_zero
+
+    saved = from_rank_zero(lambda: _read(os.path.join(local_path, state_file.FILE)))
     result = original(self, local_path, *args, **kwargs)
     if saved is not None:
         scaler.load_state_dict(saved)
-    if wanted:
-        logger.info(state_file.resumption(saved, scaler.get_scale(), scaler.settings, local_path))
+    logger.info(state_file.resumption(saved, scaler.get_scale(), scaler.settings, local_path))
     return result
 
 
-def _read(folder: str) -> state_file.State | None:
-    """Read and check the file before anything is loaded. An unusable file is the same error on every rank."""
+def _read(path: str) -> state_file.State | None:
     from verl.utils.fs import copy_to_local, is_non_local
 
-    from fp16_patch.loss_scaling.ranks import from_rank_zero
-
-    def read() -> state_file.State | None:
-        path = os.path.join(folder, state_file.FILE)
-        return state_file.load(copy_to_local(path) if is_non_local(path) else path)
-
-    return from_rank_zero(read)
+    return state_file.load(copy_to_local(path) if is_non_local(path) else path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of verl's FSDP engine (FSDP1 and FSDP2), and reading its precision off the live objects."""
+"""Patch verl's FSDP engine (FSDP1 and FSDP2): its loss scaler, its update and its merged LoRA weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fp16_patch.engines.fsdp.precision import describe_fsdp
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.releases import FSDP_RANK
+from fp16_patch.frameworks.verl.state import scaler_of
+from fp16_patch.frameworks.verl.trainer import check_built_dtype, record_update
 from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import build_with_fp32_modules
-from fp16_patch.frameworks.verl.trainer_fsdp.loss_scaling import new_scaler
 from fp16_patch.patching import hook, replace, wrap
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
@@ -35,21 +35,43 @@ Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never impo
     remove_when="verl makes the scaler's arguments configurable and reads fsdp_config.dtype",
 )
 def build_scaler(original: Callable[..., Any], self: Engine, module: Any) -> Any:
-    """Build with our scaler and with modules in FP32; check that verl computes in the train dtype."""
-    import torch
-
+    """Build with our scaler and with modules in FP32. Check that verl computes in the train dtype."""
     precision = Precision.current()
     wrapped = build_with_fp32_modules(original, self, module, precision.fp32_modules)
-    wanted = getattr(torch, long_name(precision.train_dtype))
-    if self._autocast_dtype != wanted:
-        raise Fp16PatchError(
-            f"verl built an engine that computes in {self._autocast_dtype}, not {wanted}",
-            code="wrong-dtype-built",
-            next_step="report this with the precision report and your command: the flag did not hold",
-        )
+    check_built_dtype(self._autocast_dtype)
     if self.scaler is not None:
-        self.scaler = new_scaler(wrapped)
+        from verl.utils.device import get_device_name
+
+        from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
+
+        self.scaler = FsdpLossScaler(precision.loss_scaling, get_device_name(), module=wrapped)
     return wrapped
+
+
+@replace(
+    f"{_MODULE}:FSDPEngine.optimizer_step",
+    name="fsdp-optimizer-step",
+    **FSDP_RANK,
+    maker=True,
+    fingerprint="a11850ea3680ba75",
+    reason="torch's scaler has no floor: it reaches 0.0 and the optimizer steps on NaN; unscale, inf check, norm "
+    "and clip are five passes over the gradients. Ours is bounded, one pass, and returns no norm on a skip; "
+    "engines without a scaler run verl's own function",
+    upstream="verl workers/engine/fsdp/transformer_impl.py:785-834",
+    remove_when="torch bounds its scaler and verl reports skips",
+)
+def clip_and_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Unscale, clip and step in one pass. Return the gradient norm, None on a skipped update."""
+
+    def optimizer_step(self: Engine) -> Any:
+        from fp16_patch.engines.fsdp import step
+
+        scaler = scaler_of(self)
+        if scaler is None:
+            return original(self)
+        return record_update(self, step.clip_and_step(scaler, self.optimizer, self.optimizer_config.clip_grad))
+
+    return optimizer_step
 
 
 @replace(
@@ -63,28 +85,24 @@ def build_scaler(original: Callable[..., Any], self: Engine, module: Any) -> Any
     remove_when="verl sends merged weights uncast or in rollout.dtype",
 )
 def merged_lora_in_rollout_dtype(self: Engine) -> Iterator[tuple[str, Any]]:
-    """Yield merged (base + adapter) weights in the rollout's dtype, rounded once from FP32."""
+    """Yield merged (base and adapter) weights in the rollout's dtype, rounded once from FP32."""
     import torch
     from torch.distributed.tensor import DTensor
     from verl.utils.device import get_device_id
-    from verl.utils.fsdp_utils import (
-        merged_lora_context,
-        normalize_peft_param_name,
-        offload_fsdp_model_to_cpu,
-    )
+    from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name, offload_fsdp_model_to_cpu
     from verl.utils.model import convert_weight_keys
 
     dtype = getattr(torch, long_name(Precision.current().rollout_dtype))
     try:
-        # The tensors alias the module's storage, and the context restores the unmerged weights on
-        # exit: each one is copied while the context is open.
+        # The tensors alias the module's storage, and the context restores the unmerged weights on exit. So each one
+        # is copied while the context is open.
         with merged_lora_context(self.module, backup_adapters=True):
             params = normalize_peft_param_name(self.module.state_dict())
             params = convert_weight_keys(params, getattr(self.module, "_fsdp_wrapped_module", self.module))
             for name, param in params.items():
                 whole = param.detach()
                 if isinstance(param, DTensor):
-                    # On one rank this is the module's storage still.
+                    # On one rank this still is the module's storage.
                     whole = param.to(get_device_id(), non_blocking=True).full_tensor()
                 yield name, whole.to(dtype if whole.is_floating_point() else whole.dtype, copy=True)
     finally:

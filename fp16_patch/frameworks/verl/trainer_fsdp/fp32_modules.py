@@ -13,9 +13,7 @@ utils/fsdp_utils.py:573), so two scoped patches make the units while verl makes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -27,16 +25,6 @@ from fp16_patch.patching import opened, scoped
 
 HEADS = {"language_model": ("lm_head",), "value_model": ("score", "classifier", "v_head", "v_head.summary")}
 """verl's model type -> names of heads that models of the other type may lack: the setting is for the whole run."""
-
-
-@dataclass(frozen=True)
-class Fp32Units:
-    """The modules to keep in FP32, for the patches that make units of them."""
-
-    tops: frozenset[Any]
-    """The modules named."""
-    inside: frozenset[Any]
-    """Those and all modules in them."""
 
 
 def for_critics_only(pattern: str) -> bool:
@@ -58,23 +46,16 @@ def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, modul
         Fp16PatchError: Before the model is sharded. Also refused are an lm_head under fused kernels, which use its
             weight and never call it, and modules with flash attention, which has no FP32.
     """
-    if not patterns:
-        return build(engine, module)
-    model_type = engine.model_config.model_type
-    elsewhere = [head for other, heads in HEADS.items() if other != model_type for head in heads]
-    fp32_modules = find_fp32_modules(module, patterns, elsewhere)
+    other_heads = [head for kind, heads in HEADS.items() if kind != engine.model_config.model_type for head in heads]
+    fp32_modules = find_fp32_modules(module, patterns, other_heads) if patterns else []
     if not fp32_modules:
         return build(engine, module)
     _refuse_what_cannot_work(engine, module, fp32_modules)
     from verl.utils.device import get_device_name
 
-    tops = frozenset(fp32_module.module for fp32_module in fp32_modules)
-    units = Fp32Units(tops, frozenset(part for top in tops for part in top.modules()))
-    is_fsdp1 = engine.engine_config.strategy == "fsdp"
-    with (
-        opened(wrap_in_fp32 if is_fsdp1 else shard_in_fp32, units),
-        _fsdp1_overrides(units) if is_fsdp1 else nullcontext(),
-    ):
+    tops = {fp32_module.module for fp32_module in fp32_modules}
+    inside = {part for top in tops for part in top.modules()}
+    with opened(wrap_in_fp32 if engine.engine_config.strategy == "fsdp" else shard_in_fp32, tops, inside):
         wrapped = build(engine, module)
     for fp32_module in fp32_modules:
         compute_in_fp32(fp32_module, get_device_name())
@@ -82,7 +63,7 @@ def build_with_fp32_modules(build: Callable[[Any, Any], Any], engine: Any, modul
         raise Fp16PatchError(
             f"{KEY}: verl built a model in which {format_names(sorted(missing))} would not compute in FP32",
             code="wrong-dtype-built",
-            next_step="report this with your command; without the setting the run can go on",
+            next_step="report this with your command, or remove the setting",
         )
     return wrapped
 
@@ -118,8 +99,11 @@ def _refuse_what_cannot_work(engine: Any, module: Any, fp32_modules: list[Fp32Mo
     upstream="verl utils/fsdp_utils.py:573",
     remove_when="verl takes a policy for each module",
 )
-def shard_in_fp32(original: Callable[..., Any], units: Fp32Units) -> Callable[..., Any]:
-    """Shard the FP32 modules of a unit before the unit itself, and everything in them in FP32."""
+def shard_in_fp32(original: Callable[..., Any], tops: Set[Any], inside: Set[Any]) -> Callable[..., Any]:
+    """Shard the FP32 modules of a unit before the unit itself, and everything in them in FP32.
+
+    ``tops`` are the modules to keep in FP32, ``inside`` those and all modules in them.
+    """
     import torch
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
@@ -127,11 +111,11 @@ def shard_in_fp32(original: Callable[..., Any], units: Fp32Units) -> Callable[..
 
     def fully_shard(unit: Any, **settings: Any) -> Any:
         for part in unit.modules():  # the unit takes all parameters that are in no unit yet
-            if part in units.tops and not isinstance(part, FSDPModule):
+            if part in tops and not isinstance(part, FSDPModule):
                 original(part, **settings | {"mp_policy": policy})
-        if unit in units.tops:
+        if unit in tops:
             return unit
-        return original(unit, **settings | ({"mp_policy": policy} if unit in units.inside else {}))
+        return original(unit, **settings | ({"mp_policy": policy} if unit in inside else {}))
 
     return fully_shard
 
@@ -146,33 +130,23 @@ def shard_in_fp32(original: Callable[..., Any], units: Fp32Units) -> Callable[..
     upstream="verl workers/engine/fsdp/transformer_impl.py:380",
     remove_when="verl takes a policy for each module",
 )
-def wrap_in_fp32(original: Callable[..., Any], units: Fp32Units) -> Callable[..., Any]:
-    """Make verl's wrap policy pick the FP32 modules as well."""
+def wrap_in_fp32(original: Callable[..., Any], tops: Set[Any], inside: Set[Any]) -> Callable[..., Any]:
+    """Make verl's wrap policy pick the FP32 modules as well. Have FSDP1 wrap everything in them in FP32."""
+    import torch
+    from torch.distributed.fsdp import MixedPrecision
+
+    policy = MixedPrecision(param_dtype=torch.float32, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
 
     def get_fsdp_wrap_policy(*args: Any, **kwargs: Any) -> Callable[..., bool]:
         by_verl = original(*args, **kwargs)
+        for part in inside:
+            part._wrap_overrides = {"mixed_precision": policy}  # torch reads it when it wraps (fsdp/wrap.py, _wrap)
 
         def wrap(module: Any, recurse: bool, nonwrapped_numel: int) -> bool:
-            if module in units.tops or (recurse and not units.tops.isdisjoint(module.modules())):
+            if module in tops or (recurse and not tops.isdisjoint(module.modules())):
                 return True
             return by_verl is not None and by_verl(module=module, recurse=recurse, nonwrapped_numel=nonwrapped_numel)
 
         return wrap
 
     return get_fsdp_wrap_policy
-
-
-@contextmanager
-def _fsdp1_overrides(units: Fp32Units) -> Iterator[None]:
-    """Have FSDP1 wrap everything in the FP32 modules in FP32, in torch's own way (fsdp/wrap.py, ``_wrap``)."""
-    import torch
-    from torch.distributed.fsdp import MixedPrecision
-
-    policy = MixedPrecision(param_dtype=torch.float32, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
-    for part in units.inside:
-        part._wrap_overrides = {"mixed_precision": policy}
-    try:
-        yield
-    finally:
-        for part in units.inside:
-            vars(part).pop("_wrap_overrides", None)

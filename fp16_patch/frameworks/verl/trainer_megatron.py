@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of verl's Megatron engine: skip updates that overflow, with one loss scale for all of its optimizers."""
+"""Patch verl's Megatron engine: skip updates that overflow, with one loss scale for all of its optimizers.
+
+Megatron's checkpoint has the scale in the optimizer's section. A run that loads without that section loses it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from typing import Any
 
 from fp16_patch.engines.megatron import optimizer_choice
 from fp16_patch.engines.megatron.precision import describe_megatron
-from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import trainer
 from fp16_patch.frameworks.verl.releases import MEGATRON_RANK
+from fp16_patch.frameworks.verl.state import scaler_of
+from fp16_patch.frameworks.verl.trainer import check_built_dtype, record_update
+from fp16_patch.log import logger
 from fp16_patch.patching import hook, wrap
-from fp16_patch.precision import Precision, long_name
+from fp16_patch.precision import Precision
 from fp16_patch.report.observed_dtypes import record_dtype, recorded_dtypes
 
 _MODULE = "verl.workers.engine.megatron.transformer_impl"
@@ -33,16 +37,8 @@ Engine = Any  # verl.workers.engine.megatron.transformer_impl.MegatronEngine, ne
 )
 def check_dtype(original: Callable[..., Any], self: Engine) -> None:
     """Check that this engine, trained or not, computes in the train dtype after verl read its configuration."""
-    import torch
-
     original(self)
-    wanted = getattr(torch, long_name(Precision.current().train_dtype))
-    if self.param_dtype != wanted:
-        raise Fp16PatchError(
-            f"verl built a Megatron engine that computes in {self.param_dtype}, not {wanted}",
-            code="wrong-dtype-built",
-            next_step="report this with the precision report and your command: the flag did not hold",
-        )
+    check_built_dtype(self.param_dtype)
 
 
 @wrap(
@@ -77,17 +73,31 @@ def build_optimizer(original: Callable[..., Any], self: Engine) -> Any:
 )
 def optimizer_step(original: Callable[..., Any], self: Engine) -> Any:
     """Step, or skip the update on an overflow. Return the gradient norm, None on a skip."""
-    if trainer.scaler_of(self) is None:
+    if scaler_of(self) is None:
         return original(self)
     from fp16_patch.engines.megatron import step
 
-    return trainer.record_update(self, step.take_step(self.optimizer))
+    return record_update(self, step.take_step(self.optimizer))
 
 
-@wrap(f"{_ENGINE}.lr_scheduler_step", name="megatron-lr-scheduler-step", **MEGATRON_RANK, **trainer.LR_SCHEDULE)
-def lr_scheduler_step(original: Callable[..., Any], self: Engine) -> Any:
-    """Hold the LR schedule when nothing was updated."""
-    return trainer.step_lr_scheduler(original, self)
+@wrap(
+    f"{_ENGINE}.load_checkpoint",
+    name="megatron-load-scaler",
+    **MEGATRON_RANK,
+    reason="verl loses the loss scale silently when it loads a checkpoint without the optimizer's section",
+    upstream="verl utils/checkpoint/megatron_checkpoint_manager.py",
+    remove_when="verl reports it",
+)
+def log_resumed_scale(original: Callable[..., Any], self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+    """Log the scale after loading. Warn if the checkpoint has none, or if it was not loaded."""
+    if scaler_of(self) is None or local_path is None:
+        return original(self, local_path, *args, **kwargs)
+    from fp16_patch.engines.megatron import checkpoint
+
+    checkpoint.refuse_other_trainers(local_path)
+    result = original(self, local_path, *args, **kwargs)
+    logger.info(checkpoint.resumption(self.optimizer, local_path))
+    return result
 
 
 @hook(f"{_MODULE}:MegatronEngineWithValueHead.prepare_model_outputs", name="megatron-observe-values", **_OBSERVED)
