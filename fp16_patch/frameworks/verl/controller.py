@@ -6,14 +6,14 @@ They run in verl's task runner. An error raised there stops the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray import node_check
 from fp16_patch.frameworks.verl import mismatch, reports
-from fp16_patch.frameworks.verl.releases import RELEASE
+from fp16_patch.frameworks.verl.releases import TASK_RUNNER
 from fp16_patch.patching import ProcessKind, hook, registry, status, wrap
 from fp16_patch.precision import Precision
 from fp16_patch.report import precision_report
@@ -22,7 +22,6 @@ from fp16_patch.report.process_report import require, this_process
 Trainer = Any  # verl.trainer.ppo.v1.trainer_base.PPOTrainer, never imported here
 
 _TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
-_TASK_RUNNER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TASK_RUNNER}}
 KINDS = (ProcessKind.TASK_RUNNER, ProcessKind.TRAINER_RANK, ProcessKind.VLLM_SERVER, ProcessKind.VLLM_WORKER)
 """The kinds of processes of a run of verl that must show their patches."""
 
@@ -41,10 +40,10 @@ class ReportProgress:
 
 @hook(
     f"{_TRAINER}._setup",
-    **_TASK_RUNNER,
+    **TASK_RUNNER,
     reason="every hook that loads this package in a process can fail silently, so a missing ledger stops the run",
 )
-def check_processes(original: Callable[..., Any], self: Trainer) -> Any:
+def check_processes(original: Any, self: Trainer) -> Any:
     """Check every node before the workers start, and every process's ledger afterwards."""
     node_check.check_every_node()
     result = original(self)
@@ -55,10 +54,10 @@ def check_processes(original: Callable[..., Any], self: Trainer) -> Any:
 @hook(
     f"{_TRAINER}._compute_advantage",
     name="precision-report",
-    **_TASK_RUNNER,
+    **TASK_RUNNER,
     reason="prints and saves the dtypes in force once, before the first update",
 )
-def report_before_first_update(original: Callable[..., Any], self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
+def report_before_first_update(original: Any, self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
     """Publish the precision report after the first log-probs were computed, before anything is updated."""
     _publish_if_due(self, BEFORE)
     return original(self, batch, metrics)
@@ -67,13 +66,13 @@ def report_before_first_update(original: Callable[..., Any], self: Trainer, batc
 @wrap(
     f"{_TRAINER}._update_actor",
     name="precision-report-complete",
-    **_TASK_RUNNER,
+    **TASK_RUNNER,
     reason="gradients and optimizer state exist only after the first update; completes the saved report; in bypass "
     "mode renames the mismatch, which only the updates can measure, as in other modes",
     upstream="none: our own proof",
     remove_when="never",
 )
-def report_after_first_update(original: Callable[..., Any], self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
+def report_after_first_update(original: Any, self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
     """Add gradients and optimizer state to the saved report; rename the mismatch metrics of bypass mode."""
     result = original(self, batch, metrics)
     mismatch.strip_actor_prefix(metrics)
@@ -85,10 +84,10 @@ def report_after_first_update(original: Callable[..., Any], self: Trainer, batch
     "verl.workers.rollout.replica:RolloutReplica.__init__",
     name="remember-replicas",
     when="verl.trainer.ppo.v1.trainer_base",
-    **_TASK_RUNNER,
+    **TASK_RUNNER,
     reason="reward-model and teacher engines are asked for their ledgers too",
 )
-def remember_replica(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+def remember_replica(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     """Keep every rollout replica, so that all of them are asked for their ledgers."""
     original(self, *args, **kwargs)
     _replicas.append(self)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch.attached_state import attached
-from fp16_patch.frameworks.verl.releases import RELEASE
+from fp16_patch.frameworks.verl.releases import TASK_RUNNER
 from fp16_patch.frameworks.verl.state import Engine, EngineState
 from fp16_patch.mismatch import METRIC_PREFIX
-from fp16_patch.patching import ProcessKind, wrap
+from fp16_patch.patching import wrap
 from fp16_patch.precision import Precision, reports_folder
 
 if TYPE_CHECKING:
@@ -31,14 +31,13 @@ LogProbs = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
     name="mismatch-metrics",
     when="verl.trainer.ppo.v1.trainer_base",
     also_bound=("verl.trainer.ppo.v1.trainer_base:calculate_debug_metrics",),
-    release=RELEASE,
-    processes={ProcessKind.TASK_RUNNER},
+    **TASK_RUNNER,
     reason="adds max and min of pi - mu and the KL in float64 to verl's own mismatch metrics; keeps the log-probs "
     "if fp16_patch.keep_log_probs is set",
     upstream="none: our own proof",
     remove_when="never",
 )
-def add_mismatch_metrics(original: Callable[..., Any], data: Any) -> dict[str, Any]:
+def add_mismatch_metrics(original: Any, data: Any) -> dict[str, Any]:
     """Add signed and KL mismatch of this batch to verl's ``training/rollout_probs_diff_*``."""
     from fp16_patch.mismatch import log_prob_store
     from fp16_patch.mismatch.metrics import mismatch_metrics

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fp16_patch import envs
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import controller, mismatch, receiver_failures, rollout, trainer, trainer_megatron
 from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint, engine, fp32_modules
 from fp16_patch.patching import Patch, ProcessKind, registry
-from fp16_patch.precision import Precision
 
 ALL_PATCHES = registry.declared_in(
     *(controller, mismatch, trainer),
@@ -29,18 +26,3 @@ every engine that is installed.
 def required(strategies: Iterable[str]) -> dict[ProcessKind, tuple[Patch, ...]]:
     """Return the patches that each kind of process must show, in a run with these trainer strategies."""
     return registry.required(ALL_PATCHES, controller.KINDS, controller.engines(strategies))
-
-
-def activate() -> None:
-    """Register the import hooks of this process.
-
-    Raises:
-        Fp16PatchError: The environment does not have the flag.
-    """
-    if Precision.from_environment() is None:
-        raise Fp16PatchError(
-            f"fp16_patch.frameworks.verl.worker was imported without {envs.PRECISION}",
-            code="flag-not-propagated",
-            next_step="do not set VERL_USE_EXTERNAL_MODULES yourself; use +precision@_global_=fp16",
-        )
-    registry.register_import_hooks(PLAN)

@@ -11,12 +11,12 @@ failed. A rank without a server holds no ObjectRef and waits as before; the rank
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.releases import RELEASE, TRAINER_RANK
-from fp16_patch.patching import ProcessKind, hook, wrap
+from fp16_patch.frameworks.verl.releases import TRAINER_RANK, VLLM_WORKER
+from fp16_patch.patching import hook, wrap
 
 if TYPE_CHECKING:
     import zmq
@@ -97,7 +97,7 @@ _SENDER: dict[str, Any] = {
     reason="keeps the ObjectRef that holds the receivers' error, for the sender; changes no result",
 )
 async def remember_receivers(
-    original: Callable[..., Awaitable[Any]], self: Any, method: str, non_block: bool = False, *args: Any, **kwargs: Any
+    original: Any, self: Any, method: str, non_block: bool = False, *args: Any, **kwargs: Any
 ) -> Any:
     """Keep the ObjectRef of the receivers that were started."""
     result = await original(self, method, non_block, *args, **kwargs)
@@ -114,7 +114,7 @@ async def remember_receivers(
     reason="the run hangs without an error when a vLLM worker fails in a weight update; checks for that once a "
     "second, and sets no time limit",
 )
-def watch_receivers(original: Callable[..., None], self: Any) -> None:
+def watch_receivers(original: Any, self: Any) -> None:
     """Replace the sender's socket by a :class:`WatchedSocket`."""
     original(self)
     receivers = _receivers.pop(self.zmq_handle, None)
@@ -125,15 +125,14 @@ def watch_receivers(original: Callable[..., None], self: Any) -> None:
 @wrap(
     f"{_ROLLOUT}.bucketed_weight_transfer:BucketedWeightReceiver.receive_weights",
     name="verl-weight-receiver-error",
-    release=RELEASE,
-    processes={ProcessKind.VLLM_WORKER},
+    **VLLM_WORKER,
     required=False,  # vLLM workers import the module at the first weight update; a failure there ends the run
     reason="with shared memory a BufferError from cleaning up (cannot close exported pointers exist) masks the "
     "worker's error; raises the worker's error",
     upstream="https://github.com/verl-project/verl/pull/7366 (open)",
     remove_when="verl's BucketedWeightReceiver raises the worker's error",
 )
-def raise_receiver_error(original: Callable[..., None], self: Any, on_bucket_received: Callable[..., None]) -> None:
+def raise_receiver_error(original: Any, self: Any, on_bucket_received: Callable[..., None]) -> None:
     """Raise the receiver's error instead of the BufferError that masks it."""
     try:
         original(self, on_bucket_received)

@@ -9,7 +9,9 @@ from fp16_patch.patching import ProcessKind, Release
 
 RELEASE = Release("verl", "==0.9.1")
 
+TASK_RUNNER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TASK_RUNNER}}
+VLLM_WORKER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.VLLM_WORKER}}
 TRAINER_RANK: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TRAINER_RANK}}
 FSDP_RANK: dict[str, Any] = {**TRAINER_RANK, "engine": "fsdp"}
 MEGATRON_RANK: dict[str, Any] = {**TRAINER_RANK, "engine": "megatron"}
-"""What the patches of actor, critic and reference ranks have in common, by engine."""
+"""What the patches of one kind of process have in common; those of actor, critic and reference ranks by engine."""

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
-from fp16_patch.frameworks.verl.releases import RELEASE
+from fp16_patch.frameworks.verl.releases import RELEASE, VLLM_WORKER
 from fp16_patch.patching import ProcessKind, add, hook, replace
 
 _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer"
 _EXTENSION = "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension"
-_WORKER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.VLLM_WORKER}}
 
 
 @replace(
@@ -25,21 +23,15 @@ _WORKER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.VLLM_WO
     upstream="verl workers/rollout/vllm_rollout/vllm_async_server.py, collective_rpc",
     remove_when="verl returns the result",
 )
-async def return_worker_answers(
-    self: Any,
-    method: str | Callable[..., Any],
-    timeout: float | None = None,
-    args: tuple[Any, ...] = (),
-    kwargs: dict[str, Any] | None = None,
-) -> Any:
+async def return_worker_answers(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Return what the vLLM workers answered. verl's own ``collective_rpc`` drops it."""
-    return await self.engine.collective_rpc(method=method, timeout=timeout, args=args, kwargs=kwargs)
+    return await self.engine.collective_rpc(*args, **kwargs)
 
 
 @add(
     f"{_EXTENSION}.{REPORT}",
     name="worker-report",
-    **_WORKER,
+    **VLLM_WORKER,
     reason="vLLM's worker processes are not Ray actors; this method sends their ledger to the task runner",
     upstream="none: our own proof",
     remove_when="never",
@@ -52,12 +44,10 @@ def fp16_patch_report(self: Any) -> str:
 @hook(
     f"{_EXTENSION}._update_weights",
     name="observe-wire",
-    **_WORKER,
+    **VLLM_WORKER,
     reason="the precision report states the dtype of the weight sync; reads dtypes, changes nothing",
 )
-def update_weights(
-    original: Callable[..., Any], self: Any, weights: Any, peft_config: dict[str, Any], base_sync_done: bool
-) -> Any:
+def update_weights(original: Any, self: Any, weights: Any, peft_config: dict[str, Any], base_sync_done: bool) -> Any:
     """Record the dtypes in which weights arrive from the trainer."""
     record_weight_dtypes(self, (tensor.dtype for _, tensor in weights))
     return original(self, weights, peft_config, base_sync_done)
@@ -66,12 +56,10 @@ def update_weights(
 @hook(
     f"{_EXTENSION}.monkey_patch_model",
     name="observe-rollout-logits",
-    **_WORKER,
+    **VLLM_WORKER,
     reason="the precision report states the dtype of the rollout's logits; reads it, changes nothing",
 )
-def observe_logits(
-    original: Callable[..., Any], self: Any, vocab_size: int, banned_token_ids: list[int] | None = None
-) -> Any:
+def observe_logits(original: Any, self: Any, vocab_size: int, banned_token_ids: list[int] | None = None) -> Any:
     """Record the dtype of vLLM's logits, where verl itself wraps ``compute_logits``."""
     result = original(self, vocab_size, banned_token_ids)
     record_logits_dtype(self)

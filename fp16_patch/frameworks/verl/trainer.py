@@ -73,7 +73,7 @@ def _gradients(engine: Engine) -> Iterator[Any]:
     upstream="verl workers/engine/fsdp/transformer_impl.py:817-827",
     remove_when="verl logs the loss scale and skipped updates and stops by itself",
 )
-def train_batch(original: Callable[..., Any], self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
+def train_batch(original: Any, self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
     """Trace the update if requested, log the scaler's and bypass mode's metrics, and abort after too many skips."""
     scaler = scaler_of(self)
     replay = None if scaler is None else new_replay(self, scaler)
@@ -110,7 +110,7 @@ def train_batch(original: Callable[..., Any], self: Engine, data: Any, loss_func
     **FSDP_RANK,
     **_LR_SCHEDULE,
 )
-def step_lr_scheduler(original: Callable[..., Any], self: Engine) -> Any:
+def step_lr_scheduler(original: Any, self: Engine) -> Any:
     """Step the LR scheduler only if weights have changed since it last did. Return the learning rate."""
     if scaler_of(self) is None:
         return original(self)

@@ -6,7 +6,6 @@ Megatron's checkpoint has the scale in the optimizer's section. A run that loads
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.engines.megatron import optimizer_choice
@@ -35,7 +34,7 @@ Engine = Any  # verl.workers.engine.megatron.transformer_impl.MegatronEngine, ne
     **MEGATRON_RANK,
     reason="checks that the engine computes in the train dtype; changes nothing",
 )
-def check_dtype(original: Callable[..., Any], self: Engine) -> None:
+def check_dtype(original: Any, self: Engine) -> None:
     """Check that this engine, trained or not, computes in the train dtype after verl read its configuration."""
     original(self)
     check_built_dtype(self.param_dtype)
@@ -51,7 +50,7 @@ def check_dtype(original: Callable[..., Any], self: Engine) -> None:
     upstream="megatron-core optimizer/optimizer.py:540-553, optimizer/grad_scaler.py",
     remove_when="megatron-core keeps one scale for a chain of optimizers and bounds it",
 )
-def build_optimizer(original: Callable[..., Any], self: Engine) -> Any:
+def build_optimizer(original: Any, self: Engine) -> Any:
     """Install our loss scaler in all optimizers that Megatron chains."""
     optimizer = original(self)
     precision = Precision.current()
@@ -71,7 +70,7 @@ def build_optimizer(original: Callable[..., Any], self: Engine) -> Any:
     upstream="verl workers/engine/megatron/transformer_impl.py:700-706",
     remove_when="verl treats Megatron's overflow as a skipped update",
 )
-def optimizer_step(original: Callable[..., Any], self: Engine) -> Any:
+def optimizer_step(original: Any, self: Engine) -> Any:
     """Step, or skip the update on an overflow. Return the gradient norm, None on a skip."""
     if scaler_of(self) is None:
         return original(self)
@@ -88,7 +87,7 @@ def optimizer_step(original: Callable[..., Any], self: Engine) -> Any:
     upstream="verl utils/checkpoint/megatron_checkpoint_manager.py",
     remove_when="verl reports it",
 )
-def log_resumed_scale(original: Callable[..., Any], self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+def log_resumed_scale(original: Any, self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
     """Log the scale after loading. Warn if the checkpoint has none, or if it was not loaded."""
     if scaler_of(self) is None or local_path is None:
         return original(self, local_path, *args, **kwargs)
@@ -102,7 +101,7 @@ def log_resumed_scale(original: Callable[..., Any], self: Engine, local_path: st
 
 @hook(f"{_MODULE}:MegatronEngineWithValueHead.prepare_model_outputs", name="megatron-observe-values", **_OBSERVED)
 @hook(f"{_MODULE}:MegatronEngineWithLMHead.prepare_model_outputs", name="megatron-observe-log-probs", **_OBSERVED)
-def prepare_model_outputs(original: Callable[..., Any], self: Engine, output: Any, data: Any) -> Any:
+def prepare_model_outputs(original: Any, self: Engine, output: Any, data: Any) -> Any:
     """Record the dtypes of log-probs or values as they leave the model."""
     result = original(self, output, data)
     for name in ("log_probs", "values"):

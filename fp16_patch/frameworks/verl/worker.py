@@ -6,6 +6,16 @@ this package fails at ``import verl``, before training. Ray actors get the varia
 vLLM's own processes inherit it, and import verl for its worker extension.
 """
 
-from fp16_patch.frameworks.verl.plan import activate
+from fp16_patch import envs
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.plan import PLAN
+from fp16_patch.patching import registry
+from fp16_patch.precision import Precision
 
-activate()
+if Precision.from_environment() is None:
+    raise Fp16PatchError(
+        f"{__name__} was imported without {envs.PRECISION}",
+        code="flag-not-propagated",
+        next_step="do not set VERL_USE_EXTERNAL_MODULES yourself; use +precision@_global_=fp16",
+    )
+registry.register_import_hooks(PLAN)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from fp16_patch.frameworks.verl.releases import FSDP_RANK
@@ -22,7 +21,7 @@ _WHY: dict[str, Any] = {
 
 
 @wrap(f"{_ENGINE}.save_checkpoint", name="fsdp-save-scaler", **FSDP_RANK, **_WHY)
-def save_scaler(original: Callable[..., Any], self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+def save_scaler(original: Any, self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
     """Save the scaler's state on rank 0, before verl names this checkpoint the latest at its last barrier."""
     scaler = scaler_of(self)
     if scaler is not None and local_path is not None and self.rank == 0:
@@ -31,7 +30,7 @@ def save_scaler(original: Callable[..., Any], self: Engine, local_path: str, *ar
 
 
 @wrap(f"{_ENGINE}.load_checkpoint", name="fsdp-load-scaler", **FSDP_RANK, **_WHY)
-def load_scaler(original: Callable[..., Any], self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
+def load_scaler(original: Any, self: Engine, local_path: str, *args: Any, **kwargs: Any) -> Any:
     """Restore on every rank what rank 0 has read. Without the file, warn and start at the initial scale.
 
     The file is checked before anything is loaded. An unusable file is the same error on every rank.

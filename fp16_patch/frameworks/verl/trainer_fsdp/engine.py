@@ -34,7 +34,7 @@ Engine = Any  # verl.workers.engine.fsdp.transformer_impl.FSDPEngine, never impo
     upstream="verl workers/engine/fsdp/transformer_impl.py:391-409",
     remove_when="verl makes the scaler's arguments configurable and reads fsdp_config.dtype",
 )
-def build_scaler(original: Callable[..., Any], self: Engine, module: Any) -> Any:
+def build_scaler(original: Any, self: Engine, module: Any) -> Any:
     """Build with our scaler and with modules in FP32. Check that verl computes in the train dtype."""
     precision = Precision.current()
     wrapped = build_with_fp32_modules(original, self, module, precision.fp32_modules)
@@ -60,7 +60,7 @@ def build_scaler(original: Callable[..., Any], self: Engine, module: Any) -> Any
     upstream="verl workers/engine/fsdp/transformer_impl.py:785-834",
     remove_when="torch bounds its scaler and verl reports skips",
 )
-def clip_and_step(original: Callable[..., Any]) -> Callable[..., Any]:
+def clip_and_step(original: Any) -> Callable[..., Any]:
     """Unscale, clip and step in one pass. Return the gradient norm, None on a skipped update."""
 
     def optimizer_step(self: Engine) -> Any:
@@ -113,12 +113,7 @@ def merged_lora_in_rollout_dtype(self: Engine) -> Iterator[tuple[str, Any]]:
 @hook(f"{_MODULE}:FSDPEngineWithValueHead.prepare_model_outputs", name="observe-values", **_OBSERVED)
 @hook(f"{_MODULE}:FSDPEngineWithLMHead.prepare_model_outputs", name="observe-logits", **_OBSERVED)
 def prepare_model_outputs(
-    original: Callable[..., Any],
-    self: Engine,
-    output: Any,
-    output_args: Any,
-    micro_batch: Any,
-    logits_processor_func: Any,
+    original: Any, self: Engine, output: Any, output_args: Any, micro_batch: Any, logits_processor_func: Any
 ) -> Any:
     """Record the dtypes of logits (or values) and log-probs as they leave the model."""
     result = original(self, output, output_args, micro_batch, logits_processor_func)
