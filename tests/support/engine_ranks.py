@@ -19,6 +19,9 @@ from fp16_patch.precision import Precision
 SECONDS = 150.0
 """How long one case may take; a rank that waits for a peer that failed would wait for ever."""
 
+NO_RESULT = "no-result"
+"""The code of a rank that ended without a result, such as one that was killed."""
+
 Result = dict[str, Any]
 
 
@@ -31,6 +34,11 @@ class Case:
     precision: Precision | None
 
 
+def describe_error(error: Exception) -> Result:
+    """Return an error's text, and its code if it is one of this package's."""
+    return {"error": str(error), "code": getattr(error, "code", None)}
+
+
 def run_case(name: str, case: Case, folder: Path) -> None:
     """Write ``<name>.<rank>.json`` into ``folder`` for every rank: ``{"result": ...}`` or ``{"error": ...}``."""
     ranks = {_fork(name, case, rank, folder): rank for rank in range(case.ranks)}
@@ -40,7 +48,7 @@ def run_case(name: str, case: Case, folder: Path) -> None:
         if pid:
             rank = ranks.pop(pid)
             if not (path := _path(folder, name, rank)).exists():
-                path.write_text(json.dumps({"error": f"rank {rank} ended without a result, see the log"}))
+                path.write_text(json.dumps({"error": f"rank {rank} ended, see the log", "code": NO_RESULT}))
         elif time.monotonic() > deadline:
             for late, rank in ranks.items():
                 _path(folder, name, rank).write_text(json.dumps({"error": f"not done within {SECONDS:.0f} s"}))
@@ -77,6 +85,6 @@ def _outcome(case: Case, rank: int, store: Path) -> Result:
         torch.manual_seed(rank)
         result = case.run(rank)
         torch.distributed.barrier()  # a rank that leaves takes its connections along
-    except Exception:  # the parent test prints it
-        return {"error": traceback.format_exc()}
+    except Exception as error:  # the parent test prints it
+        return describe_error(error) | {"error": traceback.format_exc()}
     return {"result": result}

@@ -205,8 +205,8 @@ def partial_sum(rank: int) -> Result:
     try:
         clip_and_step(training.scaler, torch.optim.AdamW([weight]), 1.0)
     except Fp16PatchError as error:
-        return {"error": error.what}
-    return {"error": None}
+        return {"code": error.code}
+    return {"code": None}
 
 
 case("partial", partial_sum, 2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from engine_building import local, new_engine, whole
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 from engine_registry import STRATEGIES, Loss, case, describe, folder, infer, model, train
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -192,9 +192,8 @@ def a_build_that_shards_nothing(rank: int, *, strategy: str) -> Result:
         build_with_fp32_modules(lambda _engine, module: module, engine, inner, ["1"])
     except Fp16PatchError as error:
         return {
-            "error": str(error),
+            **describe_error(error),
             "restored": names == (fsdp_utils.fully_shard, transformer_impl.get_fsdp_wrap_policy),
-            "left": [name for part in inner.modules() for name in vars(part) if "override" in name],
         }
     return {}
 

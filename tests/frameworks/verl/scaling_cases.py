@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from engine_building import digest, finite, local, new_batch, new_engine
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 from engine_registry import STRATEGIES, Loss, case, folder, model, stock, train
 
 from fp16_patch.loss_scaling import LossScaling
@@ -94,8 +94,7 @@ def too_many_skips(rank: int, *, strategy: str) -> Result:
     except Exception as error:
         return {
             "done": done,
-            "error": str(error),
-            "type": type(error).__name__,
+            **describe_error(error),
             "changed": digest(engine) != before,
             "scale": engine.scaler.get_scale(),
         }
@@ -225,11 +224,11 @@ stock("resumed-between-fsdp2", partial(run_on, strategy="fsdp2", name="between")
 
 @contextmanager
 def errors() -> Any:
-    caught: list[str] = []
+    caught: list[Result] = []
     try:
         yield caught
     except Exception as error:
-        caught.append(f"{type(error).__name__}: {error}")
+        caught.append(describe_error(error))
 
 
 def other_checkpoints(rank: int) -> Result:

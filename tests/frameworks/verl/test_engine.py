@@ -111,7 +111,8 @@ def test_other_precisions_compute_in_theirs_and_scale_nothing(
 
 def test_an_engine_configured_against_the_flag_is_not_built(outcomes: Outcomes) -> None:
     (outcome,) = outcomes("against-the-flag")
-    assert "Fp16PatchError: fp16_patch: verl built an engine that computes in torch.bfloat16" in outcome["error"]
+    assert outcome["code"] == "wrong-dtype-built"
+    assert "torch.bfloat16" in outcome["error"]
 
 
 def test_loss_scaling_settings_arrive(results: Outcomes) -> None:

@@ -2,7 +2,7 @@
 """Real senders, real receivers, real Ray, no model: what the sender makes of each fate of its receiver.
 
 Run by ``test_weight_transfer.py`` in a process of its own, where verl's platform is the CPU. Prints JSON:
-case -> {"error": its text or null, "seconds": until the sender returned}.
+case -> {"code": of the error or null, "error": its text or null, "seconds": until the sender returned}.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def send(fate: str, server: Any) -> dict[str, Any]:
     start = time.monotonic()
     try:
         asyncio.run(update())
-        error = None
+        error: dict[str, Any] = {"code": None, "error": None}
     except Exception as raised:
-        error = f"{type(raised).__name__}: {raised}"
+        error = {"code": getattr(raised, "code", None), "error": f"{type(raised).__name__}: {raised}"}
     print(f"{fate}: done", file=sys.stderr, flush=True)
-    return {"error": error, "seconds": time.monotonic() - start}
+    return error | {"seconds": time.monotonic() - start}
 
 
 if __name__ == "__main__":

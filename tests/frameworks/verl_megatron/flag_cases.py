@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 from megatron_building import adam_steps, digest, exported, new_engine, optimizers, scales
 from megatron_registry import LAYOUTS, LENGTHS, case, folder, model, train
 from stock_cases import norms_into, spoil
@@ -186,8 +186,7 @@ def too_many_skips(rank: int, *, layout: str) -> Result:
     except Exception as error:
         return {
             "done": done,
-            "error": str(error),
-            "type": type(error).__name__,
+            **describe_error(error),
             "changed": digest(engine) != before,
             "scales": scales(engine),
         }
