@@ -67,9 +67,10 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
     from yaml import YAMLError
 
     check_settings(overrides)
+    node = OmegaConf.create()
     for override in overrides:
         try:
-            OmegaConf.from_dotlist([override])
+            node.merge_with_dotlist([override])
         except YAMLError as error:
             raise Fp16PatchError(
                 f"{override!r} cannot be read: {str(error).splitlines()[0]}",
@@ -77,8 +78,7 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
                 allowed="a value in YAML, such as 1024, bf16 or [a,b]",
                 next_step="correct the value, and quote it for the shell",
             ) from error
-    node = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    found: dict[str, Any] = node.get("fp16_patch", {})
+    found: dict[str, Any] = OmegaConf.to_container(node).get("fp16_patch", {})
     Precision.from_mapping({"rollout_dtype": "fp16", **_of_precision(found), "train_dtype": "fp16"})
     return found
 

@@ -50,7 +50,7 @@ class _Report:
     release=RELEASE,
     processes={ProcessKind.COORDINATOR},
     shipped=True,
-    reason=f"{_CHECK}; once it runs, the sampler cannot answer",
+    reason=f"{_CHECK}; the sampler cannot answer once it runs",
 )
 def check_async_processes(original: Any, self: Coordinator, *args: Any, **kwargs: Any) -> Any:
     """Check nodes and ledgers before anything is sampled. The controller keeps the reports of the other two."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update
-from fp16_patch.frameworks.openrlhf.releases import RELEASE
+from fp16_patch.frameworks.openrlhf.releases import TRAINER_RANK
 from fp16_patch.frameworks.openrlhf.trainer import engine_of
-from fp16_patch.patching import ProcessKind, wrap
+from fp16_patch.patching import wrap
 
 
 @dataclass
@@ -24,12 +24,10 @@ class _Averages:
 @wrap(
     "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.moving_average",
     name="openrlhf-average-in-fp32",
-    release=RELEASE,
-    processes={ProcessKind.TRAINER_RANK},
-    reason="an FP16 average of FP16 weights loses most of what an update adds to it, and it moves on skipped "
-    "updates too",
+    reason="an FP16 average of FP16 weights loses most of each update to rounding, and it moves on skipped updates too",
     upstream="OpenRLHF utils/deepspeed/deepspeed.py:503",
     remove_when="OpenRLHF keeps its average in FP32",
+    **TRAINER_RANK,
 )
 def average_in_fp32(
     original: Any, self: Any, model: Any, model_ema: Any, beta: float = 0.992, device: str = "cpu", **kwargs: Any
@@ -37,8 +35,8 @@ def average_in_fp32(
     """Average in FP32, once for each update that was not skipped. The model gets the average cast to its dtype.
 
     In FP16 ``beta * average`` is off by up to 5e-4 of a weight at every step, more than most updates change it.
-    ZeRO-3 shards a parameter over the ranks, both models alike, so each rank averages its shard. Upstream gathers the
-    shards and drops what it has written.
+    ZeRO-3 shards the parameters of both models alike over the ranks, so each rank averages its shard. Upstream gathers
+    the shards, and loses what it writes into them.
     """
     import torch
 
@@ -46,7 +44,7 @@ def average_in_fp32(
     if get_loss_scaler(engine) is None:
         return original(self, model, model_ema, beta, device, **kwargs)
     update = last_update(engine)
-    if update is None or update.skipped:  # it only accumulated, or changed nothing
+    if update is None or update.skipped:  # the step only accumulated gradients, or was skipped
         return None
     pairs = list(_shards(model, model_ema))
     averages = attached(model_ema, _Averages)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start in the driver: check the installation, register the patches here and in Ray's workers, then run OpenRLHF.
 
-OpenRLHF parses its arguments in its main block, so the flag is read where they are first complete:
-``openrlhf.utils.config.hierarchize``. Nothing has been started by then.
+OpenRLHF parses its arguments in its main block and passes them to ``openrlhf.utils.config.hierarchize``. The flag is
+read there. Nothing has been started by then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETUP = "fp16_patch.frameworks.openrlhf.worker.activate"
 
 CARRIED = (envs.PRECISION, envs.REPORTS, envs.RUN_RECORD, envs.PLATFORM, envs.METRICS)
 
-_settings: dict[str, Any] = {}  # those of this driver's command line
+_settings: dict[str, Any] = {}  # from the command line of this driver
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -105,8 +105,8 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
     name="openrlhf-follow-arguments",
     release=RELEASE,
     processes={ProcessKind.DRIVER},
-    reason="the first place where all arguments are known and nothing has been started: the flag follows "
-    "--ds.param_dtype, and what cannot be honoured is refused",
+    reason="the first function that has all arguments, before anything is started: the flag follows --ds.param_dtype, "
+    "and arguments that it cannot honour are refused",
     upstream="none: our own entry",
     remove_when="OpenRLHF's parser can be imported",
 )

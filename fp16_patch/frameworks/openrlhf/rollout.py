@@ -71,7 +71,7 @@ def add_report_method(original: Any) -> Any:
     **_WORKER,
 )
 def observe_logits(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Record the dtype of vLLM's logits from the first contact with the trainer on."""
+    """Start to record the dtype of vLLM's logits when the trainer connects."""
     record_logits_dtype(self)
     return original(self, *args, **kwargs)
 
@@ -83,7 +83,7 @@ def receive_weight(original: Any, self: Any, name: str, dtype: Any, *args: Any, 
     record_weight_dtypes(self, [dtype])
     receiver = self
     if dtype != self.model_config.dtype:
-        # Upstream asserts that they are equal, and reads nothing else there.
+        # Upstream asserts that both dtypes are equal. It reads nothing else of model_config.
         receiver = copy.copy(self)
         receiver.model_config = copy.copy(self.model_config)
         receiver.model_config.dtype = dtype
@@ -96,11 +96,11 @@ def receive_weight(original: Any, self: Any, name: str, dtype: Any, *args: Any, 
     release=RELEASE,
     processes={ProcessKind.CONTROLLER, ProcessKind.SAMPLER},
     reason="min_tokens=1 forbids EOS at the first position, and vLLM's log-probs there are those of the masked, "
-    "renormalised distribution: mu differs from pi by log(1 - p(EOS)) in any precision. Without it an empty "
-    "answer can be sampled, as the policy would; it is EOS alone, one token that is trained on",
+    "renormalised distribution: mu differs from pi by log(1 - p(EOS)) in any precision. With this "
+    "patch the rollout may sample an empty answer, as the policy would: EOS alone, one token that is trained on",
     upstream="OpenRLHF trainer/ppo_utils/samples_generator.py:204",
     remove_when="OpenRLHF samples without min_tokens, or corrects the first log-prob",
 )
 def allow_first_eos(original: Any, self: Any, prompts: Any, labels: Any, **generate_kwargs: Any) -> Any:
-    """Forbid no token at the first position, so that mu is the policy itself there too."""
+    """Allow every token at the first position, so that mu is the policy itself there too."""
     return original(self, prompts, labels, **{"min_new_tokens": 0, **generate_kwargs})

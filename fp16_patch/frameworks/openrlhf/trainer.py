@@ -129,14 +129,14 @@ def _role_of(trainer: Trainer) -> str:
 @wrap(
     f"{_STRATEGY}.get_ds_train_config",
     name="openrlhf-deepspeed-settings",
-    reason="OpenRLHF's fp16 block says only that it is enabled: no way to set the scale, its interval, hysteresis "
-    "or floor; and gradients of micro-batches are accumulated in FP16",
+    reason="OpenRLHF only enables the fp16 block: the scale, its interval, hysteresis and floor cannot be set, and "
+    "gradients of micro-batches are accumulated in FP16",
     upstream="OpenRLHF utils/deepspeed/deepspeed_utils.py:52",
     remove_when="OpenRLHF takes loss-scaling settings",
     **TRAINER_RANK,
 )
 def set_loss_scaling(original: Any, self: Strategy, *args: Any, **kwargs: Any) -> Any:
-    """Put our settings in DeepSpeed's configuration, so that it prints and saves true values."""
+    """Put our settings in DeepSpeed's configuration, which it prints and saves."""
     config: dict[str, Any] = original(self, *args, **kwargs)
     return with_fp16(config, Precision.current().loss_scaling) if config["fp16"]["enabled"] else config
 
@@ -144,7 +144,7 @@ def set_loss_scaling(original: Any, self: Strategy, *args: Any, **kwargs: Any) -
 @hook(
     f"{_STRATEGY}.prepare",
     name="openrlhf-observe-outputs",
-    reason="the precision report states dtypes seen on live tensors; reads them, changes nothing",
+    reason="the precision report states the dtypes of live tensors; reads them, changes nothing",
     **TRAINER_RANK,
 )
 def observe_outputs(original: Any, self: Strategy, *args: Any) -> Any:
@@ -165,17 +165,17 @@ def _record_output(engine: Any, name: str, _module: Any, _inputs: Any, output: A
     if hasattr(first, "dtype"):
         record_dtype(engine, name, first.dtype)
     elif (logits := getattr(first, "logits", None)) is not None and "logits" not in recorded_dtypes(engine):
-        record_dtype(engine, "logits", logits.dtype)  # the first: OpenRLHF replaces them by FP32 copies later
+        record_dtype(engine, "logits", logits.dtype)  # only the first: OpenRLHF replaces them by FP32 copies later
 
 
 @wrap(
     f"{_STRATEGY}.optimizer_step",
     name="openrlhf-no-step-while-repeating",
-    reason="a run that stops after too many skipped updates runs its last batch again to find where it overflows",
+    reason="before a run stops after too many skipped updates, it runs the last batch again to find the overflow",
     upstream="none: our own diagnosis",
     remove_when="never",
     **TRAINER_RANK,
 )
 def skip_step_in_replay(original: Any, self: Strategy, *args: Any, **kwargs: Any) -> Any:
-    """End a batch that is run again before the optimizer's step."""
+    """Skip the optimizer's step while a batch is run again."""
     return None if attached(self, _Replay).running else original(self, *args, **kwargs)
