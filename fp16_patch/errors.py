@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 _SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 
 
 class Fp16PatchError(RuntimeError):
-    """Raised when a run would not do what the flag says; before training starts wherever possible.
+    """Raised when a run would not do what the flag says, before training starts where possible.
 
     Args:
         what: What was found, with the key and its value.
@@ -35,25 +36,14 @@ class Fp16PatchError(RuntimeError):
     def prefixed(self, place: str, next_step: str | None = None) -> Fp16PatchError:
         """Return the same error with ``place: `` before what was found, and ``next_step`` if it has none."""
         what, next_step = f"{place}: {self.what}", self.next_step or next_step
-        return _rebuild(type(self), what, self.code, self.allowed, next_step, self.codes)
+        error = type(self)(what, code=self.code, allowed=self.allowed, next_step=next_step)
+        error.codes = self.codes
+        return error
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray sends exceptions between processes by pickle; the default would lose the keyword arguments.
-        return _rebuild, (type(self), self.what, self.code, self.allowed, self.next_step, self.codes)
-
-
-def _rebuild(
-    cls: type[Fp16PatchError],
-    what: str,
-    code: str,
-    allowed: str | None,
-    next_step: str | None,
-    codes: tuple[str, ...],
-) -> Fp16PatchError:
-    error = cls.__new__(cls)
-    Fp16PatchError.__init__(error, what, code=code, allowed=allowed, next_step=next_step)
-    error.codes = codes
-    return error
+        make = partial(Fp16PatchError, code=self.code, allowed=self.allowed, next_step=self.next_step)
+        return make, (self.what,), {"codes": self.codes}
 
 
 def combine_errors(errors: Sequence[Fp16PatchError]) -> Fp16PatchError:

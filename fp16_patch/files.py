@@ -22,19 +22,22 @@ def wrap_os_errors(what: Path | str, next_step: str = NEXT_STEP) -> Iterator[Non
         raise Fp16PatchError(f"{what}: {error.strerror or error}", code="write-failed", next_step=next_step) from error
 
 
-def write_atomically(path: Path | str, text: str, next_step: str = NEXT_STEP) -> Path:
-    """Write ``text`` to ``path`` and return the path; make the folder where it is missing.
+def write_atomically(path: Path | str, content: str | bytes, next_step: str = NEXT_STEP) -> Path:
+    """Write ``content`` (text as UTF-8) to ``path`` and return the path. Make the folder if it does not exist.
 
-    The text goes to a temporary file in the same folder, reaches the disk, and replaces ``path``: a reader never sees
-    half of it. Raises :class:`Fp16PatchError` where it cannot be written.
+    The content goes to a temporary file in the same folder, is flushed to the disk, and replaces ``path``: a reader
+    never sees half of it.
+
+    Raises:
+        Fp16PatchError: The file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with wrap_os_errors(path, next_step):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

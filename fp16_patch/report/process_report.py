@@ -28,10 +28,10 @@ def this_process(name: str, ledger: Ledger, roles: Mapping[str, Mapping[str, str
 
 def missing_patches(report: Mapping[str, Any], required: Iterable[Patch]) -> list[Fp16PatchError]:
     """Return an error for each required patch that the process's ledger does not show as applied or native."""
-    outcomes = {entry["name"]: entry for entry in report["ledger"]}
+    entries = {entry["name"]: entry for entry in report["ledger"]}
     problems = []
     for patch in required:
-        entry = outcomes.get(patch.name)
+        entry = entries.get(patch.name)
         if entry is not None and entry["outcome"] in OK_OUTCOMES:
             continue
         found = f"{entry['outcome']}: {entry['message']}" if entry else "missing from its ledger"
@@ -51,20 +51,15 @@ def require(reports: Mapping[_Kind, Sequence[Mapping[str, Any]]], required: Mapp
     """Check that every kind of process has reported, and that each process has the patches of its kind.
 
     Raises:
-        Fp16PatchError: If not; names every process and patch concerned.
+        Fp16PatchError: A report or a patch is missing. The error names every such process and patch.
     """
-    problems = [
-        problem
-        for kind, some in reports.items()
-        for report in some
-        for problem in missing_patches(report, required[kind])
-    ]
-    problems += [
-        Fp16PatchError(
-            f"no {kind} reported its ledger", code="process-missing", next_step="the run was stopped before training"
-        )
-        for kind, some in reports.items()
-        if not some
-    ]
+    problems: list[Fp16PatchError] = []
+    for kind, of_kind in reports.items():
+        if not of_kind:
+            what = f"no {kind} reported its ledger"
+            next_step = "read the logs of these processes; the run was stopped before training"
+            problems.append(Fp16PatchError(what, code="process-missing", next_step=next_step))
+        for report in of_kind:
+            problems += missing_patches(report, required[kind])
     if problems:
         raise combine_errors(problems)

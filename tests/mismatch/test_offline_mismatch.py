@@ -44,7 +44,7 @@ def test_no_files_is_none(tmp_path: Path) -> None:
 def test_an_unfinished_file_is_not_read(tmp_path: Path) -> None:
     one = torch.full((1, 2), -1.0)
     save(tmp_path, one, one, torch.ones(1, 2))
-    (tmp_path / "000001.unfinished").write_bytes(b"PK")
+    (tmp_path / ".000001.npz.1234").write_bytes(b"PK")
     loaded = load(tmp_path)
     assert loaded is not None
     assert loaded.lengths.tolist() == [2]

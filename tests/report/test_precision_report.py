@@ -14,7 +14,7 @@ from raising import check_error
 
 from fp16_patch.patching import Ledger, LedgerEntry
 from fp16_patch.precision import Precision
-from fp16_patch.report.precision_report import as_document, expected, merge_roles, precision_violations, render, save
+from fp16_patch.report.precision_report import as_document, expected, merge_roles, precision_violations, publish, render
 from fp16_patch.report.process_report import this_process
 
 FP16, BF16 = Precision("fp16", "fp16"), Precision("bf16", "bf16")
@@ -169,17 +169,20 @@ def test_the_document_is_json_and_says_what_ran() -> None:
     assert {"torch", "transformers"} <= set(document["versions"])
 
 
-def test_saving_makes_folders_and_replaces_the_file(tmp_path: Path) -> None:
+def test_publishing_replaces_the_file_and_prints_the_first_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "new" / "folder" / "precision_report.json"
-    save({"when": "before"}, str(path))
-    save({"when": "after"}, str(path))
-    assert json.loads(path.read_text()) == {"when": "after"}
+    for when in ("before the first update", "after the first update"):
+        publish(FP16, [report("0", actor=ACTOR)], [], str(path), when)
+    assert json.loads(path.read_text())["when"] == "after the first update"
     assert os.listdir(path.parent) == [path.name]
+    assert capsys.readouterr().out.count("fp16_patch precision report") == 1
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one_whole(tmp_path: Path) -> None:
     path = tmp_path / "precision_report.json"
-    save({"when": "before"}, str(path))
+    publish(FP16, [], [], str(path), "before the first update")
     with pytest.raises(TypeError):
-        save({"when": object()}, str(path))
-    assert json.loads(path.read_text()) == {"when": "before"}
+        publish(FP16, [], [{"after": object()}], str(path), "after the first update")
+    assert json.loads(path.read_text())["when"] == "before the first update"
