@@ -39,26 +39,17 @@ def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]
     return list({error.what: error for error in found}.values())
 
 
-def refused_release() -> list[Fp16PatchError]:
-    """Return an error if no supported release of megatron-core is installed; imports nothing."""
-    found = installed_version([releases.DISTRIBUTION])
-    if found is not None and SpecifierSet(releases.RELEASES).contains(found, prereleases=True):
-        return []
-    name, wanted = releases.DISTRIBUTION, f"{releases.DISTRIBUTION}{releases.RELEASES}"
+def refused_release(name: str = releases.DISTRIBUTION, versions: str = releases.RELEASES) -> list[Fp16PatchError]:
+    """Return an error unless a supported release of the package is installed; imports nothing."""
+    found, wanted = installed_version([name]), f"{name}{versions}"
     if found is None:
-        return [
-            Fp16PatchError(
-                f"{name} is not installed", code="not-installed", allowed=wanted, next_step=f"pip install '{wanted}'"
-            )
-        ]
-    return [
-        Fp16PatchError(
-            f"{name} {found} is installed; fp16-patch was tested with another release",
-            code="release-not-supported",
-            allowed=wanted,
-            next_step=f"pip install '{wanted}', or an fp16-patch release that knows {found}",
-        )
-    ]
+        what, code, next_step = f"{name} is not installed", "not-installed", f"pip install '{wanted}'"
+    elif not SpecifierSet(versions).contains(found, prereleases=True):
+        what, code = f"{name} {found} is installed; fp16-patch was tested with another release", "release-not-supported"
+        next_step = f"pip install '{wanted}', or an fp16-patch release that knows {found}"
+    else:
+        return []
+    return [Fp16PatchError(what, code=code, allowed=wanted, next_step=next_step)]
 
 
 def refused_optimizer(name: str) -> list[Fp16PatchError]:

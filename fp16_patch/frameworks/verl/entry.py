@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import traceback
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from hydra.experimental.callback import Callback
@@ -14,9 +16,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
-from fp16_patch.frameworks.verl.config import command_line, rules
+from fp16_patch.frameworks.verl.config import command_line
+from fp16_patch.frameworks.verl.config.changes import Change, plan, rewrite
+from fp16_patch.frameworks.verl.config.setting import refusal, value_of
+from fp16_patch.frameworks.verl.config.table import settings
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-from fp16_patch.frameworks.verl.refusals import resume, settings
+from fp16_patch.frameworks.verl.refusals import irregular
 from fp16_patch.frameworks.verl.releases import RELEASE
 from fp16_patch.log import logger
 from fp16_patch.precision import Precision
@@ -28,8 +33,8 @@ EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
 class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
     """Registered by ``conf/precision/*.yaml``.
 
-    Hydra turns an exception in a callback into a warning and runs the job all the same, in BF16. So
-    every failure here leaves through ``SystemExit``, which Hydra does not catch.
+    Hydra turns an exception in a callback into a warning and runs the job anyway, in BF16. So every failure here ends
+    in ``SystemExit``, which Hydra does not catch.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -39,29 +44,19 @@ class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
         except Fp16PatchError as error:
             _stop(error)
         except Exception as error:
-            import traceback
-
             traceback.print_exc()
-            _stop(
-                Fp16PatchError(
-                    f"the flag could not be applied: {type(error).__name__}: {error}", code="flag-not-applied"
-                )
-            )
+            what = f"the flag could not be applied: {type(error).__name__}: {error}"
+            _stop(Fp16PatchError(what, code="flag-not-applied"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a multirun."""
-        # Jobs of a multirun are composed later and never pass through on_run_start.
-        _stop(
-            Fp16PatchError(
-                "the precision flag does not reach the jobs of a Hydra multirun (-m)",
-                code="multirun-not-supported",
-                next_step="start each job by itself, or from a shell loop",
-            )
-        )
+        """Refuse a multirun, whose jobs are composed later and never pass through ``on_run_start``."""
+        what = "the precision flag does not reach the jobs of a Hydra multirun (-m)"
+        next_step = "start each job by itself, or from a shell loop"
+        _stop(Fp16PatchError(what, code="multirun-not-supported", next_step=next_step))
 
 
-def apply_flag(config: DictConfig) -> list[rules.Change]:
-    """Check everything, then rewrite ``config`` in place; print and return what changed.
+def apply_flag(config: DictConfig) -> list[Change]:
+    """Check everything, then rewrite ``config`` in place; log and return what changed.
 
     Raises :class:`Fp16PatchError` with every problem found and ``config`` untouched.
     """
@@ -76,22 +71,24 @@ def apply_flag(config: DictConfig) -> list[rules.Change]:
         raise combine_errors(problems)
     precision, changes, report_path = examine(config)
 
-    rules.rewrite(config, changes)
-    report_path = report_path or _default_report_path(config)
-    _reach_every_process(config, precision, report_path)
+    rewrite(config, changes)
+    if not report_path:  # next to the run's checkpoints
+        folder = str(value_of(config, "trainer.default_local_dir") or ".")
+        report_path = os.path.abspath(os.path.join(folder, "precision_report.json"))
+    _send_to_every_process(config, precision, report_path)
     with open_dict(config):
         config.fp16_patch = {
             **precision.as_mapping(),
             "report_path": report_path,
             "driver": {"host": platform.node(), "pid": os.getpid()},
-            "changes": [change.as_dict() for change in changes],
+            "changes": [asdict(change) for change in changes],
         }
     lines = [f"\n  {change.key}: {change.before} -> {change.after}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
     return changes
 
 
-def examine(config: DictConfig) -> tuple[Precision, list[rules.Change], str | None]:
+def examine(config: DictConfig) -> tuple[Precision, list[Change], str | None]:
     """Return the precision, what it changes in verl's configuration, and the report's path. Changes nothing.
 
     Raises :class:`Fp16PatchError` with every problem of the configuration.
@@ -101,9 +98,9 @@ def examine(config: DictConfig) -> tuple[Precision, list[rules.Change], str | No
     node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
     report_path = node.pop("report_path", None)
     _check_choice(config, node)
-    precision = Precision.from_mapping(node)
-    changes, contradictions = rules.plan(config, precision, rules.explicit_overrides(config))
-    problems = [*settings.unsupported(config, precision), *contradictions, *resume.unreadable(config, precision)]
+    precision, critic = Precision.from_mapping(node), irregular.uses_critic(config)
+    changes, problems = plan(config, settings(config, precision, critic), precision.name)
+    problems += irregular.problems(config, precision, critic)
     if problems:
         raise combine_errors(problems)
     return precision, changes, report_path
@@ -120,57 +117,38 @@ def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
                 next_step="give one; fp16_patch.rollout_dtype sets another one for the rollout",
             )
     if "loss_scaling" in node and node["loss_scaling"] is None:
-        raise Fp16PatchError(
-            "fp16_patch.loss_scaling=null: FP16 training without loss scaling loses small gradients",
-            code="setting-refused",
-            allowed="the settings of torch.amp.GradScaler",
-            next_step="remove the override; max_scale=init_scale keeps the scale from growing",
+        why, allowed = (
+            "FP16 training without loss scaling loses small gradients",
+            "the settings of torch.amp.GradScaler",
         )
+        next_step = "remove the override; max_scale=init_scale keeps the scale from growing"
+        raise refusal("fp16_patch.loss_scaling", "null", why, allowed, next_step)
 
 
 def _installation_problems() -> list[Fp16PatchError]:
+    import ray
+
     problems = list(framework_problems("verl", RELEASE, ALL_PATCHES))
-    if _ray_is_running():
-        problems.append(
-            Fp16PatchError(
-                "Ray is already initialised in this process, so the flag cannot reach its workers",
-                code="ray-already-started",
-                next_step="let verl call ray.init (RAY_ADDRESS still names a running cluster)",
-            )
-        )
+    if ray.is_initialized():
+        what = "Ray is already initialized in this process, so the flag cannot reach its workers"
+        next_step = "let verl call ray.init (RAY_ADDRESS still names a running cluster)"
+        problems.append(Fp16PatchError(what, code="ray-already-started", next_step=next_step))
     return problems
 
 
-def _reach_every_process(config: DictConfig, precision: Precision, report_path: str) -> None:
+def _send_to_every_process(config: DictConfig, precision: Precision, report_path: str) -> None:
     """Put the flag into the run's Ray runtime environment; vLLM's child processes inherit it from there."""
-    modules = [m for m in _current(config, EXTERNAL_MODULES).split(",") if m and m != WORKER_MODULE]
-    variables = {
+    variables = "ray_kwargs.ray_init.runtime_env.env_vars"
+    given = value_of(config, f"{variables}.{EXTERNAL_MODULES}") or os.environ.get(EXTERNAL_MODULES, "")
+    modules = [module for module in str(given).split(",") if module and module != WORKER_MODULE]
+    values = {
         envs.PRECISION: precision.to_environment(),
         envs.REPORTS: os.path.dirname(os.path.abspath(report_path)),
         EXTERNAL_MODULES: ",".join([*modules, WORKER_MODULE]),
     }
     with open_dict(config):
-        for name, value in variables.items():
-            key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
-            OmegaConf.update(config, key, value, force_add=True)
-
-
-def _default_report_path(config: DictConfig) -> str:
-    """``precision_report.json`` beside the run's checkpoints."""
-    folder = OmegaConf.select(config, "trainer.default_local_dir") or "."
-    return os.path.abspath(os.path.join(str(folder), "precision_report.json"))
-
-
-def _current(config: DictConfig, name: str) -> str:
-    """Return a variable's value for the workers: the user's runtime environment first, then this process's."""
-    key = f"ray_kwargs.ray_init.runtime_env.env_vars.{name}"
-    return str(OmegaConf.select(config, key) or os.environ.get(name, ""))
-
-
-def _ray_is_running() -> bool:
-    import ray
-
-    return bool(ray.is_initialized())
+        for name, value in values.items():
+            OmegaConf.update(config, f"{variables}.{name}", value, force_add=True)
 
 
 def _stop(error: Fp16PatchError) -> NoReturn:

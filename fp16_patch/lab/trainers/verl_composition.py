@@ -29,10 +29,10 @@ def compose(command: Command) -> Any:
         )
     config = _composed([word for word in command.arguments[3:] if not word.startswith("hydra.")])
     from fp16_patch.frameworks.verl import entry
-    from fp16_patch.frameworks.verl.config import rules
+    from fp16_patch.frameworks.verl.config.changes import rewrite
 
     _, changes, _ = entry.examine(config)
-    rules.rewrite(config, changes)
+    rewrite(config, changes)
     _accepted(config)
     return config
 

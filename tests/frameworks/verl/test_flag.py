@@ -117,7 +117,7 @@ def test_hydra_cannot_swallow_a_refusal(compose, capsys):
 
 
 def test_a_crash_of_our_own_stops_the_run_too(compose, monkeypatch):
-    monkeypatch.setattr("fp16_patch.frameworks.verl.config.rules.plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("fp16_patch.frameworks.verl.entry.plan", lambda *_: 1 / 0)
     with pytest.raises(SystemExit):
         PrecisionCallback().on_run_start(compose(FP16))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from omegaconf import OmegaConf
@@ -48,7 +49,7 @@ def test_bypass_mode_reaches_the_loss_with_all_its_settings(compose, precision, 
 def test_the_change_can_be_written_into_the_precision_report(compose):
     config = compose("+precision@_global_=fp16", *PG_SEQ_IS)
     changed = apply_flag(config)
-    assert json.loads(json.dumps(changes_of(config.fp16_patch))) == [change.as_dict() for change in changed]
+    assert json.loads(json.dumps(changes_of(config.fp16_patch))) == [asdict(change) for change in changed]
 
 
 @pytest.mark.parametrize(

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of verl's configuration that the flag sets."""
+"""The settings of verl's configuration that concern the flag: what it sets, and what it allows."""

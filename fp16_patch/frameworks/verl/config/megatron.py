@@ -1,66 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which keys of verl's Megatron engines the flag sets.
+"""The settings of verl's Megatron engines. Line numbers are those of verl 0.9.1 and megatron-core 0.16.
 
-verl 0.9.1 hands ``optim.override_optimizer_config`` to Megatron's OptimizerConfig last
-(``utils/megatron/optimizer.py``, ``init_megatron_optim_config``), so the settings of the loss scale go there; the
-factors and the ceiling, for which Megatron has no settings, are given to its scaler once it is built.
+verl hands ``optim.override_optimizer_config`` to Megatron's OptimizerConfig last (``utils/megatron/optimizer.py``,
+``init_megatron_optim_config``), so the settings of the loss scale go there. Megatron has no settings for the factors
+and the largest scale: they are given to its scaler once it is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from omegaconf import DictConfig, OmegaConf
 
-from fp16_patch.engines.megatron import config as configuration
 from fp16_patch.engines.megatron import optimizer_choice
+from fp16_patch.engines.megatron.config import SETTINGS
 from fp16_patch.engines.vllm.fp16_support import describe
-from fp16_patch.frameworks.verl.config.keys import MISSING, Rule
+from fp16_patch.frameworks.verl.config.setting import MISSING, SECTIONS, Setting, place_under, value_of
 from fp16_patch.precision import Precision, long_name
-
-SECTIONS = {"actor": "actor_rollout_ref.actor", "reference": "actor_rollout_ref.ref", "critic": "critic"}
-"""Role -> the section that holds its ``strategy``, its ``megatron`` engine and, if it trains, its ``optim``."""
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What Hugging Face's configurations call the number of experts."""
 
-
-def sections(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """Role and section of every engine of this configuration that is Megatron's."""
-    for role, section in SECTIONS.items():
-        if isinstance(OmegaConf.select(config, f"{section}.megatron"), DictConfig):
-            yield role, section
-
-
-def rules(config: DictConfig, precision: Precision) -> Iterator[Rule]:
-    """Every key of the Megatron engines that the flag is answerable for."""
-    half = precision.train_dtype == "fp16"
-    for role, section in sections(config):
-        yield Rule(f"{section}.megatron.dtype", long_name(precision.train_dtype), ("bfloat16",))
-        if half and _has_experts(config) and not _follows_the_actor(config, section):
-            why = "a router in FP16 sends tokens to other experts than the rollout's"
-            yield Rule(f"{section}.megatron.override_transformer_config.moe_router_dtype", "fp32", (MISSING, None), why)
-        if half and role != "reference":
-            yield from _optimizer(config, f"{section}.optim.override_optimizer_config", precision)
+QAT = "quantization-aware training has its own dtypes"
+ADAM_ONLY = "in FP16 only Megatron's Adam is tested; Muon and similar optimizers refuse FP16 themselves"
+OWN_FSDP = "Megatron's own FSDP has its own gradient buffer and scaler"
+RAISES = "it raises at the first overflow, before the update can be skipped (distributed_data_parallel_config.py)"
+ONE_OPTIMIZER = "the model and its optimizer must both be sharded, otherwise ranks drift apart silently"
+EXPORT = "verl's weight export breaks without it (utils/megatron_utils.py:827)"
+ROUTER = "a router in FP16 sends tokens to other experts than the rollout's"
+MODEL_DTYPE = "the flag sets the dtype of the model"
+OPTIMIZER_DTYPE = "the flag sets it, or cannot check it"
+STATE_DTYPE = "half precision loses small updates, or the gradients of micro-batches"
+FUSED_ADAM = "it needs the FusedAdam of TransformerEngine, which is not installed"
 
 
-def _optimizer(config: DictConfig, path: str, precision: Precision) -> Iterator[Rule]:
-    for theirs, ours in configuration.SETTINGS.items():
-        why = f"the setting is fp16_patch.loss_scaling.{ours}, on every backend"
-        yield Rule(f"{path}.{theirs}", getattr(precision.loss_scaling, ours), (MISSING,), why)
-    # Both are right where TransformerEngine is installed; without it only the plain optimizer can be.
-    key = f"{path}.use_precision_aware_optimizer"
-    if OmegaConf.select(config, key) is None:
-        yield Rule(key, optimizer_choice.choose(None).precision_aware, (MISSING, None))
+def is_configured(config: DictConfig, role: str) -> bool:
+    """Return whether the configuration has a Megatron engine for ``role``."""
+    return isinstance(value_of(config, f"{SECTIONS[role]}.megatron"), DictConfig)
+
+
+def settings(config: DictConfig, role: str, precision: Precision) -> list[Setting]:
+    """Return the settings of one role, with keys relative to its section."""
+    fp16, trains = precision.train_dtype == "fp16", role != "reference"
+    rows = place_under("megatron", _engine(precision))
+    rows += place_under("megatron.override_transformer_config", _model(config, role, fp16))
+    if trains:
+        rows += place_under("megatron.override_ddp_config", _gradients())
+    if trains and fp16:
+        rows.append(Setting("optim.optimizer", allowed=("adam",), why=ADAM_ONLY))
+        rows += place_under("optim.override_optimizer_config", _optimizer(precision))
+    return rows
+
+
+def _engine(precision: Precision) -> list[Setting]:
+    return [
+        Setting("dtype", sets=long_name(precision.train_dtype), stock=("bfloat16",)),
+        Setting("vanilla_mbridge", allowed=(False,), why="the deprecated mbridge is untested, unlike Megatron-Bridge"),
+        Setting("use_mbridge", allowed=(True,), why="exporting weights without Megatron-Bridge is untested"),
+        Setting("use_megatron_fsdp", allowed=(False,), why=OWN_FSDP),
+        Setting("use_distributed_optimizer", allowed=(True,), why=EXPORT),
+        Setting("qat.enable", allowed=(False, None), why=QAT),
+    ]
+
+
+def _gradients() -> list[Setting]:
+    return [
+        Setting("use_megatron_fsdp", allowed=(False, None), why=OWN_FSDP),
+        Setting("use_distributed_optimizer", allowed=(True, None), why=ONE_OPTIMIZER),
+        Setting("check_for_nan_in_grad", allowed=(False, None), why=RAISES),
+        Setting("check_for_large_grads", allowed=(False, None), why=RAISES),
+        Setting("grad_reduce_in_fp32", allowed=(True, None), why="gradients of micro-batches would be summed in FP16"),
+    ]
+
+
+def _model(config: DictConfig, role: str, fp16: bool) -> list[Setting]:
+    # verl's reference interpolates to the actor's section.
+    follows = OmegaConf.is_interpolation(value_of(config, f"{SECTIONS[role]}.megatron"), "override_transformer_config")
+    router = fp16 and not follows and _has_experts(config)
+    return [
+        Setting("moe_router_dtype", sets="fp32", stock=(MISSING, None), why=ROUTER, when=router),
+        Setting("fp16", allowed=(None, True), why=MODEL_DTYPE),
+        Setting("bf16", allowed=(None, False), why=MODEL_DTYPE),
+        Setting("fp8", allowed=(None, False), why=MODEL_DTYPE),
+        Setting("fp4", allowed=(None,), why=MODEL_DTYPE),
+        Setting("params_dtype", allowed=(None,), why=MODEL_DTYPE),
+        Setting("pipeline_dtype", allowed=(None,), why=MODEL_DTYPE),
+        Setting("autocast_dtype", allowed=(None,), why=MODEL_DTYPE),
+    ]
+
+
+def _optimizer(precision: Precision) -> list[Setting]:
+    # With TransformerEngine the user may choose either Adam; without it only the plain one exists.
+    aware = optimizer_choice.choose(None).precision_aware
+    install = "install transformer-engine on every node, or remove use_precision_aware_optimizer"
+    scaling = "the setting is fp16_patch.loss_scaling.{}, on every backend"
+    return [
+        *(
+            Setting(theirs, sets=getattr(precision.loss_scaling, ours), stock=(MISSING,), why=scaling.format(ours))
+            for theirs, ours in SETTINGS.items()
+        ),
+        Setting(optimizer_choice.KEY, sets=aware, stock=(MISSING, None), allowed=(True, False)),
+        Setting(optimizer_choice.KEY, allowed=(False, None), why=FUSED_ADAM, next_step=install, when=not aware),
+        Setting("optimizer", allowed=(None, "adam"), why=ADAM_ONLY),
+        Setting("use_distributed_optimizer", allowed=(None, True), why=ONE_OPTIMIZER),
+        Setting("loss_scale", allowed=(None,), why="a fixed loss scale turns dynamic loss scaling off"),
+        Setting("fp16", allowed=(None, True), why=OPTIMIZER_DTYPE),
+        Setting("bf16", allowed=(None, False), why=OPTIMIZER_DTYPE),
+        Setting("params_dtype", allowed=(None,), why=OPTIMIZER_DTYPE),
+        Setting("fp8_recipe", allowed=(None,), why=OPTIMIZER_DTYPE),
+        Setting("optimizer_cpu_offload", allowed=(None, False), why=OPTIMIZER_DTYPE),
+        Setting("main_params_dtype", allowed=(None, "fp32"), why=STATE_DTYPE),
+        Setting("main_grads_dtype", allowed=(None, "fp32"), why=STATE_DTYPE),
+        Setting("exp_avg_dtype", allowed=(None, "fp32"), why=STATE_DTYPE),
+        Setting("exp_avg_sq_dtype", allowed=(None, "fp32"), why=STATE_DTYPE),
+    ]
 
 
 def _has_experts(config: DictConfig) -> bool:
-    folder = OmegaConf.select(config, "actor_rollout_ref.model.path", throw_on_missing=False)
+    folder = value_of(config, "actor_rollout_ref.model.path")
     described = describe(str(folder)) if folder else {}
     return any(part.get(name) for part in (described, described.get("text_config") or {}) for name in EXPERTS)
-
-
-def _follows_the_actor(config: DictConfig, section: str) -> bool:
-    """verl's reference interpolates to the actor's ``override_transformer_config``."""
-    engine = OmegaConf.select(config, f"{section}.megatron")
-    return bool(OmegaConf.is_interpolation(engine, "override_transformer_config"))

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``algorithm.rollout_correction`` reaches the loss it asks for, or the run is refused.
+"""The settings of ``algorithm.rollout_correction``, so that it reaches the loss it asks for.
 
 verl 0.9.1's trainer reads ``bypass_mode`` and skips its own correction (``trainer/ppo/v1/trainer_base.py``,
-``_compute_old_log_prob`` and ``_compute_advantage``), but nothing tells the workers: they keep
+``_compute_old_log_prob`` and ``_compute_advantage``), but nothing tells the workers. They keep
 ``actor.policy_loss.loss_mode=vanilla`` and train PPO-clip without importance weights, whatever ``loss_type`` says
-(verl issues 4272 and 4912). The loss that would have run is there and reads its settings from ``actor.policy_loss``:
-they only have to be handed on.
+(verl issues 4272 and 4912). The loss that should run exists and reads its settings from ``actor.policy_loss``, so the
+flag copies them there.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.config import command_line
-from fp16_patch.frameworks.verl.config.keys import MISSING, Rule
+from fp16_patch.frameworks.verl.config.setting import MISSING, Setting, value_of
+from fp16_patch.precision import Precision
 
 CORRECTION = "algorithm.rollout_correction"
 LOSS_MODE = "actor_rollout_ref.actor.policy_loss.loss_mode"
@@ -26,72 +23,37 @@ LOSS_CORRECTION = "actor_rollout_ref.actor.policy_loss.rollout_correction"
 LOG_PROBS = "actor_rollout_ref.rollout.calculate_log_probs"
 BYPASS = "bypass_mode"
 """verl's name of the mode, and of the loss that belongs to it."""
+BYPASS_KEY = f"{CORRECTION}.{BYPASS}"
 
-_BOUNDS_UNQUOTED = re.compile(r"(rollout_[ir]s_threshold)\s*[=:]\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?_[\w.]*)")
+NOT_CORRECTED = "without the rollout's log-probs verl silently corrects nothing"
+NOT_PASSED_ON = "verl does not pass it on to the loss, which would be PPO-clip"
+WRONG_LOG_PROBS = f"this loss expects the rollout's log-probs; the trainer sends its own unless {BYPASS_KEY} is true"
+ADD_BYPASS = f"add {BYPASS_KEY}=true, which sets the loss, or remove {LOSS_MODE}"
+UNREAD = f"no loss reads it unless {BYPASS_KEY} is true"
+MOVE = f"move its settings to {CORRECTION}, or set {BYPASS_KEY}=true"
+NOT_COMPUTED = "fp16_patch.keep_log_probs needs the {} log-probs, which are not computed then"
 
 
-def rules(config: DictConfig) -> Iterator[Rule]:
-    """Yield what a correction needs elsewhere in the configuration."""
-    correction = _correction(config)
+def settings(config: DictConfig, precision: Precision) -> list[Setting]:
+    """Return what the correction, and keeping the log-probs of both engines, need elsewhere."""
+    correction = read_correction(config)
     wanted = next((name for name in (BYPASS, "rollout_is", "rollout_rs") if correction.get(name)), None)
-    if wanted:
-        asked_by = f"{CORRECTION}.{wanted}={correction[wanted]}"
-        yield Rule(LOG_PROBS, True, (), "without the rollout's log-probs verl corrects nothing, in silence", asked_by)
-    if wanted == BYPASS:
-        why = "by itself it does not reach the loss, which would be PPO-clip"
-        yield Rule(LOSS_MODE, BYPASS, ("vanilla",), why, asked_by)
-        yield Rule(LOSS_CORRECTION, correction, (MISSING,), why, asked_by)
+    asked_by = f"{CORRECTION}.{wanted}={correction.get(wanted)}"
+    bypass, keep = wanted == BYPASS, precision.keep_log_probs
+    lone_loss = not bypass and value_of(config, LOSS_MODE) == BYPASS
+    pi, mu = NOT_COMPUTED.format("trainer's"), NOT_COMPUTED.format("rollout's")
+    return [
+        Setting(LOG_PROBS, sets=True, why=NOT_CORRECTED, when=wanted is not None, asked_by=asked_by),
+        Setting(LOSS_MODE, sets=BYPASS, stock=("vanilla",), why=NOT_PASSED_ON, when=bypass, asked_by=asked_by),
+        Setting(LOSS_CORRECTION, sets=correction, stock=(MISSING,), why=NOT_PASSED_ON, when=bypass, asked_by=asked_by),
+        Setting(LOSS_MODE, allowed=("vanilla",), why=WRONG_LOG_PROBS, next_step=ADD_BYPASS, when=lone_loss),
+        Setting(LOSS_CORRECTION, allowed=(None,), why=UNREAD, next_step=MOVE, when=not bypass and not lone_loss),
+        Setting(BYPASS_KEY, allowed=(False, None), why=pi, when=keep),
+        Setting(LOG_PROBS, allowed=(True,), why=mu, when=keep),
+    ]
 
 
-def unsupported(config: DictConfig) -> Iterator[Fp16PatchError]:
-    """Yield settings of the correction that verl would silently ignore or read as something else."""
-    correction = _correction(config)
-    yield from _unread(config, correction)
-    yield from _bounds_read_as_a_number(config, correction)
-
-
-def _unread(config: DictConfig, correction: dict[str, Any]) -> Iterator[Fp16PatchError]:
-    """Refuse the worker's half of bypass mode without the trainer's."""
-    if correction.get(BYPASS):
-        return
-    if OmegaConf.select(config, LOSS_MODE) == BYPASS:
-        yield Fp16PatchError(
-            f"{LOSS_MODE}={BYPASS}: this loss takes the old log-probs for the rollout's, and the trainer sends it its "
-            f"own while {CORRECTION}.{BYPASS} is not true",
-            code="setting-refused",
-            allowed=f"{CORRECTION}.{BYPASS}=true; the flag sets the loss by it",
-            next_step=f"add {CORRECTION}.{BYPASS}=true, or remove {LOSS_MODE}",
-        )
-    elif OmegaConf.select(config, LOSS_CORRECTION) is not None:
-        yield Fp16PatchError(
-            f"{LOSS_CORRECTION} is set, and no loss reads it while {CORRECTION}.{BYPASS} is not true",
-            code="setting-refused",
-            allowed=f"unset, or {CORRECTION}.{BYPASS}=true",
-            next_step=f"move its settings to {CORRECTION}",
-        )
-
-
-def _bounds_read_as_a_number(config: DictConfig, correction: dict[str, Any]) -> Iterator[Fp16PatchError]:
-    """Hydra and YAML drop an underscore: 1e-9_2 is 1e-92, which zeroes every weight, and 0.5_5 is 0.55."""
-    written = {
-        name: text for override in command_line.overrides(config) for name, text in _BOUNDS_UNQUOTED.findall(override)
-    }
-    for name, level in (("rollout_is_threshold", "rollout_is"), ("rollout_rs_threshold", "rollout_rs")):
-        value, text = correction.get(name), written.get(name)
-        too_low = name == "rollout_is_threshold" and correction.get(level) and isinstance(value, float) and value < 1
-        if isinstance(value, int | float) and (text or too_low):
-            yield Fp16PatchError(
-                f"{CORRECTION}.{name}={value!r}"
-                + (f", read from {text}" if text else " cuts even the weight 1 of a token both engines agree on"),
-                code="setting-refused",
-                allowed="one number from 1 up, or the bounds LOWER_UPPER as text",
-                next_step=f"""for bounds, quote twice, for the shell and for Hydra: '{CORRECTION}.{name}="1e-9_2"'""",
-            )
-
-
-def _correction(config: DictConfig) -> dict[str, Any]:
-    """Return the user's section with interpolations resolved; empty where there is none."""
-    section = OmegaConf.select(config, CORRECTION)
-    if not isinstance(section, DictConfig):
-        return {}
-    return {str(key): value for key, value in OmegaConf.to_container(section, resolve=True).items()}
+def read_correction(config: DictConfig) -> dict[Any, Any]:
+    """Return the user's section with interpolations resolved; empty without one."""
+    section = value_of(config, CORRECTION)
+    return dict(OmegaConf.to_container(section, resolve=True)) if isinstance(section, DictConfig) else {}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configurations of verl that the flag refuses."""
+"""What the flag refuses beyond the table of settings: combinations, models, checkpoints and packages."""

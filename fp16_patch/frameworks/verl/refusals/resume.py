@@ -10,54 +10,39 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from fp16_patch.engines.megatron.checkpoint import refuse_other_trainers
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.config.setting import SECTIONS, value_of
 from fp16_patch.loss_scaling import state_file
-from fp16_patch.precision import Precision
-
-_ROLES = {"actor": "actor_rollout_ref.actor", "critic": "critic"}
-"""A role's folder in a checkpoint (verl trainer/ppo/v1/trainer_base.py:880), and its section of the configuration."""
 
 
-def unreadable(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
-    """Every damaged or foreign file among them."""
-    checkpoint = checkpoint_to_load(config) if precision.train_dtype == "fp16" else None
-    if checkpoint is None:
-        return
-    for folder, section in _ROLES.items():
-        if "extra" not in (OmegaConf.select(config, f"{section}.checkpoint.load_contents") or []):
-            continue
-        try:
-            state_file.load(checkpoint / folder / state_file.FILE)
-        except Fp16PatchError as error:
-            yield error
-
-
-def of_other_trainers(config: DictConfig) -> Iterator[Fp16PatchError]:
-    """Refuse a checkpoint of FSDP or DeepSpeed, for a run that trains with Megatron."""
-    from fp16_patch.engines.megatron.checkpoint import refuse_other_trainers  # loads torch
-
+def problems(config: DictConfig, on_megatron: bool) -> Iterator[Fp16PatchError]:
+    """Yield the damaged and foreign files of the checkpoint. ``on_megatron``: the run trains with Megatron."""
     checkpoint = checkpoint_to_load(config)
     if checkpoint is None:
         return
-    for folder in _ROLES:
+    for role in ("actor", "critic"):  # the names of the folders too (verl trainer/ppo/v1/trainer_base.py:880)
         try:
-            refuse_other_trainers(checkpoint / folder)
+            if on_megatron:
+                refuse_other_trainers(checkpoint / role)
+            if "extra" in (value_of(config, f"{SECTIONS[role]}.checkpoint.load_contents") or []):
+                state_file.load(checkpoint / role / state_file.FILE)
         except Fp16PatchError as error:
             yield error
 
 
 def checkpoint_to_load(config: DictConfig) -> Path | None:
     """Return the folder that verl will load (trainer_base.py, ``_load_checkpoint``), or None."""
-    mode, of_this_run, given = (
-        OmegaConf.select(config, f"trainer.{key}") for key in ("resume_mode", "default_local_dir", "resume_from_path")
+    mode, own_folder, given = (
+        value_of(config, f"trainer.{key}") for key in ("resume_mode", "default_local_dir", "resume_from_path")
     )
     if mode == "resume_path" and isinstance(given, str):
         return Path(os.path.abspath(given))
-    if mode != "auto" or not isinstance(of_this_run, str):
+    if mode != "auto" or not isinstance(own_folder, str):
         return None
-    folder = Path(os.path.abspath(of_this_run))
+    folder = Path(os.path.abspath(own_folder))
     try:
         return folder / f"global_step_{int((folder / 'latest_checkpointed_iteration.txt').read_text())}"
     except (OSError, ValueError):
