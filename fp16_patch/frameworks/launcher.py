@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision.setting_names import check_overrides, check_settings
+from fp16_patch.precision.setting_names import FLAG, check_overrides, check_settings
 
 VERL = ("verl.trainer.main_ppo",)
 OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
 STARTER = "fp16_patch.frameworks.openrlhf"
-FLAG = "+precision@_global_"
 
 
 def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from fp16_patch.precision.loss_scaling import LossScaling
 DTYPES = ("train_dtype", "rollout_dtype")
 
 _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+PRECISIONS = tuple(_LONG)
 _SHORT = {long: short for short, long in _LONG.items()} | {name: name for name in _LONG} | {"half": "fp16"}
 
 

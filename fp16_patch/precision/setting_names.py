@@ -9,8 +9,9 @@ from dataclasses import fields
 
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.precision.loss_scaling import LossScaling
-from fp16_patch.precision.precision import Precision
+from fp16_patch.precision.precision import PRECISIONS, Precision
 
+FLAG = "+precision@_global_"
 PREFIX = "fp16_patch."
 NAMES = (
     *(f"{PREFIX}{field.name}" for field in fields(Precision)),
@@ -37,15 +38,25 @@ def check_settings(settings: Sequence[str]) -> None:
 
 
 def check_overrides(words: Iterable[str]) -> None:
-    """Check the words of a command line that begin with ``fp16_patch.``; ignore the others.
+    """Check the words of a command line that begin with ``fp16_patch.``, and the flag; ignore the others.
 
-    Hydra's own error would advise to add the key with a ``+``.
+    Hydra's own error would advise to add the key with a ``+``, or list its search path.
 
     Raises:
-        Fp16PatchError: If a setting is unknown; names every one.
+        Fp16PatchError: If a setting or the flag's precision is unknown; names every one.
     """
     problems = []
     for word in words:
+        chosen = word.removeprefix(f"{FLAG}=")
+        if chosen != word and chosen.isalnum() and chosen not in (*PRECISIONS, "null"):
+            problems.append(
+                Fp16PatchError(
+                    f"{word} is not a precision",
+                    code="not-a-precision",
+                    allowed=", ".join(PRECISIONS),
+                    next_step=f"set {FLAG}=fp16",
+                )
+            )
         name = word.lstrip("+").partition("=")[0]
         if not name.startswith(PREFIX) or name in NAMES:
             continue

@@ -13,11 +13,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 class PrecisionSearchPath(SearchPathPlugin):
     """Add ``fp16_patch.frameworks.verl.conf`` to the search path, and change nothing else.
 
-    It also checks the settings: once Hydra reads the command line, a misspelt one is Hydra's error.
+    It also checks the flag and the settings: once Hydra reads the command line, a misspelt one is Hydra's error.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the folder of the config group. Exit with 2 if a setting beside the flag is misspelt."""
+        """Append the folder of the config group. Exit with 2 if the flag or a setting is misspelt."""
         if any(word.startswith("+precision@_global_") for word in sys.argv[1:]):
             _check_settings(sys.argv[1:])
         search_path.append(provider="fp16_patch", path="pkg://fp16_patch.frameworks.verl.conf")

@@ -47,6 +47,7 @@ def test_an_interpreter_without_the_package_is_named(tmp_path: Path, capsys: pyt
         (["fp16_patch.x=1"], VERL, "unknown-setting", "fp16_patch.x=1"),
         (["fp16_patch.init_scale=1"], OPENRLHF, "unknown-setting", "fp16_patch.loss_scaling.init_scale?"),
         ([], [*VERL, "+fp16_patch.rolout_dtype=bf16"], "unknown-setting", "fp16_patch.rollout_dtype?"),
+        ([], [*VERL, "+precision@_global_=fp61"], "not-a-precision", "+precision@_global_=fp61"),
         ([], [], "command-not-supported", "python -m verl.trainer.main_ppo"),
         ([], ["torchrun", "-m", "verl.trainer.main_ppo"], "command-not-supported", "torchrun"),
         ([], ["python", "train.py"], "command-not-supported", "python train.py"),

@@ -72,6 +72,13 @@ def test_a_misspelt_setting(tmp_path):
     assert "Could not override" not in done.stderr
 
 
+def test_a_misspelt_precision(tmp_path):
+    """Hydra would list its search path."""
+    done = launch("+precision@_global_=fp61", cwd=tmp_path)
+    assert_refused(done, "+precision@_global_=fp61", "fp16, bf16, fp32")
+    assert "MissingConfigException" not in done.stderr
+
+
 @pytest.mark.faults
 def test_an_unsupported_verl(tmp_path, other_verl):
     done = launch(path=other_verl(version="0.8.0"), cwd=tmp_path)

@@ -29,7 +29,7 @@ class Setting:
     stock: tuple[Any, ...] = ()
     """verl's own values, which the flag replaces. Any other value is the user's, and contradicts the flag."""
     allowed: tuple[Any, ...] = ()
-    """Values that may stay, in any spelling of a dtype, the recommended one first. None: unset. Empty: only ``sets``."""
+    """Values that may stay, the recommended one first. None: unset. A dtype: any spelling. Empty: only ``sets``."""
     next_step: str | None = None
     """None: set the first allowed value, or remove the key."""
     when: bool = True
