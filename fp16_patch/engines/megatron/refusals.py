@@ -42,14 +42,14 @@ def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]
 def refused_release(name: str = releases.DISTRIBUTION, versions: str = releases.RELEASES) -> list[Fp16PatchError]:
     """Return an error unless a supported release of the package is installed; imports nothing."""
     found, wanted = installed_version([name]), f"{name}{versions}"
+    install = f"pip install '{wanted}'"
     if found is None:
-        what, code, next_step = f"{name} is not installed", "not-installed", f"pip install '{wanted}'"
-    elif not SpecifierSet(versions).contains(found, prereleases=True):
-        what, code = f"{name} {found} is installed; fp16-patch was tested with another release", "release-not-supported"
-        next_step = f"pip install '{wanted}', or an fp16-patch release that knows {found}"
-    else:
+        return [Fp16PatchError(f"{name} is not installed", code="not-installed", allowed=wanted, next_step=install)]
+    if SpecifierSet(versions).contains(found, prereleases=True):
         return []
-    return [Fp16PatchError(what, code=code, allowed=wanted, next_step=next_step)]
+    what = f"{name} {found} is installed; fp16-patch was tested with another release"
+    next_step = f"{install}, or an fp16-patch release that knows {found}"
+    return [Fp16PatchError(what, code="release-not-supported", allowed=wanted, next_step=next_step)]
 
 
 def refused_optimizer(name: str) -> list[Fp16PatchError]:
