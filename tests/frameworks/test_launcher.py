@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch run``: whose command becomes what."""
+"""``fp16-patch run``: the command that is executed for each framework."""
 
 from __future__ import annotations
 

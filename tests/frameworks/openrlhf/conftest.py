@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> Callable[..., Any]:
-    """OpenRLHF's arguments, nested as OpenRLHF nests them; what the flag does not read is left out."""
+    """Return a maker of OpenRLHF's nested arguments. Those that the flag does not read are left out."""
     pytest.importorskip("openrlhf.utils.config", reason="OpenRLHF is not installed")
     from openrlhf.utils.config import hierarchize
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What OpenRLHF's importance correction makes of a loss. Run by ``test_measuring_mismatch.py``; prints JSON."""
+"""Print as JSON which importance corrections of OpenRLHF change the loss. ``test_measuring_mismatch.py`` runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIPPING = {**MEASURING, "is_correction_threshold": [0.0, 5.0]}
 
 
 def loss_and_gradient(kind: str, correction: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of one batch, whose rollout is far from its policy: ratios from e-9 to e+9."""
+    """Return both for a batch whose rollout is far from its policy: ratios from e-9 to e+9."""
     draw = torch.Generator().manual_seed(1)
     log_probs = (-3 * torch.rand(SHAPE, generator=draw)).requires_grad_()
     old = log_probs.detach() + 0.1 * torch.randn(SHAPE, generator=draw)
@@ -34,7 +34,7 @@ def loss_and_gradient(kind: str, correction: dict[str, Any]) -> tuple[torch.Tens
 
 
 def same(kind: str, correction: dict[str, Any]) -> bool:
-    """Whether every bit is as it is without correction."""
+    """Return whether loss and gradient equal those without correction, bit for bit."""
     return all(map(torch.equal, loss_and_gradient(kind, {}), loss_and_gradient(kind, correction)))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way docs/openrlhf.md names to measure the mismatch without correcting it, on OpenRLHF's own loss."""
+"""Measure the mismatch without correcting it, as docs/openrlhf.md describes, on OpenRLHF's own loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FACTS = Path(__file__).with_name("policy_loss_facts.py")
 
 @pytest.fixture(scope="module")
 def unchanged() -> dict[str, bool]:
-    """Loss and correction -> whether loss and gradient are bit for bit those of no correction."""
+    """Return loss and correction -> whether loss and gradient equal those without correction, bit for bit."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     done = subprocess.run(
         [sys.executable, str(FACTS)], capture_output=True, text=True, timeout=110, check=False, env=environment

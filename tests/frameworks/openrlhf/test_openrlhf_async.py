@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The async trainer's processes: what each must show, and who keeps what was said before the two loops began."""
+"""The async trainer's processes: the patches that each must show, and the reports kept from before its two loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHIPPED = tuple(patch for patch in reports.REQUIRED[ProcessKind.ASYNC_CONTROLLER
 
 
 def controller(without: Patch | None = None) -> Any:
-    """What ``gather`` reads of the async controller, its class patched in the driver; no models, no vLLM."""
+    """Return what ``gather`` reads of the async controller, whose class the driver has patched; no models, no vLLM."""
     methods: dict[str, Any] = {}
     for patch in SHIPPED:
 
@@ -42,14 +42,14 @@ def controller(without: Patch | None = None) -> Any:
     return made(args=SimpleNamespace(train=SimpleNamespace(async_enable=True), vllm=vllm), vllm_engines=[], **groups)
 
 
-def said(kind: str, *patches: Patch) -> dict[str, list[dict[str, Any]]]:
+def report_of(kind: str, *patches: Patch) -> dict[str, list[dict[str, Any]]]:
     ledger = Ledger()
     for patch in patches:
         ledger.record(LedgerEntry(patch.name, patch.target, "applied", "0.11.2", "", patch.process_names))
     return {kind: [this_process(kind, ledger, {})]}
 
 
-COORDINATOR = said("coordinator", *reports.REQUIRED[ProcessKind.COORDINATOR])
+COORDINATOR = report_of("coordinator", *reports.REQUIRED[ProcessKind.COORDINATOR])
 
 
 def refused(ask: Callable[..., Any], *given: Any) -> Fp16PatchError:
@@ -65,19 +65,19 @@ def test_its_patches_fit_the_installed_source() -> None:
         assert finding.outcome == "applied", finding.message
 
 
-def test_without_the_coordinator_s_check_nothing_is_proven() -> None:
+def test_without_the_coordinator_s_check_processes_are_missing() -> None:
     check_error(refused(reports.gather, controller()), "process-missing", "sampler", "coordinator")
 
 
 def test_a_sampler_that_forbids_the_first_eos_is_named() -> None:
-    extra = COORDINATOR | said("sampler")
+    extra = COORDINATOR | report_of("sampler")
     error = refused(reports.keep_and_gather, controller(), extra)
     check_error(error, "patch-missing", "sampler (pid", "openrlhf-first-token")
     assert "coordinator" not in str(error)
 
 
 def test_a_controller_whose_class_came_unpatched_is_named() -> None:
-    extra = COORDINATOR | said("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
+    extra = COORDINATOR | report_of("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
     missing, *others = SHIPPED
     error = refused(reports.keep_and_gather, controller(without=missing), extra)
     check_error(error, "patch-missing", missing.name)
@@ -85,10 +85,10 @@ def test_a_controller_whose_class_came_unpatched_is_named() -> None:
     assert "sampler (pid" not in str(error)
 
 
-def test_what_was_said_before_the_loops_began_is_kept() -> None:
+def test_reports_from_before_the_loops_are_kept() -> None:
     made = controller()
-    extra = COORDINATOR | said("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
+    extra = COORDINATOR | report_of("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
     for error in (refused(reports.keep_and_gather, made, extra), refused(reports.gather, made)):
         assert "sampler" not in str(error)
         assert "coordinator" not in str(error)
-        check_error(error, "process-missing", "vLLM server")  # what is not there must still be missed
+        check_error(error, "process-missing", "vLLM server")  # processes that never reported are still missing
