@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fp16_patch.loss_scaling.state_file import HISTORY, validate
@@ -26,9 +26,10 @@ class Counts:
 
 
 class ScaleRule:
-    """Move the scale within ``min_scale`` and ``max_scale``. Overflows use up the hysteresis first.
+    """Move the scale within ``min_scale`` and ``max_scale``: lower it after overflows, raise it after a quiet interval.
 
-    The rule computes with powers of two only, so it gives the same numbers as FP32 on any device.
+    The scale is lowered by the last of ``hysteresis`` overflows and by each further one, until it has grown again. The
+    rule computes with powers of two only, so it gives the same numbers as FP32 on any device.
     """
 
     def __init__(self, settings: LossScaling) -> None:
@@ -37,6 +38,7 @@ class ScaleRule:
         self.growth_tracker = 0
         """Updates without an overflow since the last one, or since the scale last grew."""
         self.hysteresis_left = settings.hysteresis
+        """Overflows until the scale is lowered; 1: by the next one."""
         self.counts = Counts()
         self.history: deque[tuple[int, float]] = deque([(0, settings.init_scale)], maxlen=HISTORY)
         """(updates so far, scale from then on), oldest first."""
@@ -52,12 +54,7 @@ class ScaleRule:
     ) -> ScaleRule:
         """Return a rule with the scale and trackers of an engine's own scaler, clamped to ``settings``."""
         rule = cls(settings)
-        rule.scale = rule.clamp(2.0 ** math.floor(math.log2(scale)))
-        rule.growth_tracker = min(max(growth_tracker, 0), settings.growth_interval - 1)
-        rule.hysteresis_left = min(max(hysteresis_left, 1), settings.hysteresis)
-        rule.counts = counts or Counts()
-        if rule.scale != rule.history[-1][1]:
-            rule.history.append((rule.counts.updates, rule.scale))
+        rule._resume(2.0 ** math.floor(math.log2(scale)), growth_tracker, hysteresis_left, counts or Counts())
         return rule
 
     def update(self, *, skipped: bool) -> None:
@@ -80,14 +77,11 @@ class ScaleRule:
         self.set_scale(scale)
 
     def set_scale(self, scale: float) -> None:
-        """Set the scale to ``scale``, clamped, and record the change in counts and history."""
+        """Set the scale to ``scale``, clamped, and record a change in counts and history."""
         before, self.scale = self.scale, self.clamp(scale)
-        if self.scale > before:
-            self.counts.growths += 1
-        elif self.scale < before:
-            self.counts.backoffs += 1
-        if self.scale != before:
-            self.history.append((self.counts.updates, self.scale))
+        self.counts.growths += self.scale > before
+        self.counts.backoffs += self.scale < before
+        self._record_scale()
 
     def clamp(self, scale: float) -> float:
         """Return ``scale``, or the nearest of ``min_scale`` and ``max_scale``."""
@@ -114,12 +108,19 @@ class ScaleRule:
             Fp16PatchError: :meth:`state_dict` cannot have returned this. Nothing is changed then.
         """
         state = validate(state_dict)
-        settings = self.settings
-        restart = settings.init_scale != state["settings"]["init_scale"]
-        self.scale = settings.init_scale if restart else self.clamp(state["scale"])
-        self.growth_tracker = 0 if restart else min(state["growth_tracker"], settings.growth_interval - 1)
-        self.hysteresis_left = settings.hysteresis if restart else min(state["hysteresis_left"], settings.hysteresis)
-        self.counts = Counts(**{field.name: state["counts"][field.name] for field in fields(Counts)})
-        self.history = deque([(updates, value) for updates, value in state["history"]], maxlen=HISTORY)
+        self.history = deque(((updates, scale) for updates, scale in state["history"]), maxlen=HISTORY)
+        position = (state["scale"], state["growth_tracker"], state["hysteresis_left"])
+        if state["settings"]["init_scale"] != self.settings.init_scale:
+            position = (self.settings.init_scale, 0, self.settings.hysteresis)
+        self._resume(*position, Counts(**state["counts"]))
+
+    def _resume(self, scale: float, growth_tracker: int, hysteresis_left: int, counts: Counts) -> None:
+        """Continue from these values, clamped to the settings."""
+        self.scale, self.counts = self.clamp(scale), counts
+        self.growth_tracker = min(max(growth_tracker, 0), self.settings.growth_interval - 1)
+        self.hysteresis_left = min(max(hysteresis_left, 1), self.settings.hysteresis)
+        self._record_scale()
+
+    def _record_scale(self) -> None:
         if self.scale != self.history[-1][1]:
             self.history.append((self.counts.updates, self.scale))

@@ -21,8 +21,7 @@ from fp16_patch.precision.loss_scaling import LossScaling
 class ScalerBase:
     """Hold the scale rule of one loss scaler.
 
-    A subclass moves the scale by ``rule`` and shows it to its engine, through the engine's own scaler class where
-    there is one.
+    A subclass moves the scale by ``rule`` and passes it on to its engine, if possible through the engine's own scaler.
     """
 
     process_group: Any = None
@@ -46,11 +45,6 @@ class ScalerBase:
     def history(self) -> deque[tuple[int, float]]:
         """Return (updates so far, scale from then on), oldest first."""
         return self.rule.history
-
-    @property
-    def hysteresis_left(self) -> int:
-        """Return which overflow from now on lowers the scale; 1 is the next one."""
-        return self.rule.hysteresis_left
 
     def get_scale(self) -> float:
         """Return the scale of the current update."""
@@ -86,7 +80,7 @@ class ScalerBase:
     ) -> tuple[float | None, float | None]:
         """Return headroom in bits and underflow share, measured on one slice of ``gradients``; collective.
 
-        Set ``unscaled`` where the gradients were already divided by the scale.
+        Set ``unscaled`` if the gradients are divided by the scale already.
         """
         num_slices, updates, scale = self.headroom.num_slices, self.counts.updates, self.get_scale()
         one_slice = list(gradient_slice(list(gradients), updates % num_slices, num_slices))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save and load a scaler's state: one small JSON file beside a checkpoint, checked before it is used."""
+"""Save and load a scaler's state: one small JSON file next to a checkpoint, checked before it is used."""
 
 from __future__ import annotations
 
@@ -104,12 +104,12 @@ def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
 
 
 def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str]:
-    """Yield why no series of updates leads to this state. A program may have set a scale that is not a power of two."""
+    """Yield why no series of updates leads to this state. A program may set a scale that is not a power of two."""
     counts, history = state["counts"], state["history"]
     if not settings.min_scale <= state["scale"] <= settings.max_scale:
         yield f"scale={state['scale']:g} is not within its min_scale and max_scale"
     if state["growth_tracker"] >= settings.growth_interval:
-        yield f"growth_tracker={state['growth_tracker']} reaches its growth_interval={settings.growth_interval}"
+        yield f"growth_tracker={state['growth_tracker']} is not below its growth_interval={settings.growth_interval}"
     if not 1 <= state["hysteresis_left"] <= settings.hysteresis:
         yield f"hysteresis_left={state['hysteresis_left']} is not 1 to its hysteresis={settings.hysteresis}"
     if not counts["consecutive"] <= counts["skipped"] <= counts["updates"]:
@@ -122,15 +122,13 @@ def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str
     if len(history) < HISTORY:  # all of it is there
         (first, start), moves = history[0], counts["growths"] + counts["backoffs"]
         if first != 0 or math.frexp(start)[0] != 0.5:
-            yield f"history starts at {history[0]!r}, and not at update 0 with an init_scale"
+            yield f"history starts at {history[0]!r}, not at update 0 with an init_scale"
         if moves >= len(history):
             yield f"counts={counts!r} and a history of {len(history)} scales contradict each other"
 
 
 def _scale(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _count(value: object) -> bool:
@@ -146,6 +144,6 @@ def _unusable(why: str, path: str | Path | None) -> Fp16PatchError:
     return Fp16PatchError(
         f"{where} cannot be used: {why}",
         code="scaler-state-unusable",
-        allowed=f"what this package wrote beside a checkpoint as {FILE}",
-        next_step="restore the file from a copy, or remove it to start at init_scale with a warning",
+        allowed=f"what this package wrote next to a checkpoint as {FILE}",
+        next_step="restore the file from a copy, or remove it: training then starts at init_scale, with a warning",
     )

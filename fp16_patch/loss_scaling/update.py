@@ -28,27 +28,22 @@ class Update:
     """Statistics of its gradients; None where the engine checked them itself."""
     headroom_bits: float | None = None
     """How often the scale could have doubled before the largest gradient of the last 16 updates reached 65504. None
-    on a skipped update and where it was not measured."""
+    on a skipped update, and if it was not measured."""
     underflow_share: float | None = None
     """Share of gradient elements that are exactly zero, mean of the last 16 updates; None as for the headroom."""
 
 
 def describe(update: Update, counts: Counts) -> dict[str, float]:
     """Return the metrics of one update. Average them over updates, except names with max or min in them."""
-    metrics = {
+    measured = {"grad_underflow_share": update.underflow_share, "grad_headroom_bits/min": update.headroom_bits}
+    return {
         "loss_scale": update.loss_scale,
         "update_skipped": float(update.skipped),
         "updates_skipped_total/max": float(counts.skipped),
         "updates_skipped_in_a_row/max": float(counts.consecutive),
         "loss_scale_growths_total/max": float(counts.growths),
+        **{name: value for name, value in measured.items() if value is not None},
     }
-    if not update.skipped:
-        headroom = {
-            "grad_underflow_share": update.underflow_share,
-            "grad_headroom_bits/min": update.headroom_bits,
-        }
-        metrics |= {name: value for name, value in headroom.items() if value is not None}
-    return metrics
 
 
 def combined(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -208,7 +208,7 @@ def test_a_ceiling_does_not_take_hysteresis_away() -> None:
     scaler = new_scaler(LossScaling(growth_interval=2, hysteresis=2, max_scale=65536.0))
     for overflow in (OVERFLOW, GOOD, GOOD):
         update(scaler, overflow)
-    assert scaler.hysteresis_left == 2
+    assert scaler.rule.hysteresis_left == 2
     update(scaler, OVERFLOW)
     assert scaler.get_scale() == 65536.0
 
