@@ -2,7 +2,7 @@
 #                   (FRAMEWORK=openrlhf: in a real OpenRLHF run)
 # make recipes-toy  run the toy section of every recipe, about two hours (RECIPES="sanity-gspo ...": those), and write
 #                   docs/recipes-toy.md
-# make toy-experiment  SEEDS="1 2 ...": how much mismatch training bears, into docs/results-toy.md; 20 minutes a run on two
+# make toy-experiment  SEEDS="1 2 ...": how much mismatch training tolerates, into docs/results-toy.md; 20 minutes a run on two
 #                   busy cores, 18 runs or 6 hours a seed (ARMS="bits-5 ...", RECIPES="dose-response": those)
 # make test         set up everything and run every check and test but the faults, two folders of tests at a time
 #                   (JOBS=0: one after the other)

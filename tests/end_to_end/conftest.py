@@ -35,7 +35,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> ToyTask:
-    """Return the toy world with an untrained model, made once for all workers of the session."""
+    """Return the toy task with an untrained model, made once for all workers of the session."""
     folder = make_once(tmp_path_factory, "untrained", lambda folder: untrained_toy_task(folder / "world"))
     return ToyTask(folder / "world", json.loads((folder / "world" / "world.json").read_text()))
 

@@ -32,7 +32,7 @@ def run_arm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: p
         for name, settings in toy.TOY_TASKS.items():
             monkeypatch.setitem(toy.TOY_TASKS, name, dataclasses.replace(settings, **BARELY_TRAINED))
         name = load(find(recipe), "toy").world
-        assert name is not None, f"{recipe} has no toy world"
+        assert name is not None, f"{recipe} has no toy task"
         made = make_once(
             tmp_path_factory, name, lambda folder: toy.build(folder / "world", settings=toy.TOY_TASKS[name])
         )
