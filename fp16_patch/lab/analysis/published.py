@@ -70,11 +70,9 @@ def compare_with_paper(
     is_toy = recipe.scale == "toy" or recipe.world is not None
     changed = [] if is_toy else deviations(recipe, arm)
     rows = []
+    toy: _Own = None, None, NOT_COMPARABLE, "toy scale"
     for number in _published(recipe).get(arm.name, ()):
-        if is_toy:
-            own: _Own = None, None, NOT_COMPARABLE, "toy scale"
-        else:
-            own = _compare(number, arm, offline, window, changed)
+        own = toy if is_toy else _compare(number, arm, offline, window, changed)
         facts = number.what, number.value, number.tolerance, number.step, number.source, number.note
         rows.append(PaperComparison(arm.name, *facts, *own))
     return rows

@@ -83,14 +83,16 @@ def _output_directory(runs: Sequence[Run], out: Path | None) -> Path:
     folders = [run.folder for run in runs]
     if out is None and (len(folders) > 1 or folders[0] is None):
         raise Fp16PatchError(
-            "a report over several or imported runs has no default folder", code="out-missing", next_step="give --out"
+            "--out is not given; several runs, or logs, have no default folder for the report",
+            code="out-missing",
+            next_step="add --out with a folder",
         )
     out = out or folders[0]
     assert out is not None
     own = len(folders) == 1 and folders[0] is not None and folders[0].resolve() == out.resolve()
     if (out / "recipe.yaml").exists() and not own:
         raise Fp16PatchError(
-            f"--out {out} is a run directory with a report of its own",
+            f"--out {out} is a run directory, which has its own report",
             code="output-in-the-way",
             next_step="choose another --out",
         )

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,20 +28,7 @@ COLOURS = {
     "fp32": ("#555555", "#999999"),
 }
 LINES = ("-", "--", ":", "-.")
-STYLE: dict[str, Any] = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 2.5,
-    "legend.frameon": False,
-}
+STYLE = Path(__file__).with_name("figure.mplstyle")
 GREY = "#666666"
 _DPI, _MAX_MARKERS = 130, 60
 

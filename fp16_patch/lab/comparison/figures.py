@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -39,7 +39,7 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, Path]:
     curves, window = build_curves(comparison), comparison.window
     panels: dict[str, Panel] = {"prob_diff": _prob_diff, "kl": _kl, "pi_minus_mu": _extremes}
     files = {name: folder / f"{name}.png" for name in ("figure", "overview", *panels, "loss_scale")}
-    with mpl.rc_context(STYLE):
+    with style.context(STYLE):
         draw_paper_figure(curves, window, files["figure"])
         for name, panel in panels.items():
             figure = new_figure(_INCHES)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     "verl.utils.torch_functional:logprobs_from_logits_v2",
     release=VERL,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Log-probs rounded to the training dtype: BF16's mismatch reads about five times too large. CUDA "
-    "autocast, or flash-attn's cross entropy, gives FP32.",
+    reason="CPU autocast rounds log-probs to the training dtype, which makes BF16's mismatch look about five times "
+    "too large. CUDA autocast and flash-attn's cross entropy compute them in FP32.",
     upstream="CPU autocast's op lists differ from CUDA's by design",
     remove_when="CPU autocast runs log_softmax in FP32",
 )
@@ -34,7 +34,8 @@ def _cpu_logprobs_fp32(original: Any, logits: torch.Tensor, labels: torch.Tensor
     "verl.utils.torch_functional:entropy_from_logits",
     release=VERL,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Softmax, products and sum rounded to the training dtype; CUDA autocast runs the softmax in FP32.",
+    reason="CPU autocast rounds the softmax, the products and the sum to the training dtype. CUDA autocast computes "
+    "the softmax in FP32.",
     upstream="CPU autocast's op lists differ from CUDA's by design",
     remove_when="CPU autocast runs softmax in FP32",
 )

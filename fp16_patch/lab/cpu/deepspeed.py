@@ -13,8 +13,8 @@ from fp16_patch.patching import ProcessKind, replace, wrap
     "deepspeed.accelerator.cpu_accelerator:CPU_Accelerator.is_fp16_supported",
     release=DEEPSPEED,
     processes={ProcessKind.TRAINER_RANK},
-    reason="DeepSpeed refuses FP16 where oneDNN has no FP16 kernels. matmul.py computes the products itself, and "
-    "PyTorch has every other operator in Half.",
+    reason="DeepSpeed refuses FP16 if oneDNN has no FP16 kernels. matmul.py computes FP16 products itself, and "
+    "PyTorch has every other operator in FP16.",
     upstream="DeepSpeed asks oneDNN, not PyTorch; not reported",
     remove_when="DeepSpeed allows FP16 on any CPU",
     fingerprint="3ca8114c0b66cedb",
@@ -27,8 +27,8 @@ def _cpu_deepspeed_fp16(self: Any) -> bool:
     "deepspeed.comm.torch:build_shm_op",
     release=DEEPSPEED,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Compiles a C++ all-reduce for ranks of one machine: a minute at start-up, and a compiler. gloo gives "
-    "the same sums.",
+    reason="DeepSpeed compiles a C++ all-reduce for the ranks of one machine, which takes a minute at start-up and "
+    "needs a compiler. gloo gives the same sums.",
     upstream="no setting turns it off; not reported",
     remove_when="DeepSpeed has a setting for it",
     fingerprint="5ee7daeb8dd5b011",
@@ -42,8 +42,8 @@ def _cpu_deepspeed_no_shared_memory_op() -> None:
     also_bound=("openrlhf.utils.deepspeed.deepspeed:get_train_ds_config",),
     release=OPENRLHF,
     processes={ProcessKind.TRAINER_RANK},
-    reason="DeepSpeed compiles its fused Adam at start-up. Its own setting torch_adam takes torch.optim.AdamW, "
-    "the same algorithm; OpenRLHF has no argument for it.",
+    reason="DeepSpeed compiles its fused Adam at start-up. Its setting torch_adam selects torch.optim.AdamW, the same "
+    "algorithm. OpenRLHF has no argument for it.",
     upstream="OpenRLHF passes no setting of its optimizer through; not reported",
     remove_when="OpenRLHF can set torch_adam",
 )

@@ -23,8 +23,8 @@ TIMEOUT = timedelta(minutes=5)
 class GlooBroadcast:
     """Implement the part of vLLM's PyNcclCommunicator that weight updates use. Values arrive bit for bit, in any dtype.
 
-    As with NCCL, the trainer waits neither for the receivers to connect nor for them to receive. It goes on and asks
-    Ray for their results, so that an error in a receiver ends the run instead of hanging it.
+    As with NCCL, the trainer does not wait for the receivers to connect or to receive. It continues and asks Ray for
+    their results, so that an error in a receiver ends the run instead of hanging it.
     """
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
@@ -69,8 +69,8 @@ class GlooBroadcast:
     also_bound=("openrlhf.trainer.ray.ppo_actor:stateless_init_process_group",),
     release=OPENRLHF,
     processes={ProcessKind.TRAINER_RANK, ProcessKind.VLLM_WORKER},
-    reason="Weight updates go through vLLM's NCCL communicator, which needs GPUs, whatever --vllm.sync_backend "
-    "says. The one method that is used, over gloo.",
+    reason="OpenRLHF sends weight updates through vLLM's NCCL communicator, which needs GPUs, whatever "
+    "--vllm.sync_backend says. The patch sends them over gloo.",
     upstream="--vllm.sync_backend is not passed on to stateless_init_process_group; not reported",
     remove_when="--vllm.sync_backend gloo updates weights over gloo",
     fingerprint="0f4de7e6719a9922",

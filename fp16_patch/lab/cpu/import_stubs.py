@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import when_imported
 from fp16_patch.patching.binding import is_initialising
 
@@ -49,8 +50,52 @@ class StubFinder(MetaPathFinder, Loader):
                 del sys.modules[name]
 
 
-def install_stub(importer: str, names: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make ``importer`` importable without the library in this process. Idempotent."""
+def install_flash_attention() -> None:
+    """Make OpenRLHF's models importable without flash-attn in this process. Idempotent.
+
+    ``openrlhf.models.ring_attn_utils`` imports five of its names at the top, for sequence packing and ring attention.
+    transformers, which checks for flash-attn to choose an attention, still finds that it is not installed.
+    """
+    missing = _unavailable(
+        "sequence packing and ring attention need flash-attn, which has no CPU build",
+        "leave out --ds.packing_samples and --ds.ring_attn_size",
+    )
+    padding = dict.fromkeys(("index_first_axis", "pad_input", "rearrange", "unpad_input"), missing)
+    names: dict[str, dict[str, Any]] = {
+        "flash_attn": {},
+        "flash_attn.bert_padding": padding,
+        "flash_attn.utils": {},
+        "flash_attn.utils.distributed": {"all_gather": missing},
+    }
+    _install("openrlhf.models.ring_attn_utils", names)
+
+
+def install_transformer_engine() -> None:
+    """Make megatron-bridge importable without TransformerEngine in this process. Idempotent.
+
+    Its two LoRA modules import TransformerEngine at the top and subclass its linear layer, whether or not a run uses
+    LoRA. megatron-core, which checks for TransformerEngine, still finds that it is not installed.
+    """
+    missing = _unavailable(
+        "this layer needs TransformerEngine, which has no CPU build",
+        "turn off the option that uses it, such as LoRA on a layer of TransformerEngine",
+    )
+    layers = {"Linear": missing, "LayerNormLinear": missing, "ops": SimpleNamespace(Sequential=missing)}
+    for importer in ("megatron.bridge.peft.lora_layers", "megatron.bridge.peft.lora"):
+        _install(importer, {"transformer_engine": {}, "transformer_engine.pytorch": layers})
+
+
+def _unavailable(what: str, next_step: str) -> type:
+    """Return a stand-in for a function or class. A call raises; no object is an instance of it."""
+
+    class Unavailable:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise Fp16PatchError(what, code="no-cpu-build", next_step=next_step)
+
+    return Unavailable
+
+
+def _install(importer: str, names: Mapping[str, Mapping[str, Any]]) -> None:
     if not any(isinstance(finder, StubFinder) and finder._importer == importer for finder in sys.meta_path):
         stubs = StubFinder(importer, names)
         sys.meta_path = [*sys.meta_path, stubs]

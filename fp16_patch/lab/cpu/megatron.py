@@ -10,7 +10,7 @@ This is a separate module because Megatron has no device interface: once Megatro
 
 from __future__ import annotations
 
-from fp16_patch.lab.cpu import matmul, megatron_import, torch_cuda, transformer_engine
+from fp16_patch.lab.cpu import import_stubs, matmul, megatron_import, torch_cuda
 from fp16_patch.lab.cpu.plan import MEGATRON_PATCHES
 from fp16_patch.patching import apply, plan, register_import_hooks, when_imported
 
@@ -19,7 +19,7 @@ def activate() -> None:
     """Register the import hooks that apply the patches; those of torch are applied when Megatron is imported."""
     megatron_import.allow()
     matmul.enable()
-    transformer_engine.install_stub()
+    import_stubs.install_transformer_engine()
     when_imported("megatron.core", lambda _module: apply(torch_cuda.MEGATRON_PATCHES))
     register_import_hooks(plan(MEGATRON_PATCHES))
 

@@ -19,8 +19,8 @@ OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
     f"{OPTIMIZER}.state_dict",
     release=MEGATRON_CORE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Asserts that torch's Adam has counted its steps, which it does from the first one on: a checkpoint can "
-    "neither be loaded into a new process nor saved before an update was made.",
+    reason="state_dict asserts that torch's Adam has counted its steps, which Adam does only from its first step on. "
+    "A checkpoint can then neither be loaded into a new process nor saved before the first update.",
     upstream="not reported",
     remove_when="DistributedOptimizer.state_dict works on an optimizer that has not stepped",
 )
@@ -39,11 +39,11 @@ def _cpu_megatron_adam_before_steps(original: Any, self: Any) -> Any:
     f"{OPTIMIZER}.load_state_dict",
     release=MEGATRON_CORE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="All parameters are given one count together, which each then advances, and the format dp_reshardable "
-    "leaves it at zero: after loading, bias correction is wrong and training goes another way, silently. The "
-    "count that was saved is given to each parameter.",
+    reason="load_state_dict gives all parameters one shared step count, which each of them advances, and the format "
+    "dp_reshardable leaves it at zero. Bias correction is then wrong, without an error. The patch gives each "
+    "parameter its own count, as saved.",
     upstream="not reported",
-    remove_when="DistributedOptimizer.load_state_dict gives every parameter a step of its own, the one saved",
+    remove_when="DistributedOptimizer.load_state_dict gives every parameter its own step count, as saved",
 )
 def _cpu_megatron_adam_steps(original: Any, self: Any, state_dict: Any) -> None:
     import torch
@@ -59,8 +59,9 @@ def _cpu_megatron_adam_steps(original: Any, self: Any, state_dict: Any) -> None:
     f"{OPTIMIZER}._set_main_param_and_optimizer_states",
     release=MEGATRON_CORE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Copies every state that torch's Adam has, the count too, but the format that is independent of the "
-    "layout holds no count for a parameter: loading it ends in a KeyError. The group's count is set afterwards.",
+    reason="Megatron copies every state of torch's Adam, including the step count. The format that is independent of "
+    "the layout has no count per parameter, so loading ends in a KeyError. The patch passes the current count; the "
+    "saved one is set afterwards.",
     upstream="not reported",
     remove_when="DistributedOptimizer loads fully_reshardable checkpoints into torch's Adam",
 )

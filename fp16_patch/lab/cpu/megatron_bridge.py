@@ -16,9 +16,9 @@ _LOCAL_EXPERT = re.compile(r"\.local_experts\.(\d+)\.(.+)$")
     "megatron.bridge.models.gpt_provider:transformer_engine_layer_spec",
     release=MEGATRON_BRIDGE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="The layers of every GPT model are TransformerEngine's, unless the provider is given others, which no "
-    "configuration file can do. The bridge has a specification of megatron-core's own layers, and knows "
-    "their names in Hugging Face's checkpoints.",
+    reason="The bridge builds every GPT model from TransformerEngine's layers unless the provider is given others, "
+    "which no configuration file can do. It also has a specification of megatron-core's own layers, and knows their "
+    "names in Hugging Face checkpoints.",
     upstream="no setting chooses local_layer_spec; not reported",
     remove_when="transformer_impl=local is enough",
     fingerprint="7c731a4f475ae329",
@@ -33,8 +33,8 @@ def _cpu_megatron_bridge_local_layers(config: Any) -> Any:
     "megatron.bridge.models.conversion.param_mapping:MegatronParamMapping.scatter_to_tp_ranks",
     release=MEGATRON_BRIDGE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="gloo reads a part that is not contiguous as if it were: row-parallel weights arrive as others, without "
-    "an error.",
+    reason="gloo reads a tensor that is not contiguous as if it were. Row-parallel weights arrive wrong, without an "
+    "error.",
     upstream="torch.distributed.scatter over gloo does not check; not reported",
     remove_when="gloo refuses, or copies, parts that are not contiguous",
 )
@@ -46,8 +46,8 @@ def _cpu_megatron_bridge_contiguous_splits(original: Any, self: Any, splits: Any
     "megatron.bridge.models.conversion.model_bridge:_megatron_local_name_to_global",
     release=MEGATRON_BRIDGE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Experts that are not grouped, which is what there is without TransformerEngine, keep their local "
-    "number: with expert parallelism every rank loads the experts of the first, without an error.",
+    reason="Without TransformerEngine experts are not grouped, and they keep their local number. With expert "
+    "parallelism every rank then loads the experts of the first rank, without an error.",
     upstream="not reported",
     remove_when="_megatron_local_name_to_global knows local_experts",
 )
@@ -69,8 +69,8 @@ def _cpu_megatron_bridge_expert_numbers(
     "megatron.bridge.models.conversion.param_mapping:MegatronParamMapping.gather_from_ep_ranks",
     release=MEGATRON_BRIDGE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Looks for the expert's number at the end of the name, where grouped experts have it: the export of "
-    "experts that are not grouped ends in a ValueError.",
+    reason="The bridge expects the number of an expert at the end of the name, where grouped experts have it. The "
+    "export of experts that are not grouped ends in a ValueError.",
     upstream="not reported",
     remove_when="gather_from_ep_ranks knows local_experts",
 )

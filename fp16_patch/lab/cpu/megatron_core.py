@@ -13,8 +13,8 @@ from fp16_patch.patching import ProcessKind, replace, wrap
     "megatron.core.tensor_parallel.random:_set_cuda_rng_state",
     release=MEGATRON_CORE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Sets the state of CUDA's generator, which without a GPU waits, with a stack trace each, for ever. Here "
-    "the CPU's generator is the one that everything draws from.",
+    reason="Megatron sets the state of CUDA's generator. Without a GPU torch queues each call, with a stack trace, "
+    "and never makes it. On this platform everything draws from the CPU's generator.",
     upstream="Megatron has no device interface; not reported",
     remove_when="Megatron's random states have a device",
     fingerprint="dea947ca0b7dc92b",
@@ -29,9 +29,9 @@ def _cpu_megatron_random_state(new_state: Any, device: int = -1, graph_safe: boo
     "megatron.core.transformer.dot_product_attention:DotProductAttention.forward",
     release=MEGATRON_CORE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="verl passes the mask of padding, one row a sequence. TransformerEngine's causal attention does not "
-    "look at it; this one takes it for a mask of every pair. Padding is on the right, so causal attention keeps it "
-    "from every token that counts.",
+    reason="verl passes a padding mask with one row per sequence. TransformerEngine's causal attention ignores it; "
+    "megatron-core's takes it for a mask of every pair of tokens. Padding is on the right, so causal attention "
+    "already hides it from every token that counts.",
     upstream="verl/models/mcore/model_forward.py is written for TransformerEngine; not reported",
     remove_when="verl passes no mask to causal attention",
 )
@@ -48,8 +48,8 @@ def _cpu_megatron_causal_mask(
     also_bound=("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",),
     release=MEGATRON_CORE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Leaves a tensor that is on the CPU already as it is, also where numbers are asked for, which is what "
-    "all_to_all then needs.",
+    reason="The function returns a tensor that is already on the CPU unchanged, even with as_numpy=True. all_to_all "
+    "needs the numbers.",
     upstream="not reported",
     remove_when="maybe_move_tensor_to_cpu honours as_numpy for tensors on the CPU",
 )
@@ -65,8 +65,8 @@ def _cpu_megatron_expert_splits(original: Any, tensor: Any, as_numpy: bool = Fal
     also_bound=("megatron.core.transformer.moe.router:router_gating_linear",),
     release=MEGATRON_CORE,
     processes={ProcessKind.TRAINER_RANK},
-    reason="Asks whether TransformerEngine's product is None, but without TransformerEngine there is no such name: "
-    "every MoE model ends in a NameError. torch's linear, in the same dtype, has the same gradients.",
+    reason="The function tests whether TransformerEngine's product is None. Without TransformerEngine the name does "
+    "not exist, and every MoE model ends in a NameError. torch's linear in the same dtype has the same gradients.",
     upstream="not reported",
     remove_when="moe_utils sets te_general_gemm to None where TransformerEngine is missing",
     fingerprint="12d79f770ec7e053",

@@ -14,9 +14,8 @@ from fp16_patch.patching import ProcessKind, wrap
     name="cpu-megatron-cuda-means-cpu",
     release=VERL_MEGATRON,
     processes={ProcessKind.TRAINER_RANK},
-    reason='megatron-core makes its small tensors on device="cuda" and goes by type names such as '
-    "torch.cuda.HalfTensor. From the first engine on, torch takes the one word for the other in the thread of "
-    "the engine.",
+    reason='megatron-core creates small tensors on device="cuda" and compares type names such as '
+    'torch.cuda.HalfTensor. From the first engine on, torch maps "cuda" to the CPU in the engine\'s thread.',
     upstream="Megatron has no device interface; not reported",
     remove_when="Megatron asks for its device",
 )

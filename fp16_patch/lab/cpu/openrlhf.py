@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activate the platform for OpenRLHF with DeepSpeed and vLLM: ``FP16_PATCH_PLATFORM=cpu``.
 
-OpenRLHF loads no external modules. Whoever starts its processes must call ``fp16_patch.platforms.activate`` in each:
+OpenRLHF loads no external modules. The caller must call ``fp16_patch.platforms.activate`` in each of its processes:
 the driver, Ray's workers, vLLM's own children. Each patch is applied when its target's module is imported; no module is
 imported for a patch.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from fp16_patch.lab.cpu import flash_attention, rounded_rollout
+from fp16_patch.lab.cpu import import_stubs, rounded_rollout
 from fp16_patch.lab.cpu.plan import OPENRLHF_PATCHES
 from fp16_patch.patching import plan, register_import_hooks, when_imported
 
@@ -28,7 +28,7 @@ def activate() -> None:
         return
     _active = True
     os.environ["DS_ACCELERATOR"] = "cpu"
-    flash_attention.install_stub()
+    import_stubs.install_flash_attention()
     when_imported("torch", _enable_matmul)
     register_import_hooks(plan(OPENRLHF_PATCHES))
     rounded_rollout.activate()

@@ -44,20 +44,17 @@ MEGATRON_PATCHES: tuple[Patch, ...] = declared_in(megatron_core, megatron_adam, 
 
 def listed_patches() -> dict[str, list[Patch]]:
     """Return the platform's parts of ``fp16-patch patches``: title and patches, each patch in one part only."""
-    from fp16_patch.frameworks.verl.plan import ALL_PATCHES
     from fp16_patch.lab.cpu import rounded_rollout
 
-    def without(patches: Iterable[Patch], *others: Iterable[Patch]) -> list[Patch]:
-        listed = {patch.name for other in others for patch in other}
-        return [patch for patch in patches if patch.name not in listed]
-
-    verl, megatron = without(PATCHES, ALL_PATCHES), [*torch_cuda.MEGATRON_PATCHES, *MEGATRON_PATCHES]
-    on_verl = [*verl, *megatron]
-    both = without(OPENRLHF_PATCHES, without(OPENRLHF_PATCHES, on_verl))
+    both = (*torch_cuda.PATCHES, *vllm.PATCHES)
     return {
-        "The CPU platform on verl, where it is asked for": without(verl, both),
-        "The CPU platform on verl with Megatron": without(megatron, both),
-        "The CPU platform on OpenRLHF, where it is asked for": without(OPENRLHF_PATCHES, both),
-        "The CPU platform on either": both,
-        "The CPU platform, an instrument for experiments": list(rounded_rollout.PATCHES),
+        "The CPU platform on verl": _without(PATCHES, *both, *declared_in(receiver_failures)),
+        "The CPU platform on verl with Megatron": _without((*torch_cuda.MEGATRON_PATCHES, *MEGATRON_PATCHES), *both),
+        "The CPU platform on OpenRLHF": _without(OPENRLHF_PATCHES, *both),
+        "The CPU platform on verl and OpenRLHF": list(both),
+        "The CPU platform: an instrument for experiments": list(rounded_rollout.PATCHES),
     }
+
+
+def _without(patches: Iterable[Patch], *others: Patch) -> list[Patch]:
+    return [patch for patch in patches if patch not in others]

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psutil
 import torch
 from verl.plugin.platform import PlatformBase
 
-from fp16_patch.lab.cpu.device import CpuDeviceId
+from fp16_patch.lab.cpu.torch_cuda import CpuDeviceId
 
 
 class CpuDeviceModule(types.ModuleType):
@@ -53,17 +52,14 @@ class CpuDeviceModule(types.ModuleType):
 class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no types
     """Present one CPU "device" per process. Ranks use gloo; weights are sent through shared memory."""
 
-    _module = CpuDeviceModule("fp16_patch.lab.cpu.device")
+    _module = CpuDeviceModule("fp16_patch.lab.cpu.platform")
 
     @property
     def device_name(self) -> str:
         """Return "cpu"."""
         return "cpu"
 
-    @property
-    def vendor_name(self) -> str:
-        """Return "cpu"."""
-        return "cpu"
+    vendor_name = device_name
 
     @property
     def device_module(self) -> types.ModuleType:
@@ -86,25 +82,17 @@ class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no types
         """Return 1."""
         return 1
 
-    def set_device(self, device_index: int) -> None:
-        """Do nothing: there is one device."""
+    def _no_op(self, *_: object, **__: object) -> None:
+        """Do nothing: one device, synchronous calls, no allocator, no profiler, no CUDA runtime."""
 
-    def synchronize(self, device_index: int | None = None) -> None:
-        """Do nothing: CPU calls are synchronous."""
+    set_device = synchronize = set_allocator_settings = empty_cache = _no_op
+    profiler_start = profiler_stop = cudart = _no_op
 
     def manual_seed(self, seed: int) -> None:
         """Seed the CPU's generator."""
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        """Seed the CPU's generator."""
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        """Do nothing: there is no device allocator."""
-
-    def empty_cache(self) -> None:
-        """Do nothing: there is no device allocator."""
+    manual_seed_all = manual_seed
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         """Return no compute capability."""
@@ -118,16 +106,9 @@ class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no types
         """Return the variable that Ray sets for its logical "GPU" resource."""
         return "CUDA_VISIBLE_DEVICES"
 
-    @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        """Do nothing: there is no NVTX."""
-        yield
-
-    def profiler_start(self) -> None:
-        """Do nothing: there is no device profiler."""
-
-    def profiler_stop(self) -> None:
-        """Do nothing: there is no device profiler."""
+    def nvtx_range(self, msg: str) -> AbstractContextManager[None]:
+        """Return a context that does nothing: there is no NVTX."""
+        return nullcontext()
 
     def ray_resource_name(self) -> str:
         """Return "GPU", a logical resource: ``ray_init.num_gpus=N`` is the number of ranks."""
@@ -140,7 +121,3 @@ class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no types
     def is_ipc_supported(self) -> bool:
         """Return False: there is no device memory to share, so verl sends weights through shared memory."""
         return False
-
-    def cudart(self) -> None:
-        """Return None: there is no CUDA runtime."""
-        return

@@ -15,8 +15,8 @@ POLL_INTERVAL_S = 0.1
     "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer.__init__",
     release=VERL,
     processes={ProcessKind.TASK_RUNNER},
-    reason="poll_interval is 2 s and no configuration sets it: with steps of a second, most of a run is waiting. "
-    "An interval given by the caller stays.",
+    reason="poll_interval is 2 s and no setting changes it. If a step takes a second, most of a run is waiting. An "
+    "interval that the caller passes is kept.",
     upstream="not reported",
     remove_when="verl has a setting for it, or waits without polling",
 )

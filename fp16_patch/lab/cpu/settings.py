@@ -43,7 +43,7 @@ def environment(work_dir: Path, *, megatron: bool = False) -> dict[str, str]:
 def openrlhf_environment(work_dir: Path, ranks: int) -> dict[str, str]:
     """Return the variables to add to the environment of ``openrlhf.cli.train_ppo_ray`` with ``ranks`` ranks per model.
 
-    Whoever starts its processes must call ``fp16_patch.platforms.activate`` in each of them.
+    The caller must call ``fp16_patch.platforms.activate`` in each of its processes.
     """
     # One each for policy, reference, critic, reward model and vLLM; one more CPU for the trainer.
     devices = 5 * ranks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the weight transfers of two runs on one machine apart.
+"""Give each run on a machine its own sockets for weight transfer.
 
 verl names the socket for weight transfer ``/tmp/rl-colocate-zmq-<Ray job>-...``. Every run on this platform has its own
 Ray cluster, and the first job of every cluster is 01000000. Two runs would therefore share sockets, and one would train
@@ -22,8 +22,8 @@ def move_to_ray_tmpdir(handle: str) -> str:
 
 
 _REASON = (
-    "Two runs at a time on one machine would take over each other's weight transfer sockets. Both ends move them "
-    "into RAY_TMPDIR, which every process of a run inherits."
+    "Two runs on one machine would use the same sockets for weight transfer. Both ends move them into RAY_TMPDIR, "
+    "which every process of a run inherits."
 )
 _UPSTREAM = "verl tells runs apart by the Ray job id, which two clusters share; not reported"
 _REMOVE_WHEN = "verl's socket names differ between Ray clusters"

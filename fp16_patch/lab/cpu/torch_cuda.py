@@ -12,10 +12,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fp16_patch.lab.cpu.device import CpuDeviceId
 from fp16_patch.lab.cpu.releases import TORCH
-from fp16_patch.lab.cpu.streams import CpuStream
 from fp16_patch.patching import Patch, ProcessKind, replace
+
+
+class CpuDeviceId(str):
+    """Act as a device id: ``tensor.to(id)`` means "cpu", and ``f"cpu:{id}"`` is "cpu:0".
+
+    An int does not work: ``tensor.to(0)`` means the first accelerator.
+    """
+
+    def __format__(self, spec: str) -> str:
+        return format(0, spec)
+
+
+class CpuStream:
+    """Stand in for ``torch.cuda.Stream`` and ``torch.cuda.Event``; all work on it is always done."""
+
+    def _no_op(self, *_: object) -> None: ...
+
+    wait = wait_event = wait_stream = synchronize = record = _no_op
+
+    def record_event(self, event: CpuStream | None = None) -> CpuStream:
+        """Return ``event``, or this stream, as the recorded event."""
+        return event or self
+
+    def query(self) -> bool:
+        """Return True: all work is done."""
+        return True
 
 
 def _current_device() -> CpuDeviceId:
@@ -49,10 +73,10 @@ def _replace(function: str, fingerprint: str, handler: Callable[..., Any], *also
         also_bound=also_bound,
         release=TORCH,
         processes={ProcessKind.ANY},
-        reason="OpenRLHF and Megatron call it whatever the machine has, and it raises without a GPU. Only calls that "
-        "would end the process, or do nothing, get another answer.",
+        reason="OpenRLHF and Megatron call it on every machine, and without a GPU it raises or does nothing. No other "
+        "call is changed.",
         upstream="OpenRLHF and Megatron have no device interface; not reported",
-        remove_when="OpenRLHF asks deepspeed.accelerator for the device, and Megatron something of the kind",
+        remove_when="OpenRLHF uses deepspeed.accelerator, and Megatron has a device interface",
         fingerprint=fingerprint,
     )(handler)
 

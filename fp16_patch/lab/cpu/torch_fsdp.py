@@ -15,7 +15,7 @@ GLOO = "cpu:gloo"
     "verl.utils.distributed:initialize_global_process_group_ray",
     release=VERL,
     processes={ProcessKind.TRAINER_RANK},
-    reason='verl asks for "cpu:gloo,{device}:{backend}", which here names cpu twice; torch refuses that.',
+    reason='verl passes "cpu:gloo,{device}:{backend}", which names cpu twice on this platform. torch refuses that.',
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",
     remove_when="verl's process group backend is right for device cpu",
 )
@@ -27,8 +27,8 @@ def _cpu_process_group(original: Any, timeout_second: int | None = None, backend
     "torch.distributed.fsdp.sharded_grad_scaler:ShardedGradScaler.__init__",
     release=TORCH,
     processes={ProcessKind.TRAINER_RANK},
-    reason="verl builds it without a device; the default, cuda, disables itself without CUDA, so that gradients "
-    "would go unscaled with no more than a warning. The default becomes cpu; an explicit device stays.",
+    reason="verl creates the scaler without a device. With the default, cuda, it disables itself if there is no CUDA: "
+    "gradients would not be scaled, with only a warning. The default becomes cpu. An explicit device is kept.",
     upstream="verl passes no device (verl/workers/engine/fsdp/transformer_impl.py); not reported",
     remove_when="verl passes its device to ShardedGradScaler",
 )
@@ -40,7 +40,7 @@ def _cpu_grad_scaler_device(original: Any, self: Any, device: str = "cpu", *args
     "torch.distributed.fsdp._init_utils:_check_module_states_for_sync_module_states",
     release=TORCH,
     processes={ProcessKind.TRAINER_RANK},
-    reason="FSDP1 refuses to broadcast weights that are not on an accelerator; gloo broadcasts from memory.",
+    reason="FSDP1 refuses to broadcast weights that are not on an accelerator. gloo broadcasts them from main memory.",
     upstream="FSDP1 is in maintenance; not reported",
     remove_when="verl drops FSDP1",
     fingerprint="036e7f21b1ee2505",
@@ -53,8 +53,8 @@ def _cpu_fsdp1_sync_module_states(module_states: list[Any]) -> None: ...
     also_bound=("torch.distributed.fsdp.fully_sharded_data_parallel:_init_core_state",),
     release=TORCH,
     processes={ProcessKind.TRAINER_RANK},
-    reason="The reference model is built with CPUOffload, which pins memory; pinning needs an accelerator, and the "
-    "parameters are in main memory already.",
+    reason="The reference model is created with CPUOffload, which pins memory. Pinning needs an accelerator, and the "
+    "parameters are already in main memory.",
     upstream="FSDP1 is in maintenance; not reported",
     remove_when="verl drops FSDP1",
 )
@@ -74,9 +74,9 @@ def _cpu_fsdp1_no_offload(
     "verl.utils.fsdp_utils:apply_fsdp2",
     release=VERL,
     processes={ProcessKind.TRAINER_RANK},
-    reason="The reference model is built with CPUOffloadPolicy(pin_memory=True); pinning needs an accelerator.",
+    reason="The reference model is created with CPUOffloadPolicy(pin_memory=True). Pinning needs an accelerator.",
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",
-    remove_when="verl pins memory only where there is an accelerator",
+    remove_when="verl pins memory only if there is an accelerator",
 )
 def _cpu_fsdp2_no_pinned_memory(original: Any, model: Any, fsdp_kwargs: dict[str, Any], config: Any) -> Any:
     if fsdp_kwargs.get("offload_policy") is not None:

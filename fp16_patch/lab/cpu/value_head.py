@@ -13,8 +13,8 @@ from fp16_patch.patching import ProcessKind, replace
     "verl.utils.model:load_valuehead_model",
     release=VERL,
     processes={ProcessKind.TRAINER_RANK},
-    reason="verl hard-codes flash_attention_2 for the value head; here it follows the model's own configuration. "
-    "Models that only trl can give a value head are not supported.",
+    reason="verl hard-codes flash_attention_2 for the value head. The patch takes the attention from the model's "
+    "configuration. Models that only trl can give a value head are not supported.",
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",
     remove_when="load_valuehead_model takes attn_implementation from the model's configuration",
     fingerprint="d7528f4ff909c7c3",

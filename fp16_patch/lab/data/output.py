@@ -65,20 +65,14 @@ class Output:
         with files.wrap_os_errors(self.folder):
             foreign = [path for path in (self.parquet, self.jsonl) if path.exists() and not self.manifest.exists()]
             there = self._facts()
-        other = [key for key in facts if there and there.get(key) != facts[key]]
-        if other:
+        if other := [key for key in facts if there and there.get(key) != facts[key]]:
             was, wanted = (found.get(other[0]) or "none" for found in (there, facts))
-            raise Fp16PatchError(
-                f"{self.parquet} already exists, with {other[0]} {was}, not {wanted}",
-                code="output-in-the-way",
-                next_step="choose another --out or --name",
-            )
-        if foreign:
-            raise Fp16PatchError(
-                f"{' and '.join(map(str, foreign))}: in the way, and not ours (no {self.manifest.name})",
-                code="output-in-the-way",
-                next_step="choose another --out or --name",
-            )
+            what = f"{self.parquet} already exists, with {other[0]} {was}, not {wanted}"
+        elif foreign:
+            what = f"{' and '.join(map(str, foreign))} already exists, and has no {self.manifest.name} of fp16-patch"
+        else:
+            return
+        raise Fp16PatchError(what, code="output-in-the-way", next_step="choose another --out or --name")
 
     def _facts(self) -> dict[str, Any]:
         """Return the model and the dataset of the existing manifest; empty if it cannot be read."""

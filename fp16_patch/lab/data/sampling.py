@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.data.model_folder import cached_config
 from fp16_patch.lab.data.problem import Problem
 from fp16_patch.lab.data.sample_store import Sampled, SampleStore
 from fp16_patch.lab.data.settings import Sampling
@@ -121,10 +122,8 @@ def sample_missing(
 
 def revision_of(model: str) -> str | None:
     """Return the cached revision of a model on the hub; None for a folder."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = None if Path(model).expanduser().exists() else try_to_load_from_cache(model, "config.json")
-    return Path(path).parent.name if isinstance(path, str) else None
+    config = cached_config(model)
+    return None if config is None else config.parent.name
 
 
 def _sampled(problem: Problem, answers: Sequence[Any]) -> Sampled:
@@ -148,11 +147,7 @@ def _prepare_environment() -> None:
 
 def _local_path(model: str) -> str:
     """Return the model's folder, its folder in the hub's cache, or the hub id if vLLM has to download it."""
-    if Path(model).expanduser().exists():
-        return str(Path(model).expanduser())
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(model, "config.json")
-    if isinstance(config, str) and any(Path(config).parent.glob("*.safetensors")):
-        return str(Path(config).parent)
-    return model
+    folder, config = Path(model).expanduser(), cached_config(model)
+    if config is not None and any(config.parent.glob("*.safetensors")):
+        return str(config.parent)
+    return str(folder) if folder.exists() else model

@@ -48,7 +48,7 @@ def check_options(options: Iterable[str]) -> None:
         Fp16PatchError: If the command itself sets one of them.
     """
     own = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(Sampling)}
-    own["max_model_len"] = "--max-tokens, which it is made of, with the longest prompt"
+    own["max_model_len"] = "--max-tokens; the command adds the longest prompt to it"
     if taken := [key for key in options if key in own]:
         raise combine_errors(
             [

@@ -78,9 +78,9 @@ class Source:
     def _reject_unused_options(self, *options: str) -> None:
         if given := [f"--{option} {getattr(self, option)}" for option in options if getattr(self, option) is not None]:
             raise Fp16PatchError(
-                f"{' and '.join(given)}: --dataset {self.name} has none to choose from",
+                f"{' and '.join(given)} cannot be used: --dataset {self.name} has nothing to choose from",
                 code="nothing-to-choose-from",
-                next_step="leave it out",
+                next_step="omit it",
             )
 
 
@@ -126,12 +126,12 @@ def _download(name: str) -> Path:
         raise Fp16PatchError(
             f"--dataset {name}: no such file or folder",
             code="dataset-not-found",
-            next_step="give an existing one, or a hub id",
+            next_step="pass an existing one, or a hub id",
         ) from error
     except Exception as error:  # offline, no such dataset, no permission
         raise Fp16PatchError(
-            f"--dataset {name}: no such file or folder, not in the cache, and the hub does not provide it "
+            f"--dataset {name} is not a file or folder, not in the cache and not on the hub "
             f"({type(error.__cause__ or error).__name__})",
             code="dataset-not-found",
-            next_step=f"hf download {name} --repo-type dataset, where there is a network; or give a file or folder",
+            next_step=f"run `hf download {name} --repo-type dataset` on a machine with a network, or pass a folder",
         ) from error

@@ -28,7 +28,7 @@ def check(template: str) -> None:
     """
     if template not in TEMPLATES and "{question}" not in template:
         raise Fp16PatchError(
-            f"--template {template!r} has no place for the question",
+            f"--template {template!r} does not contain {{question}}",
             code="placeholder-missing",
             allowed=f"{', '.join(TEMPLATES)}, or a text with {{question}} in it",
             next_step="choose a name, or write {question} where the question goes",

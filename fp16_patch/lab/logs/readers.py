@@ -116,17 +116,15 @@ def _csv(path: Path) -> StepMetrics:
     """Read a CSV file. Columns are named by the metric, or in a chart by run and metric."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
-            return _read_cells(path, csv.DictReader(file))
+            lines = csv.DictReader(file)
+            columns = _columns(path, lines.fieldnames or [])
+            cells = [{name: _number(line[column]) for column, name in columns.items()} for line in lines]
         except csv.Error as error:  # a NUL byte, or an unclosed quote
             raise _csv_error(path, str(error)) from error
-
-
-def _read_cells(path: Path, lines: csv.DictReader[str]) -> StepMetrics:
     rows = StepMetrics()
-    columns = _columns(path, lines.fieldnames or [])
-    for line in lines:
+    for row in cells:
         try:
-            _add_flat(rows, {name: _number(line[column]) for column, name in columns.items()})
+            _add_flat(rows, row)
         except (ValueError, TypeError):
             rows.unreadable += 1
     return rows
@@ -143,14 +141,9 @@ def _csv_error(path: Path, why: str) -> Fp16PatchError:
 
 def _columns(path: Path, header: Sequence[str]) -> dict[str, str]:
     """Return {column: metric}, without the minimum and maximum columns of wandb's charts."""
-    columns: dict[str, str] = {}
-    runs: dict[str, None] = {}
-    for column in header:
-        run, separator, metric = column.rpartition(" - ")
-        if not column.endswith(_EXTREMES):
-            columns[column] = metric
-            if separator:
-                runs[run] = None
+    parts = {column: column.rpartition(" - ") for column in header if not column.endswith(_EXTREMES)}
+    columns = {column: metric for column, (_, _, metric) in parts.items()}
+    runs = dict.fromkeys(run for run, separator, _ in parts.values() if separator)
     if len(runs) > 1:
         raise Fp16PatchError(
             f"{path} holds several runs: {', '.join(runs)}",

@@ -82,7 +82,7 @@ class ArmRun:
         return [] if count is None else [count]
 
     def notes(self) -> list[str]:
-        """Describe what is missing."""
+        """Return one line for each thing that is missing."""
         steps = len(self.series.steps)
         if self.imported_from:
             files = ", ".join(map(str, self.imported_from))
@@ -108,7 +108,7 @@ class ArmRun:
 
 
 class Run(NamedTuple):
-    """The arms of one run. ``label`` tells it apart from others; ``folder`` is None if it is imported."""
+    """The arms of one run. ``label`` is unique among the compared runs; ``folder`` is None if it is imported."""
 
     label: str
     folder: Path | None

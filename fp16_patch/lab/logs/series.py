@@ -113,10 +113,8 @@ def build_series(rows: StepMetrics) -> Series:
 
 def _counts(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Return the samples and response tokens of a step, None if unknown."""
-    samples, mean = (
-        finite_number(data.get("rollout/num_samples")),
-        finite_number(data.get("rollout/response_length_mean")),
-    )
+    samples = finite_number(data.get("rollout/num_samples"))
+    mean = finite_number(data.get("rollout/response_length_mean"))
     if samples is None and (mean := finite_number(data.get("response_length/mean"))) is not None:
         tokens, prompt = finite_number(data.get("perf/total_num_tokens")), finite_number(data.get("prompt_length/mean"))
         if tokens is not None and prompt is not None and mean + prompt > 0:

@@ -14,7 +14,7 @@ from zero_building import Net, new_engine, train
 from zero_registry import case, stock
 
 from fp16_patch.frameworks.openrlhf.ema import average_in_fp32
-from fp16_patch.lab.cpu import flash_attention
+from fp16_patch.lab.cpu import import_stubs
 from fp16_patch.loss_scaling import LossScaling
 
 BETA, UPDATES, SKIPPED = 0.992, 60, 7
@@ -23,7 +23,7 @@ SETTINGS = LossScaling(init_scale=2.0**8)
 
 def averaged(rank: int, *, settings: LossScaling | None, stage: int) -> Result:
     """Train, average after every update, and compare with the same average in float64."""
-    flash_attention.install_stub()
+    import_stubs.install_flash_attention()
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
 
     moving_average = DeepspeedStrategy.moving_average

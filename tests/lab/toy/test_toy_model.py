@@ -27,7 +27,7 @@ def loaded(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_loaded_tokenizer_gives_one_token_a_character_and_the_ids_of_the_one_in_memory(
+def test_the_loaded_tokenizer_gives_one_token_per_character(
     loaded: Any,
 ) -> None:
     ids = loaded.encode(CHARACTERS, add_special_tokens=False)
