@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fp16_patch.errors import Fp16PatchError
 
-_MESSAGE = re.compile(r"(?:argument )?(.*?)(?:; allowed: (.*)| \(choose from (.*)\))?", re.DOTALL)
+_MESSAGE = re.compile(r"(?:argument )?(.*?)(?:; allowed: (.*))?", re.DOTALL)
 """argparse's messages, and those of argument types that end in ``; allowed: ...``."""
 
 
@@ -20,27 +21,30 @@ class Parser(argparse.ArgumentParser):
     argparse itself takes such words before the options only.
     """
 
-    misplaced: Callable[[str], Fp16PatchError] | None = None
-    """Makes the error for an unknown word, if the command has its own."""
+    check_unknown: Callable[[list[str]], None] | None = None
+    """Raises the error for unknown words, if the command has its own."""
 
-    def error(self, message: str) -> NoReturn:
-        """Raise the error. It names the argument, its value, what is allowed, and the help of this command."""
+    def error(self, message: str, close: str | None = None) -> NoReturn:
+        """Raise the error. It names the argument, its value, what is allowed, and ``close`` or this command's help."""
         found = _MESSAGE.fullmatch(message)
-        what, *allowed = found.groups() if found else (message,)
-        raise Fp16PatchError(
-            what,
-            code="invalid-arguments",
-            allowed=next(filter(None, allowed), None),
-            next_step=f"correct it; {self.prog} --help lists the arguments",
-        )
+        what, allowed = found.groups() if found else (message, None)
+        hint = f"did you mean {close}?" if close else f"{self.prog} --help lists the arguments"
+        raise Fp16PatchError(what, code="invalid-arguments", allowed=allowed, next_step=f"correct it; {hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        choices = [str(choice) for choice in action.choices or ()]
+        if choices and value not in choices:
+            name = "/".join(action.option_strings) or "command"
+            close = difflib.get_close_matches(str(value), choices, n=1)
+            self.error(f"{name}: {value!r}; allowed: {', '.join(choices)}", *close)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the options and an empty list, as each command refuses what it does not know."""
         options, unknown = super().parse_known_args(args, namespace)
         if "overrides" in options and all("=" in word and not word.startswith("--") for word in unknown):
             options.overrides, unknown = [*options.overrides, *unknown], []
-        if unknown and self.misplaced:
-            raise self.misplaced(unknown[0])
+        if unknown and self.check_unknown:
+            self.check_unknown(unknown)
         if unknown:
             self.error(f"unknown arguments: {' '.join(unknown)}")
         return options, unknown

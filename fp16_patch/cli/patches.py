@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -23,18 +23,26 @@ COLUMNS: dict[str, Callable[[Patch], str]] = {
     "remove when": lambda patch: patch.remove_when,
 }
 OF_HOOKS = ("patch", "process", "target", "releases", "why")
-"""Columns of a table of hooks: each exists for our own report, not for want of something upstream."""
+"""Columns of a table of hooks. A hook only serves our own report: it needs no upstream link and no removal plan."""
 BRIEF = ("patch", "kind", "process", "target", "releases")
 PATCHES = "fp16_patch.patches"
-"""Entry-point group of further parts: each entry point is a function that returns titles with their patches."""
+"""Entry-point group of further parts. Each entry point is a function that returns a title -> patches mapping."""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``patches`` to the commands."""
-    parser = subparsers.add_parser("patches", help="list every patch: target, releases, reason, removal")
+    parser = subparsers.add_parser(
+        "patches", help="list every patch: process, target, releases; reason and removal too with --json"
+    )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="the declarations as JSON")
-    form.add_argument("--markdown", action="store_true", help="the table in docs/patches.md")
+    form.add_argument(
+        "--json",
+        action="store_true",
+        help="print the declarations as JSON, with reason, upstream link and removal plan",
+    )
+    form.add_argument(
+        "--markdown", action="store_true", help="print the tables of docs/patches.md, with the same columns"
+    )
     parser.set_defaults(run=run)
 
 
@@ -50,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
     elif options.markdown:
         print(as_markdown())
     else:
-        for title, header, rows in _tables(BRIEF, tuple(name for name in BRIEF if name in OF_HOOKS)):
+        for title, header, rows in _tables(BRIEF):
             print(f"{title}\n\n{text_table.plain(header, rows)}\n")
-        print("Reasons, upstream links and removal plans: fp16-patch patches --markdown (or --json)")
+        print("For reasons, upstream links and removal plans: fp16-patch patches --json (or --markdown)")
     return 0
 
 
@@ -74,13 +82,14 @@ def parts() -> dict[str, list[Patch]]:
 
 def as_markdown() -> str:
     """Return the tables of docs/patches.md."""
-    tables = _tables(tuple(COLUMNS), OF_HOOKS)
+    tables = _tables(COLUMNS)
     return "\n\n".join(f"## {title}\n\n{text_table.markdown(header, rows)}" for title, header, rows in tables)
 
 
-def _tables(of_patches: Sequence[str], of_hooks: Sequence[str]) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
+def _tables(columns: Iterable[str]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Yield title, header and rows: for each part a table of its patches, and one of its hooks."""
+    of_hooks = [name for name in columns if name in OF_HOOKS]
     for part, patches in parts().items():
-        for title, header, hook in ((part, of_patches, False), (f"{part}: hooks", of_hooks, True)):
+        for title, header, hook in ((part, list(columns), False), (f"{part}: hooks", of_hooks, True)):
             if listed := [patch for patch in patches if patch.hook == hook]:
                 yield title, header, [[COLUMNS[name](patch) for name in header] for patch in listed]

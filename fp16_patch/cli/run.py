@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.precision.setting_names import check_settings
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,18 +24,8 @@ def add_parser(subparsers: Any) -> None:
         "precision; on verl it is fp16 unless the command has +precision@_global_=...",
     )
     parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parser.misplaced = misplaced
+    parser.check_unknown = check_settings
     parser.set_defaults(run=run)
-
-
-def misplaced(word: str) -> Fp16PatchError:
-    """Return the error for a word of the trainer's command that comes before the ``--``."""
-    return Fp16PatchError(
-        f"{word} comes before the --, where only settings of this package belong",
-        code="setting-misplaced",
-        allowed="fp16_patch.NAME=VALUE before it; the trainer's own command and all its options after it",
-        next_step=f"fp16-patch run -- python -m MODULE {word} ...",
-    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -37,4 +37,4 @@ def framework_problems(name: str, release: Release, patches: Iterable[Patch]) ->
                 next_step="pip install vllm in the environment of the driver and of every node",
             )
         statuses = map(check_source, patches)
-        yield from (refusal(status) for status in statuses if status.outcome in ("refused", "not_installed"))
+        yield from (refusal(status) for status in statuses if not status.fits)

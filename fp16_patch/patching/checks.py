@@ -23,6 +23,11 @@ class PatchStatus:
     version: str | None
     message: str
 
+    @property
+    def fits(self) -> bool:
+        """Return whether the patch can be applied, or upstream already does it."""
+        return self.outcome in ("applied", "native")
+
 
 class _Misfit(Exception):
     """Raised inside the checks: the patch was not written for what is installed."""

@@ -52,7 +52,7 @@ def _check(patch: Patch) -> None:
     if ledger.current.get(patch.name) is None:
         finding = check_source(patch)
         record(finding)
-        if finding.outcome in ("refused", "not_installed"):
+        if not finding.fits:
             raise refusal(finding)
 
 

@@ -178,6 +178,7 @@ def _parse(text: str) -> Precision:
         raise Fp16PatchError(
             f"the environment variable {envs.PRECISION}={text!r} is not JSON that the flag has written",
             code="environment-unreadable",
+            allowed="the variable unset, or the JSON that the flag writes",
             next_step=f"unset {envs.PRECISION}; the flag sets it for the processes that need it",
         )
     return Precision.from_mapping(node)

@@ -29,10 +29,14 @@ def check_settings(settings: Sequence[str]) -> None:
     for word in settings:
         if not word.startswith(PREFIX) or "=" not in word:
             raise Fp16PatchError(
-                f"{word!r} comes before the -- and is not a setting of this package",
+                f"{word!r} is a setting without a value"
+                if word in NAMES
+                else f"{word!r} comes before the -- and is not a setting of this package",
                 code="setting-misplaced",
                 allowed="fp16_patch.<name>=<value>, such as fp16_patch.loss_scaling.init_scale=1024",
-                next_step="put the command and its own arguments after the --",
+                next_step=f"write {word}=<value>"
+                if word in NAMES
+                else "put the command and its own arguments after the --",
             )
     check_overrides(settings)
 

@@ -52,7 +52,7 @@ def test_doctor_as_json_imports_nothing_heavy():
 
 
 def test_doctor_says_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr("fp16_patch.cli.doctor._version", lambda _: None)
+    monkeypatch.setattr(doctor, "installed_version", lambda _: None)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "neither verl nor OpenRLHF is installed" in out
@@ -60,8 +60,8 @@ def test_doctor_says_what_is_missing(monkeypatch, capsys):
 
 
 def test_one_framework_is_enough(monkeypatch, capsys):
-    version = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("openrlhf", "deepspeed") else version(name))
+    real, absent = doctor.installed_version, {"openrlhf", "deepspeed"}
+    monkeypatch.setattr(doctor, "installed_version", lambda names: None if absent & set(names) else real(names))
     assert main(["doctor"]) == 0
     assert "openrlhf is not installed" in capsys.readouterr().out
 
@@ -118,12 +118,14 @@ def test_openrlhf_s_plan_is_sound():
     ("arguments", "named"),
     [
         ([], "fp16-patch --help"),
-        (["nonsense"], "allowed: 'doctor'"),
+        (["nonsense"], "allowed: doctor, run, patches, recipes"),
+        (["docto"], "next step: correct it; did you mean doctor?"),
+        (["recipes", "shwo"], "next step: correct it; did you mean show?"),
         (["doctor", "--nonsense"], "fp16-patch doctor --help"),
         (["recipes", "--nonsense", "list"], "fp16-patch recipes --help"),
         (["recipes", "run"], "required: NAME_OR_PATH\n"),
         (["recipes", "run", "quickstart", "--out", "x", "--nonsense=1"], "--nonsense=1"),
-        (["recipes", "run", "quickstart", "--scale", "papr"], "allowed: 'paper', 'toy'"),
+        (["recipes", "run", "quickstart", "--scale", "papr"], "--scale: 'papr'\n  allowed: paper, toy"),
         (["recipes", "run", "quickstart", "--jobs", "0"], "--jobs: '0'\n  allowed: a whole number, 1 or more"),
         (["recipes", "run", "quickstart", "--timeout", "abc"], "--timeout: 'abc'\n  allowed: a number, more than 0"),
         (["recipes", "compare", "x", "--reward", "nan"], "--reward: 'nan'\n  allowed: a number"),
@@ -138,7 +140,12 @@ def test_each_bad_argument_is_one_error_with_a_next_step(arguments, named, capsy
     said = capsys.readouterr().err
     assert said.startswith("fp16_patch: ")
     assert named in said
-    assert "next step: correct it; fp16-patch" in said
+    assert "next step: correct it; " in said
+
+
+def test_a_setting_without_a_value_is_named_as_one(capsys):
+    assert main(["run", "fp16_patch.rollout_dtype", "--", "python", "-m", "verl.trainer.main_ppo"]) == 2
+    assert "next step: write fp16_patch.rollout_dtype=<value>" in capsys.readouterr().err
 
 
 def test_generated_documents_are_up_to_date():
@@ -199,11 +206,17 @@ def test_doctor_is_not_ready_on_a_platform_that_is_not_installed(monkeypatch, ca
     assert "NOT READY: FP16_PATCH_PLATFORM='tpu'" in capsys.readouterr().out
 
 
+def test_doctor_is_not_ready_with_a_flag_that_nobody_wrote(monkeypatch, capsys):
+    monkeypatch.setenv("FP16_PATCH", "garbage")
+    assert main(["doctor"]) == 1
+    assert "NOT READY: the environment variable FP16_PATCH='garbage'" in capsys.readouterr().out
+
+
 def test_an_option_of_the_trainer_before_the_dashes(capsys):
     command = ["run", "--ds.param_dtype", "fp16", "--", sys.executable, "-m", "openrlhf.cli.train_ppo_ray"]
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert "fp16_patch: --ds.param_dtype comes before the --" in said
+    assert "fp16_patch: '--ds.param_dtype' comes before the --" in said
     assert "next step:" in said
 
 
