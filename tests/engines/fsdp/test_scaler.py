@@ -235,7 +235,7 @@ def test_this_run_s_settings_win_over_the_saved_ones(
     assert second.get_scale() == expected
     assert second.counts == first.counts
     assert second.history[-1][1] == expected
-    assert 1 <= second.hysteresis_left <= new.hysteresis
+    assert 1 <= second.rule.hysteresis_left <= new.hysteresis
     assert second._get_growth_tracker() < new.growth_interval
     for overflow in after:
         update(second, overflow)
