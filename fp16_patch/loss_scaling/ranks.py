@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read on one rank for all ranks."""
+"""Exchange Python objects between ranks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ import torch.distributed as dist
 from fp16_patch.errors import Fp16PatchError
 
 T = TypeVar("T")
+
+
+def gather(mine: T, group: Any = None) -> list[T]:
+    """Return ``mine`` of every rank of ``group`` (None: all ranks); collective. One element without a process group."""
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    return everyone
 
 
 def from_rank_zero(read: Callable[[], T]) -> T:

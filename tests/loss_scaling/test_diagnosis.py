@@ -240,7 +240,7 @@ def test_the_share_of_each_parameter_s_gradient() -> None:
         module.embed.weight.grad = torch.ones(WIDTH, WIDTH)
         module.embed.weight.grad[0, :3] = torch.tensor([math.inf, -math.inf, math.nan])
         module.head.bias.grad = torch.zeros(4)
-    counts = {name: (extremes.bad, elements) for name, (extremes, elements) in trace.gradients().items()}
+    counts = {name: (extremes.bad, extremes.elements) for name, extremes in trace.gradients().items()}
     assert counts.pop("embed.weight") == (3, WIDTH**2)
     assert set(counts) == {"embed.bias", "mlp.up.weight", "mlp.down.weight", "head.weight", "head.bias"}
     assert {bad for bad, _ in counts.values()} == {0}

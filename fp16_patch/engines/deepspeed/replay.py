@@ -72,11 +72,10 @@ def _new_replay(engine: Engine, scaler: Any, role: str, in_bf16: str = "train in
 
         def __init__(self) -> None:
             super().__init__(engine.module)
-            self._arrived: dict[str, tuple[Extremes, int]] = {}
+            self._arrived: dict[str, Extremes] = {}
             for name, parameter in engine.module.named_parameters():
                 if parameter.requires_grad:
-                    extremes = Extremes()
-                    self._arrived[plain_name(name)] = (extremes, getattr(parameter, "ds_numel", parameter.numel()))
+                    extremes = self._arrived[plain_name(name)] = Extremes()
                     self._handles.append(parameter.register_hook(extremes.add))
 
         def gradients(self) -> Watched:

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace one forward and backward pass: the peaks of every module, and where inf or NaN came up first.
+"""Trace one forward and backward pass: the peaks of every module, and where inf or NaN occurred first.
 
-Nothing is read from the device before :meth:`ModuleTrace.rows`, and nothing is changed: hooks leave the pass as it is.
+Nothing is read from the device before :meth:`ModuleTrace.rows`. The hooks do not change the pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from statistics import fmean
+from typing import Any
 
 import torch
-import torch.distributed as dist
+
+from fp16_patch.loss_scaling.ranks import gather
 
 CHUNK = 1 << 24
-"""Elements checked at a time: logits of some GB must not need as much memory again."""
+"""Elements checked at a time. Logits of some GB must not need the same memory again."""
 NEVER = 1 << 62
 WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Names under which FSDP1 and torch's checkpoint wrapper keep the wrapped module."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,39 +60,30 @@ class Extremes:
         self.elements = 0
         self.first = NEVER
         """Order of the first tensor."""
-        self._found: list[torch.Tensor] = []  # peak, inf and NaN, order of the first of them
+        self._peak, self._bad, self._first_bad = torch.tensor(-1.0), torch.tensor(0), torch.tensor(NEVER)
 
     def add(self, tensor: torch.Tensor, order: int = 0, ignore: torch.Tensor | None = None) -> None:
-        """Add ``tensor``.
-
-        ``ignore`` (bool, 0-dim) says that an inf or NaN in it is not the module's: its inputs had one too.
-        """
+        """Add ``tensor``. ``ignore`` (bool, 0-dim): leave it out of :attr:`first_bad`, as the inputs are not finite."""
         tensor = local(tensor.detach())
         if not tensor.is_floating_point() or not tensor.numel():
             return
         peak, bad = _peak_and_bad(tensor)
         attributed = bad > 0 if ignore is None else (bad > 0) & ~ignore.to(bad.device)
-        found = [peak, bad, torch.where(attributed, order, NEVER)]
-        if self._found:
-            peak, bad, when = (new.to(old.device) for new, old in zip(found, self._found, strict=True))
-            found = [
-                torch.maximum(peak, self._found[0]),
-                bad + self._found[1],
-                torch.minimum(when, self._found[2]),
-            ]
-        self._found = found
+        self._peak = torch.maximum(peak, self._peak.to(peak.device))
+        self._bad = bad + self._bad.to(bad.device)
+        self._first_bad = torch.where(attributed, order, NEVER).minimum(self._first_bad.to(bad.device))
         self.elements += tensor.numel()
         self.first = min(self.first, order)
 
     @property
     def peak(self) -> float | None:
         """Return the largest finite magnitude; None without a finite element."""
-        return peak if self._found and (peak := float(self._found[0])) >= 0 else None
+        return peak if (peak := float(self._peak)) >= 0 else None
 
     @property
     def bad(self) -> int:
         """Return the number of inf and NaN."""
-        return int(self._found[1]) if self._found else 0
+        return int(self._bad)
 
     @property
     def nonfinite(self) -> float | None:
@@ -102,7 +93,7 @@ class Extremes:
     @property
     def first_bad(self) -> int | None:
         """Return the order of the first tensor with an inf or NaN that is not ignored."""
-        return when if self._found and (when := int(self._found[2])) < NEVER else None
+        return order if (order := int(self._first_bad)) < NEVER else None
 
 
 def _peak_and_bad(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,20 +107,19 @@ def _peak_and_bad(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return peak, bad
 
 
-Watched = Mapping[str, tuple[Extremes, int]]
-"""Parameter -> what was seen of this rank's part of it (or of its gradient), and the number of elements of the part."""
+Watched = Mapping[str, Extremes]
+"""Parameter -> extremes of this rank's part of it, or of its gradient."""
 
 
 def watch_parameters(
     named_parameters: Iterable[tuple[str, Any]], part: Callable[[Any], torch.Tensor | None]
 ) -> Watched:
-    """Return what ``part`` of each parameter (its gradient, or itself) holds; nothing where ``part`` returns None."""
-    watched: dict[str, tuple[Extremes, int]] = {}
+    """Return the extremes of ``part`` of each parameter (its gradient, or itself), if ``part`` does not return None."""
+    watched: dict[str, Extremes] = {}
     for name, parameter in named_parameters:
-        extremes = Extremes()
+        extremes = watched[plain_name(name)] = Extremes()
         if (tensor := part(parameter)) is not None:
             extremes.add(tensor)
-        watched[plain_name(name)] = (extremes, local(parameter).numel())
     return watched
 
 
@@ -166,7 +156,7 @@ class ModuleTrace:
                 self._handles.append(output.register_hook(lambda gradient: self._on_gradient(part, gradient)))
 
     def _on_gradient(self, part: torch.nn.Module, gradient: torch.Tensor | None) -> None:
-        if gradient is None:  # torch calls also for the unused ones of a function's several outputs
+        if gradient is None:  # a function has several outputs, and this one is not used
             return
         order, self._backwards = self._backwards, self._backwards + 1
         self._gradients.setdefault(part, Extremes()).add(gradient, order)
@@ -211,6 +201,14 @@ class ModuleTrace:
         return sorted(rows, key=lambda row: row.forward_order)
 
 
+MERGES: Mapping[str, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys(("activation_peak", "gradient_peak"), max),
+    **dict.fromkeys(("activation_nonfinite", "gradient_nonfinite"), fmean),
+    **dict.fromkeys(("forward_order", "forward_overflow", "backward_order", "first_overflow"), min),
+}
+"""Field of a row -> how the values of several ranks become one."""
+
+
 def merge_rows(rows: Sequence[ModuleRow], group: Any = None) -> list[ModuleRow]:
     """Return the rows of all ranks of ``group`` as one list: largest peaks, mean shares, smallest orders.
 
@@ -224,26 +222,11 @@ def merge_rows(rows: Sequence[ModuleRow], group: Any = None) -> list[ModuleRow]:
 
 
 def _merged(same: Sequence[ModuleRow]) -> ModuleRow:
-    def values(name: str) -> list[Any]:
-        return [value for row in same if (value := getattr(row, name)) is not None]
-
-    shares = {name: values(name) for name in ("activation_nonfinite", "gradient_nonfinite")}
-    orders = ("forward_order", "forward_overflow", "backward_order", "first_overflow")
-    merged: dict[str, Any] = {
-        **{name: max(values(name), default=None) for name in ("activation_peak", "gradient_peak")},
-        **{name: sum(found) / len(found) if found else None for name, found in shares.items()},
-        **{name: min(values(name), default=None) for name in orders},
-    }
+    merged: dict[str, Any] = {}
+    for name, merge in MERGES.items():
+        values = [value for row in same if (value := getattr(row, name)) is not None]
+        merged[name] = merge(values) if values else None
     return replace(same[0], **merged)
-
-
-def gather(mine: T, group: Any = None) -> list[T]:
-    """Return ``mine`` of every rank of ``group`` (None: all ranks); collective. One element without a process group."""
-    if not dist.is_initialized():
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, mine, group=group)
-    return everyone
 
 
 def plain_name(name: str) -> str:
@@ -276,8 +259,7 @@ def _input_nonfinite(*inputs: Any) -> torch.Tensor | None:
     for tensor in tensors_in(inputs):
         part = local(tensor.detach())
         if part.numel():
-            largest = part.amax()  # NaN if one element is
-            found = largest.isnan() | (largest == torch.inf)
+            found = ~(part.amax() < torch.inf)  # the maximum is NaN if one element is
             nonfinite = found if nonfinite is None else nonfinite | found.to(nonfinite.device)
     return nonfinite
 
@@ -296,6 +278,6 @@ def _owners_of_parameters(module: torch.nn.Module) -> set[torch.nn.Module]:
 def _class_name(part: torch.nn.Module) -> str:
     from torch.distributed.fsdp import FSDPModule
 
-    # FSDP2 puts a class of its own before the module's: FSDPLinear(FSDPModule, Linear).
-    kinds = type(part).__bases__ if isinstance(part, FSDPModule) else (type(part),)
-    return kinds[-1].__name__
+    # FSDP2 makes a class such as FSDPLinear(FSDPModule, Linear).
+    kind = type(part).__bases__[-1] if isinstance(part, FSDPModule) else type(part)
+    return kind.__name__

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, Watched, gather, merge_rows, tensors_in
+from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, Watched, merge_rows, tensors_in
+from fp16_patch.loss_scaling.ranks import gather
 from fp16_patch.loss_scaling.scaler_base import ScalerBase
 
 
@@ -68,7 +70,7 @@ def observe(
     Collective over the scaler's process group. The pass adds to the gradients that the model has. Neither gradients
     nor random state are restored.
     """
-    scale = scaler.get_scale()  # ``run`` may end in an update that moves it
+    scale = scaler.get_scale()  # ``run`` may end in an update, which changes it
     with trace() as traced, _observed_losses(scaler) as losses:
         run()
     group = scaler.process_group
@@ -112,10 +114,10 @@ def _observed_losses(scaler: Any) -> Iterator[tuple[Extremes, Extremes]]:
 
 
 def _shares(watched: Watched, group: Any) -> dict[str, float]:
-    bad: dict[str, int] = {}
-    elements: dict[str, int] = {}
-    for one_rank in gather({name: (extremes.bad, total) for name, (extremes, total) in watched.items()}, group):
-        for name, (count, total) in one_rank.items():
-            bad[name] = bad.get(name, 0) + count
-            elements[name] = elements.get(name, 0) + total
+    bad: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
+    for one_rank in gather({name: (seen.bad, seen.elements) for name, seen in watched.items()}, group):
+        for name, (bad_here, elements_here) in one_rank.items():
+            bad[name] += bad_here
+            elements[name] += elements_here
     return {name: count / elements[name] for name, count in bad.items() if count}
