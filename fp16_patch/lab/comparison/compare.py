@@ -80,16 +80,15 @@ def _with_expectations(comparison: Comparison) -> Comparison:
 
 def _output_directory(runs: Sequence[Run], out: Path | None) -> Path:
     """Return the folder to write to. A run directory gets only its own report."""
-    folders = [run.folder for run in runs]
-    if out is None and (len(folders) > 1 or folders[0] is None):
+    folder = runs[0].folder if len(runs) == 1 else None
+    out = out or folder
+    if out is None:
         raise Fp16PatchError(
             "--out is not given; several runs, or logs, have no default folder for the report",
             code="out-missing",
             next_step="add --out with a folder",
         )
-    out = out or folders[0]
-    assert out is not None
-    own = len(folders) == 1 and folders[0] is not None and folders[0].resolve() == out.resolve()
+    own = folder is not None and folder.resolve() == out.resolve()
     if (out / "recipe.yaml").exists() and not own:
         raise Fp16PatchError(
             f"--out {out} is a run directory, which has its own report",

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -105,11 +104,4 @@ def add_note(axes: Axes, words: str) -> None:
 
 def new_figure(inches: tuple[float, float]) -> Figure:
     """Return a figure that draws without a display. Without pyplot there is no global state."""
-    figure = Figure(figsize=inches, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, file: Path) -> None:
-    """Write the figure as PNG."""
-    figure.savefig(file, metadata={"Software": None})
+    return Figure(figsize=inches, dpi=_DPI, layout="constrained")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fp16_patch.lab.comparison.figure_style import (
@@ -23,7 +24,6 @@ from fp16_patch.lab.comparison.figure_style import (
     new_figure,
     plot,
     plot_smoothed,
-    save,
 )
 from fp16_patch.lab.comparison.model import Comparison
 from fp16_patch.lab.comparison.offline_figure import draw_offline
@@ -37,25 +37,33 @@ Panel = Callable[[Axes, Curves], None]
 def draw(comparison: Comparison, folder: Path) -> dict[str, Path]:
     """Write every figure into ``folder`` and return {name: file} in reading order."""
     curves, window = build_curves(comparison), comparison.window
-    panels: dict[str, Panel] = {"prob_diff": _prob_diff, "kl": _kl, "pi_minus_mu": _extremes}
-    files = {name: folder / f"{name}.png" for name in ("figure", "overview", *panels, "loss_scale")}
     with style.context(STYLE):
-        draw_paper_figure(curves, window, files["figure"])
-        for name, panel in panels.items():
-            figure = new_figure(_INCHES)
-            axes = figure.add_subplot()
-            panel(axes, curves)
-            legend(figure, axes)
-            save(figure, files[name])
-        _loss_scale(curves, files["loss_scale"])
+        figures = {
+            "figure": draw_paper_figure(curves, window),
+            "overview": _overview(comparison, curves, partial(_reward, window=window)),
+            "prob_diff": _single(_prob_diff, curves),
+            "kl": _single(_kl, curves),
+            "pi_minus_mu": _single(_extremes, curves),
+            "loss_scale": _loss_scale(curves),
+        }
         if any(curve.arm.log_probs for curve in curves):
-            files["offline"] = folder / "offline.png"
-            draw_offline(curves, files["offline"])
-        _overview(comparison, curves, partial(_reward, window=window), files["overview"])
+            figures["offline"] = draw_offline(curves)
+        files = {name: folder / f"{name}.png" for name in figures}
+        for name, figure in figures.items():
+            figure.savefig(files[name], metadata={"Software": None})
     return files
 
 
-def _overview(comparison: Comparison, curves: Curves, reward: Panel, file: Path) -> None:
+def _single(panel: Panel, curves: Curves) -> Figure:
+    """Draw a figure of one panel."""
+    figure = new_figure(_INCHES)
+    axes = figure.add_subplot()
+    panel(axes, curves)
+    legend(figure, axes)
+    return figure
+
+
+def _overview(comparison: Comparison, curves: Curves, reward: Panel) -> Figure:
     """Draw both mismatch metrics with their ratio, and the reward, in one picture."""
     figure = new_figure((13.5, 3.8))
     heads = {label: report.headline for label, report in comparison.reports.items()}
@@ -70,7 +78,7 @@ def _overview(comparison: Comparison, curves: Curves, reward: Panel, file: Path)
             axes.set_title(f"{axes.get_title('left')}{gap}BF16 / FP16 = {', '.join(ratios)}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
-    save(figure, file)
+    return figure
 
 
 def _reward(axes: Axes, curves: Curves, *, window: int) -> None:
@@ -102,7 +110,7 @@ def _extremes(axes: Axes, curves: Curves) -> None:
     finish(axes, "Largest and smallest π - μ of a step", "probability")
 
 
-def _loss_scale(curves: Curves, file: Path) -> None:
+def _loss_scale(curves: Curves) -> Figure:
     figure = new_figure(_INCHES)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     above.set_yscale("log", base=2)
@@ -133,7 +141,7 @@ def _loss_scale(curves: Curves, file: Path) -> None:
     below.set_ylabel("skipped\nupdates")
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
     below.set_xlabel("training step")
-    save(figure, file)
+    return figure
 
 
 def _log_lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str) -> None:

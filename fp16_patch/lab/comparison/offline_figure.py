@@ -3,25 +3,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from fp16_patch.lab.comparison.figure_style import Curves, finish, new_figure, save
+from fp16_patch.lab.comparison.figure_style import Curves, finish, new_figure
 from fp16_patch.lab.comparison.terminal import show_measured
 
 _MAX_TOKENS = 20_000
 """More tokens are thinned out evenly."""
 
 
-def draw_offline(curves: Curves, file: Path) -> None:
+def draw_offline(curves: Curves) -> Figure:
     """Draw both panels. Arms without stored log-probs are omitted."""
     figure = new_figure((11.0, 4.4))
     tokens, answers = figure.subplots(1, 2)
     _tokens(tokens, curves)
     _answers(answers, curves)
-    save(figure, file)
+    return figure
 
 
 def _tokens(axes: Axes, curves: Curves) -> None:

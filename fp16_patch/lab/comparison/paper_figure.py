@@ -7,15 +7,15 @@ A published number is drawn only if it is comparable with the arm's own, so neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fp16_patch.lab.analysis.published import PaperComparison, evaluation_points, series_name
 from fp16_patch.lab.analysis.smoothing import smooth
-from fp16_patch.lab.comparison.figure_style import GREY, Curve, Curves, finish, new_figure, plot, plot_smoothed, save
+from fp16_patch.lab.comparison.figure_style import GREY, Curve, Curves, finish, new_figure, plot, plot_smoothed
 
 _PANELS = {
     "reward": ("Training reward", "mean of the batch, over {window} steps"),
@@ -39,7 +39,7 @@ _PUBLISHED: dict[str, Any] = {
 }
 
 
-def draw_paper_figure(curves: Curves, window: int, file: Path) -> None:
+def draw_paper_figure(curves: Curves, window: int) -> Figure:
     """Draw the reward panel, and the other panels for which something was logged."""
     names = [name for name in _PANELS if name == "reward" or any(_logged(curve, name) for curve in curves)]
     figure = new_figure((_PANEL_INCHES * max(2, len(names)) - 1, _HEIGHT))
@@ -54,7 +54,7 @@ def draw_paper_figure(curves: Curves, window: int, file: Path) -> None:
     handles += _mark_handles(curves)
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
-    save(figure, file)
+    return figure
 
 
 def _draw_curve(axes: Axes, curve: Curve, name: str, window: int) -> None:

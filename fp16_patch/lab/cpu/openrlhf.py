@@ -9,24 +9,20 @@ imported for a patch.
 from __future__ import annotations
 
 import os
+from functools import cache
 from types import ModuleType
 
 from fp16_patch.lab.cpu import import_stubs, rounded_rollout
 from fp16_patch.lab.cpu.plan import OPENRLHF_PATCHES
 from fp16_patch.patching import plan, register_import_hooks, when_imported
 
-_active = False
 
-
+@cache
 def activate() -> None:
     """Make this process run without a GPU. Idempotent, and cheap: it imports no framework.
 
     If a patch does not fit, the import of its target raises Fp16PatchError, which ends the process.
     """
-    global _active
-    if _active:
-        return
-    _active = True
     os.environ["DS_ACCELERATOR"] = "cpu"
     import_stubs.install_flash_attention()
     when_imported("torch", _enable_matmul)

@@ -9,6 +9,7 @@ on the samples of the other. This module moves the sockets to the run's own ``RA
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from fp16_patch.lab.cpu.releases import VERL
@@ -21,34 +22,25 @@ def move_to_ray_tmpdir(handle: str) -> str:
     return handle.replace("ipc:///tmp/", f"ipc://{folder}/", 1) if folder else handle
 
 
-_REASON = (
-    "Two runs on one machine would use the same sockets for weight transfer. Both ends move them into RAY_TMPDIR, "
-    "which every process of a run inherits."
-)
-_UPSTREAM = "verl tells runs apart by the Ray job id, which two clusters share; not reported"
-_REMOVE_WHEN = "verl's socket names differ between Ray clusters"
-
-
-@wrap(
-    "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.__init__",
+_wrap = partial(
+    wrap,
     release=VERL,
-    processes={ProcessKind.TRAINER_RANK},
-    reason=_REASON,
-    upstream=_UPSTREAM,
-    remove_when=_REMOVE_WHEN,
+    reason="Two runs on one machine would use the same sockets for weight transfer. Both ends move them into "
+    "RAY_TMPDIR, which every process of a run inherits.",
+    upstream="verl tells runs apart by the Ray job id, which two clusters share; not reported",
+    remove_when="verl's socket names differ between Ray clusters",
 )
+
+
+@_wrap("verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.__init__", processes={ProcessKind.TRAINER_RANK})
 def _cpu_sender_socket(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     original(self, *args, **kwargs)
     self.zmq_handle = move_to_ray_tmpdir(self.zmq_handle)
 
 
-@wrap(
+@_wrap(
     "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension._get_zmq_handle",
-    release=VERL,
     processes={ProcessKind.VLLM_WORKER},
-    reason=_REASON,
-    upstream=_UPSTREAM,
-    remove_when=_REMOVE_WHEN,
 )
 def _cpu_receiver_socket(original: Any, self: Any) -> str:
     return move_to_ray_tmpdir(original(self))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,6 @@ class Message:
 
     role: str
     content: str
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the message as chat templates take it."""
-        return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Problem:
     @property
     def messages(self) -> list[dict[str, str]]:
         """Return the prompt as chat templates take it."""
-        return [message.as_dict() for message in self.prompt]
+        return [asdict(message) for message in self.prompt]
 
     @property
     def key(self) -> str:

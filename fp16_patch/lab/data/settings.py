@@ -49,12 +49,10 @@ def check_options(options: Iterable[str]) -> None:
     """
     own = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(Sampling)}
     own["max_model_len"] = "--max-tokens; the command adds the longest prompt to it"
-    if taken := [key for key in options if key in own]:
-        raise combine_errors(
-            [
-                Fp16PatchError(
-                    f"--vllm {key}=...: the command sets it", code="option-reserved", next_step=f"use {own[key]}"
-                )
-                for key in taken
-            ]
-        )
+    errors = [
+        Fp16PatchError(f"--vllm {key}=...: the command sets it", code="option-reserved", next_step=f"use {own[key]}")
+        for key in options
+        if key in own
+    ]
+    if errors:
+        raise combine_errors(errors)

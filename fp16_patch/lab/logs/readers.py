@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,14 @@ def read_log(path: Path) -> StepMetrics:
     Raises:
         Fp16PatchError: ``path`` does not exist, or has none of these formats.
     """
-    if path.is_dir():
-        if (path / "metrics.jsonl").is_file():
-            return read_json_lines(path / "metrics.jsonl")
+    if (path / "metrics.jsonl").is_file():
+        return read_json_lines(path / "metrics.jsonl")
+    if path.is_dir() or (path.is_file() and ".tfevents" in path.name):
         return _tensorboard(path)
-    readers: dict[str, Callable[[Path], StepMetrics]] = {
-        ".csv": _csv,
-        ".jsonl": read_json_lines,
-        ".ndjson": read_json_lines,
-    }
-    reader = _tensorboard if ".tfevents" in path.name else readers.get(path.suffix)
-    if reader is None or not path.is_file():
+    readers = {".csv": _csv, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
+    if path.suffix not in readers or not path.is_file():
         raise not_a_log(path)
-    return reader(path)
+    return readers[path.suffix](path)
 
 
 def not_a_log(path: Path) -> Fp16PatchError:

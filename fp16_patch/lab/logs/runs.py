@@ -95,12 +95,10 @@ class ArmRun:
             "logged no training step": steps == 0 and not running,
             "logged no mismatch metrics": steps > 0 and not self.series.known("k3_kl"),
             f"has unreadable lines in metrics.jsonl: {self.series.unreadable_lines}": self.series.unreadable_lines,
-            "counts the skipped updates of these steps only": self.status not in ("completed", "not run")
-            and bool(self.series.known("updates_skipped_total"))
+            "counts the skipped updates of these steps only": self.status != "completed"
+            and self.series.known("updates_skipped_total")
             and not self._skipped_at_stop(),
-            "ran concurrently with other arms: its seconds are not those of an arm alone": bool(
-                self.result.get("beside")
-            ),
+            "ran concurrently with other arms: its seconds are not those of an arm alone": self.result.get("beside"),
             "has no readable settings.json: its settings are not compared": self.settings is None,
             "left no readable precision report": self.precision_report is None and not running,
         }

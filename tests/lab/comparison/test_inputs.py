@@ -271,6 +271,6 @@ def test_damaged_recipe_is_one_error(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--smooth=0", "--smooth=-3", "--smooth=x", "--reward=nan", "--reward=x"])
-def test_refuses_bad_window_and_reward(tmp_path: Path, option: str) -> None:
-    with pytest.raises(SystemExit):
-        main(["recipes", "compare", str(tmp_path), option])
+def test_refuses_bad_window_and_reward(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "compare", str(tmp_path), option]) == 2
+    assert option.partition("=")[0] in capsys.readouterr().err
