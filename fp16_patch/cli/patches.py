@@ -17,7 +17,7 @@ COLUMNS: dict[str, Callable[[Patch], str]] = {
     "kind": lambda patch: f"{patch.kind}, scoped" if patch.scoped else patch.kind,
     "process": lambda patch: patch.process_names,
     "target": lambda patch: patch.target,
-    "releases": lambda patch: f"{patch.distributions[0]} {patch.versions}",
+    "releases": lambda patch: f"{patch.release.distributions[0]} {patch.release.versions}",
     "why": lambda patch: patch.reason,
     "upstream": lambda patch: patch.upstream,
     "remove when": lambda patch: patch.remove_when,

@@ -6,8 +6,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Iterator
 
-from packaging.specifiers import SpecifierSet
-
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Patch, Release, check_source, installed_version, refusal
 
@@ -21,7 +19,7 @@ def framework_problems(name: str, release: Release, patches: Iterable[Patch]) ->
     install = f"pip install '{wanted}'"
     if found is None:
         yield Fp16PatchError(f"{name} is not installed", code="not-installed", allowed=wanted, next_step=install)
-    elif not SpecifierSet(release.versions).contains(found, prereleases=True):
+    elif found not in release:
         yield Fp16PatchError(
             f"{name} {found} is installed; the patches were written for and tested with other releases",
             code="release-not-supported",

@@ -8,16 +8,14 @@ from fp16_patch.patching.checks import PatchStatus, check_live, check_source, in
 from fp16_patch.patching.declare import add, hook, replace, scoped, wrap
 from fp16_patch.patching.import_hooks import when_imported
 from fp16_patch.patching.ledger import Ledger, LedgerEntry
-from fp16_patch.patching.patch import Kind, Outcome, Patch, Release, validate_plan
+from fp16_patch.patching.patch import Outcome, Patch, Release, validate_plan
 from fp16_patch.patching.process_kind import ProcessKind
 from fp16_patch.patching.registry import declared_in, plan, register_import_hooks, required
 from fp16_patch.patching.scoped_patches import attach, opened
-from fp16_patch.patching.source import Definition, find_definitions
+from fp16_patch.patching.source import find_definitions
 
 __all__ = [
-    "Definition",
     "PatchStatus",
-    "Kind",
     "Ledger",
     "LedgerEntry",
     "Outcome",

@@ -97,13 +97,7 @@ def _set(applied: _Applied) -> None:
     patch = applied.finding.patch
     target = Binding.at(patch.target)
     applied.original = None if patch.kind == "add" else function_of(target.raw)
-    function = patch.make(applied.original)
-    # A proxy or a partial is lost when Ray ships the class it sits on. Not isinstance, which a proxy passes.
-    if type(function) is not FunctionType or function is applied.original:
-        raise TypeError(f"make must return a new plain function, not {function!r}")
-    if patch.kind != "add":
-        functools.update_wrapper(function, applied.original)
-    setattr(function, MARK, patch.name)
+    function = make_function(patch, applied.original)
     _applied[patch.name] = applied
     for binding in [target, *filter(None, map(Binding.loaded, patch.also_bound))]:
         after = rewrap(binding.raw, function)
@@ -123,6 +117,22 @@ def _restore(applied: _Applied) -> list[str]:
     if not applied.changes:
         _applied.pop(applied.finding.patch.name, None)
     return [str(binding) for binding, _, _ in applied.changes]
+
+
+def make_function(patch: Patch, original: Any, *context: Any) -> FunctionType:
+    """Return the patch's function for ``original``, with the patch's name on it. An ``add`` has no original: None.
+
+    Raises:
+        TypeError: If ``patch.make`` does not return a new plain function.
+    """
+    function = patch.make(original, *context)
+    # A proxy or a partial is lost when Ray ships the class it sits on. Not isinstance, which a proxy passes.
+    if type(function) is not FunctionType or function is original:
+        raise TypeError(f"make must return a new plain function, not {function!r}")
+    if original is not None:
+        functools.update_wrapper(function, original)
+    setattr(function, MARK, patch.name)
+    return function
 
 
 def record(finding: PatchStatus) -> LedgerEntry:

@@ -45,12 +45,13 @@ def check_live(patch: Patch) -> PatchStatus:
 
 def refusal(finding: PatchStatus) -> Fp16PatchError:
     """Return the error for a refused patch: target, version found, versions known, next step."""
-    patch, names = finding.patch, " or ".join(finding.patch.distributions)
+    patch, release = finding.patch, finding.patch.release
+    names = " or ".join(release.distributions)
     return Fp16PatchError(
         f"patch {patch.name} cannot change {patch.target} of {names} {finding.version}: {finding.message}",
         code="patch-refused",
-        allowed=f"{names} {patch.versions}, unmodified",
-        next_step=f"install {names} {patch.versions}, or a release of fp16-patch that knows "
+        allowed=f"{names} {release.versions}, unmodified",
+        next_step=f"install {names} {release.versions}, or an fp16-patch release that supports "
         f"{finding.version}; `fp16-patch doctor` shows every patch",
     )
 
@@ -68,14 +69,15 @@ def installed_version(distributions: Iterable[str]) -> str | None:
 
 
 def _find_out(patch: Patch, fits: Callable[[Patch], str]) -> PatchStatus:
-    version = installed_version(patch.distributions)
+    release = patch.release
+    version = installed_version(release.distributions)
     if version is None:
-        return PatchStatus(patch, "not_installed", None, f"{' or '.join(patch.distributions)} is not installed")
+        return PatchStatus(patch, "not_installed", None, f"{' or '.join(release.distributions)} is not installed")
     try:
         if patch.native is not None and patch.native():
             return PatchStatus(patch, "native", version, "upstream already does it")
-        if not patch.accepts(version):
-            raise _Misfit(f"version {version} is not in {patch.versions}")
+        if version not in release:
+            raise _Misfit(f"version {version} is not in {release.versions}")
         return PatchStatus(patch, "applied", version, fits(patch))
     except _Misfit as misfit:
         return PatchStatus(patch, "refused", version, str(misfit))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fp16_patch.patching import registry
-from fp16_patch.patching.patch import Kind, Patch, Release
+from fp16_patch.patching.patch import Kind, Patch
 from fp16_patch.patching.process_kind import ProcessKind
 
 Handler = Callable[..., Any]
@@ -26,7 +26,7 @@ def wrap(target: str, **declared: Any) -> Declaration:
 
     Args:
         target: ``package.module:Qual.name``.
-        **declared: ``release`` (:class:`Release`), ``processes`` (of :class:`ProcessKind`), ``reason``, ``upstream``,
+        **declared: ``release`` (a ``Release``), ``processes`` (of :class:`ProcessKind`), ``reason``, ``upstream``,
             ``remove_when``, and optionally other fields of :class:`Patch`. ``name`` defaults to the function's with
             hyphens, ``parameters`` to the handler's after ``original``. With ``maker=True`` the function is
             ``original -> new function`` instead of a handler.
@@ -61,7 +61,6 @@ def _declaration(
     kind: Kind,
     target: str,
     *,
-    release: Release,
     processes: Iterable[ProcessKind],
     name: str | None = None,
     maker: bool = False,
@@ -71,21 +70,16 @@ def _declaration(
     def declare(function: Handler | Patch) -> Patch:
         handler = function.handler if isinstance(function, Patch) else function
         assert handler is not None
-        if kind == "wrap" and parameters is None:
-            relied_on: tuple[str, ...] | None = _parameters(handler)
-        else:
-            relied_on = parameters
+        derived = kind == "wrap" and parameters is None
         return registry.register(
             Patch(
                 name=name or handler.__name__.strip("_").replace("_", "-"),
                 target=target,
                 kind=kind,
-                distribution=release.distribution,
-                versions=release.versions,
                 processes=frozenset(processes),
                 make=handler if maker else _maker(kind, handler),
                 handler=handler,
-                parameters=relied_on,
+                parameters=_parameters(handler) if derived else parameters,
                 module=handler.__module__,
                 **fields,
             )

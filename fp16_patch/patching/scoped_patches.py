@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fp16_patch.patching import ledger
-from fp16_patch.patching.applying import record
+from fp16_patch.patching.applying import make_function, record
 from fp16_patch.patching.binding import MARK, Binding
 from fp16_patch.patching.checks import check_source, refusal
 from fp16_patch.patching.patch import Patch
@@ -27,7 +26,7 @@ def opened(patch: Patch, *context: Any) -> Iterator[None]:
     _check(patch)
     binding = Binding.at(patch.target)
     before = binding.own
-    binding.set(_made(patch, binding.raw, *context))
+    binding.set(make_function(patch, binding.raw, *context))
     try:
         yield
     finally:
@@ -45,7 +44,7 @@ def attach(patch: Patch, instance: Any, *context: Any) -> None:
     if getattr(original, MARK, None) == patch.name:
         return
     _check(patch)
-    setattr(instance, name, _made(patch, original, *context))
+    setattr(instance, name, make_function(patch, original, *context))
 
 
 def _check(patch: Patch) -> None:
@@ -54,9 +53,3 @@ def _check(patch: Patch) -> None:
         record(finding)
         if not finding.fits:
             raise refusal(finding)
-
-
-def _made(patch: Patch, original: Any, *context: Any) -> Any:
-    function = functools.update_wrapper(patch.make(original, *context), original)
-    setattr(function, MARK, patch.name)
-    return function

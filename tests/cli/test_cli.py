@@ -17,7 +17,7 @@ from fp16_patch.cli import patches as listing
 from fp16_patch.frameworks.openrlhf import plan as openrlhf
 from fp16_patch.frameworks.openrlhf import reports
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, required
-from fp16_patch.patching import Patch, ProcessKind, validate_plan
+from fp16_patch.patching import Patch, ProcessKind, Release, validate_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,7 +78,7 @@ def test_patches_lists_every_declaration(capsys):
 def test_hooks_have_a_table_of_their_own_and_scoped_patches_a_mark(monkeypatch, capsys):
     def declared(name, **options):
         fields = {"processes": {ProcessKind.ANY}, "make": abs, "upstream": "u", "remove_when": "r", "reason": "w"}
-        fields |= {"kind": "wrap", "parameters": (), "distribution": "acme", "versions": "==1"}
+        fields |= {"kind": "wrap", "parameters": (), "release": Release("acme", "==1")}
         return Patch(name=name, target=f"acme:{name}", **fields, **options)
 
     listed = [declared("plain"), declared("hook", hook=True), declared("scoped", scoped=True)]

@@ -111,13 +111,13 @@ def describe(patch: Patch) -> Dump:
         "kind": patch.kind,
         "target": patch.target,
         "also_bound": list(patch.also_bound),
-        "distributions": list(patch.distributions),
-        "versions": patch.versions,
+        "distributions": list(patch.release.distributions),
+        "versions": patch.release.versions,
         "parameters": None if patch.parameters is None else list(patch.parameters),
         "fingerprints": list(patch.fingerprints),
         "native": patch.native is not None,
         "upstream": patch.upstream,
-        "function": _function(patch) if installed_version(patch.distributions) else None,
+        "function": _function(patch) if installed_version(patch.release.distributions) else None,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fp16_patch.patching import Patch, ProcessKind, applying, registry, status, undo
+from fp16_patch.patching import Patch, ProcessKind, Release, applying, registry, status, undo
 
 
 class Library:
@@ -58,8 +58,7 @@ def declare() -> Callable[..., Patch]:
             more.setdefault("parameters", ())
         defaults: dict[str, Any] = {
             "name": re.sub("[^a-z0-9]+", "-", target.lower()).strip("-"),
-            "distribution": "acme-rl",
-            "versions": "==1.0",
+            "release": Release(more.pop("distribution", "acme-rl"), more.pop("versions", "==1.0")),
             "processes": frozenset({ProcessKind.TRAINER_RANK}),
             "reason": "a test",
             "upstream": "none",

@@ -115,7 +115,7 @@ def test_native_goes_before_the_version(library: Library, declare: Declare) -> N
     assert both(native).outcome == "native"
 
 
-def test_one_branch_that_fits_is_enough_in_the_file_and_the_live_check_picks_the_branch(
+def test_one_fitting_branch_is_enough_in_the_file_and_the_live_check_picks_it(
     library: Library, declare: Declare
 ) -> None:
     library.write(optim="if len('x') == 2:\n    def step(grads): pass\nelse:\n    def step(loss): pass\n")

@@ -7,7 +7,7 @@ import pytest
 from raising import check_error
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.patching import Ledger, LedgerEntry, Outcome, Patch, ProcessKind
+from fp16_patch.patching import Ledger, LedgerEntry, Outcome, Patch, ProcessKind, Release
 from fp16_patch.report.process_report import missing_patches, this_process
 
 
@@ -16,8 +16,7 @@ def patch(name: str) -> Patch:
         name=name,
         target="some.module:Class.method",
         kind="wrap",
-        distribution="verl",
-        versions=">=0.9",
+        release=Release("verl", ">=0.9"),
         processes=frozenset({ProcessKind.TRAINER_RANK}),
         reason="for this test",
         upstream="none",
