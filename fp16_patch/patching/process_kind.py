@@ -29,6 +29,6 @@ class ProcessKind(str, Enum):
 
     @property
     def kinds(self) -> frozenset[ProcessKind]:
-        """Return the kinds whose patches this kind needs: its own, every process's, and a rank also a trainer rank's."""
+        """Return the kinds whose patches it needs: its own, every process's, and a trainer rank's if it is one."""
         ranks = {ProcessKind.TRAINER_RANK} if self.name.endswith("_RANK") else set()
         return frozenset({self, ProcessKind.ANY} | ranks)
