@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from textwrap import indent
@@ -30,61 +31,40 @@ def add_parser(subparsers: Any) -> None:
     recipes.set_defaults(run=_run_handler)
     commands = recipes.add_subparsers(dest="recipes_command", required=True, metavar="COMMAND")
 
-    listing = commands.add_parser(
-        "list", help="list the shipped recipes, with the figure and the numbers that each reproduces"
-    )
+    listing = commands.add_parser("list", help="list the shipped recipes, each with the figure that it reproduces")
     listing.add_argument("--json", action="store_true", help="print the whole recipes as JSON")
     listing.set_defaults(handler=_list)
 
     show = commands.add_parser("show", help="print a recipe with its shared settings, loss and sources")
     show.add_argument("recipe", metavar="NAME", help="a shipped recipe, or the path of a .yaml file")
     show.add_argument("--yaml", action="store_true", help="print one YAML file, at one scale")
-    show.add_argument(
-        "--scale", choices=SCALES, help="print this scale only (default: both; with --yaml the larger one)"
-    )
+    show.add_argument("--scale", choices=SCALES, help="(default: both; with --yaml the larger one)")
     show.set_defaults(handler=_show)
 
-    check = commands.add_parser(
-        "check",
-        help="compose recipes with the installed frameworks; start nothing",
-        description="Compose recipes with the installed frameworks; start nothing. The exit status is 1 if an arm "
-        "would not start, and 2 if a file is not a recipe.",
-    )
+    composing = "compose recipes with the installed frameworks; start nothing"
+    statuses = "Exit status: 1 if an arm would not start, 2 if a file is not a recipe."
+    check = commands.add_parser("check", help=composing, description=f"{composing.capitalize()}. {statuses}")
     check.add_argument("recipes", metavar="NAME", nargs="*", help="shipped recipes, or paths of .yaml files")
     check.add_argument("--all", action="store_true", help="every shipped recipe")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(handler=_check)
 
-    run = commands.add_parser(
-        "run", help="run the arms of a recipe, several at a time where there are GPUs, and compare them"
-    )
+    run = commands.add_parser("run", help="run the arms of a recipe, and compare them")
     run.add_argument("recipe", metavar="NAME_OR_PATH", help="a shipped recipe, or the path of a .yaml file")
-    run.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="options of the framework, added to every arm"
-    )
+    override = "an option of the framework for every arm; may be repeated"
+    run.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=override)
     run.add_argument("--framework", metavar="F", help="verl or openrlhf (default: the recipe's first)")
-    run.add_argument(
-        "--scale", choices=SCALES, help="paper, or toy for two CPU cores (default: paper if the recipe has it)"
-    )
+    run.add_argument("--scale", choices=SCALES, help="toy is for two CPU cores (default: paper if the recipe has it)")
     run.add_argument("--print", action="store_true", dest="only_print", help="print the commands and start nothing")
     run.add_argument("--out", type=Path, help="folder for results (default: runs/NAME)")
-    run.add_argument(
-        "--arm", action="append", default=[], dest="arms", metavar="A", help="run this arm only; may be repeated"
-    )
-    run.add_argument(
-        "--jobs",
-        type=positive,
-        metavar="N",
-        help="number of arms at a time (default: as many as there are GPUs for; on a CPU and on a cluster: 1)",
-    )
-    run.add_argument(
-        "--timeout", type=positive_number, metavar="MINUTES", help="limit for one arm (default: the recipe's)"
-    )
-    run.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep the arms in --out that completed with the same settings; run the others from their first step",
-    )
+    arm = "run this arm only; may be repeated"
+    run.add_argument("--arm", action="append", default=[], dest="arms", metavar="A", help=arm)
+    jobs = "number of arms at a time (default: as many as there are GPUs for; on a CPU and on a cluster: 1)"
+    run.add_argument("--jobs", type=positive, metavar="N", help=jobs)
+    limit = "limit for one arm (default: the recipe's)"
+    run.add_argument("--timeout", type=positive_number, metavar="MINUTES", help=limit)
+    resume = "keep the arms in --out that completed with the same settings; run the others from their first step"
+    run.add_argument("--resume", action="store_true", help=resume)
     run.set_defaults(handler=_run)
 
     compare = commands.add_parser(
@@ -99,27 +79,21 @@ def add_parser(subparsers: Any) -> None:
         "TensorBoard events, a .csv that wandb exported, a .jsonl of verl or of wandb's history; several logs of one "
         "arm are merged",
     )
-    compare.add_argument(
-        "--out", type=Path, help="folder for the report (default: RUN_DIR; required with several runs or with ARM=PATH)"
-    )
+    out = "folder for the report (default: RUN_DIR; required with several runs or with ARM=PATH)"
+    compare.add_argument("--out", type=Path, help=out)
     compare.add_argument("--recipe", metavar="NAME_OR_PATH", help="the recipe that the ARM=PATH logs are runs of")
     compare.add_argument("--scale", choices=SCALES, help="the scale of --recipe (default: paper if it has it)")
     compare.add_argument(
         "--reward",
         type=number,
         metavar="X",
-        help="report time and tokens to this smoothed reward (default: 90% of the way from the start to the highest "
+        help="report time and tokens to this smoothed reward (default: 90%% of the way from the start to the highest "
         "reward that every arm reaches)",
     )
-    compare.add_argument(
-        "--smooth",
-        type=positive,
-        metavar="STEPS",
-        help="window of the smoothing, 1 for none (default: 1/40 of the longest run, at least 5)",
-    )
-    compare.add_argument(
-        "--allow-different", action="store_true", help="compare runs with different settings; the report names them"
-    )
+    smooth = "window of the smoothing, 1 for none (default: 1/40 of the longest run, at least 5)"
+    compare.add_argument("--smooth", type=positive, dest="window", metavar="STEPS", help=smooth)
+    different = "compare runs with different settings; the report names them"
+    compare.add_argument("--allow-different", action="store_true", help=different)
     compare.set_defaults(handler=_compare)
 
     recipes_data.add_parser(commands)
@@ -161,13 +135,12 @@ def _check(arguments: argparse.Namespace) -> int:
         raise Fp16PatchError(found_none, code="invalid-arguments", next_step="name some, or give --all")
     paths = available() if arguments.all else [find(name) for name in arguments.recipes]
     found = []
-    for checked in (checked for path in paths for checked in check(path)):
+    for checked in itertools.chain.from_iterable(map(check, paths)):
         found.append(checked)
         if not arguments.json:
-            what = f"{checked.recipe}  {checked.scale}  {checked.framework}  {checked.arm}"
-            print(f"{'FAILS' if checked.problem else 'ok':<6} {what}", flush=True)
-            if checked.problem:
-                print(indent(checked.problem, "       "), flush=True)
+            *what, problem = dataclasses.astuple(checked)
+            print(f"{'FAILS' if problem else 'ok':<6} {'  '.join(what)}", flush=True)
+            print(indent(f"{problem}\n", "       ") if problem else "", end="", flush=True)
     failed = sum(checked.problem is not None for checked in found)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(checked) for checked in found], indent=2))
@@ -214,13 +187,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from fp16_patch.lab.comparison.compare import compare
 
-    compare(
-        *arguments.sources,
-        out=arguments.out,
-        recipe=arguments.recipe,
-        scale=arguments.scale,
-        reward=arguments.reward,
-        window=arguments.smooth,
-        allow_different=arguments.allow_different,
-    )
+    names = ("out", "recipe", "scale", "reward", "window", "allow_different")
+    compare(*arguments.sources, **{name: getattr(arguments, name) for name in names})
     return 0

@@ -26,42 +26,28 @@ def add_parser(subparsers: Any) -> None:
     )
     sanity.add_argument("--model", required=True, metavar="M", help="a folder or a hub id")
     _add_dataset(sanity)
-    sanity.add_argument(
-        "--samples", type=positive, default=selection.SAMPLES, metavar="N", help="(default: %(default)s)"
-    )
+    default = "(default: %(default)s)"
+    sanity.add_argument("--samples", type=positive, default=selection.SAMPLES, metavar="N", help=default)
     sanity.add_argument(
         "--keep", type=number, nargs=2, default=selection.KEEP, metavar=("LOW", "HIGH"), help="(default: 0.2 0.8)"
     )
-    sanity.add_argument(
-        "--reward", default="math", metavar="R", help="math, exact, or a Python file with compute_score (default: math)"
-    )
-    sanity.add_argument("--max-tokens", type=positive, default=8192, metavar="N", help="of an answer (default: 8192)")
-    sanity.add_argument("--temperature", type=number, default=1.0, metavar="T", help="(default: %(default)s)")
-    sanity.add_argument("--top-p", type=number, default=1.0, metavar="P", help="(default: %(default)s)")
+    reward = "math, exact, or a Python file with compute_score (default: math)"
+    sanity.add_argument("--reward", default="math", metavar="R", help=reward)
+    sanity.add_argument("--max-tokens", type=positive, default=8192, metavar="N", help=f"of an answer {default}")
+    sanity.add_argument("--temperature", type=number, default=1.0, metavar="T", help=default)
+    sanity.add_argument("--top-p", type=number, default=1.0, metavar="P", help=default)
     dtypes = ("float16", "bfloat16", "float32")
-    sanity.add_argument("--dtype", choices=dtypes, default=dtypes[0], help="of the rollout (default: %(default)s)")
-    sanity.add_argument("--seed", type=integer, default=0, metavar="S", help="(default: %(default)s)")
-    sanity.add_argument("--tensor-parallel-size", type=positive, default=1, metavar="N", help="GPUs (default: 1)")
-    sanity.add_argument(
-        "--batch",
-        type=positive,
-        default=128,
-        metavar="N",
-        help="problems sampled, then saved, at a time (default: 128)",
-    )
-    sanity.add_argument(
-        "--vllm",
-        type=yaml_option,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an argument of vllm.LLM; may be repeated",
-    )
+    sanity.add_argument("--dtype", choices=dtypes, default=dtypes[0], help=f"of the rollout {default}")
+    sanity.add_argument("--seed", type=integer, default=0, metavar="S", help=default)
+    sanity.add_argument("--tensor-parallel-size", type=positive, default=1, metavar="N", help=f"GPUs {default}")
+    batch = f"problems sampled, then saved, at a time {default}"
+    sanity.add_argument("--batch", type=positive, default=128, metavar="N", help=batch)
+    option = "an argument of vllm.LLM; may be repeated"
+    sanity.add_argument("--vllm", type=yaml_option, action="append", default=[], metavar="KEY=VALUE", help=option)
     sanity.set_defaults(handler=_sanity)
 
-    convert = commands.add_parser(
-        "convert", help="write a dataset's problems as parquet for verl and JSON Lines for OpenRLHF"
-    )
+    both = "write a dataset's problems as parquet for verl and JSON Lines for OpenRLHF"
+    convert = commands.add_parser("convert", help=both)
     _add_dataset(convert)
     convert.set_defaults(handler=_convert)
 
@@ -80,9 +66,8 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N problems only")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-    parser.add_argument(
-        "--name", default="train", metavar="N", help="name of the files without the suffix (default: train)"
-    )
+    name = "name of the files without the suffix (default: train)"
+    parser.add_argument("--name", default="train", metavar="N", help=name)
 
 
 def _sanity(arguments: argparse.Namespace) -> int:

@@ -36,32 +36,25 @@ def validate(recipe: Recipe, *, source: str) -> None:
     refuse(problems, source)
 
 
-def _choice(key: str, value: object, allowed: Collection[str]) -> Errors:
+def _choice(key: str, value: object, allowed: Collection[str], to: str = "", *, precision: bool = False) -> Errors:
     if value is not None and value not in allowed:
-        yield Fp16PatchError(f"{key}={value!r} is unknown", code="value-not-allowed", allowed=", ".join(allowed))
-
-
-def _precision(key: str, value: object, allowed: Collection[str], to: str = "") -> Errors:
-    if value is not None and value not in allowed:
-        yield Fp16PatchError(f"{key}={value!r} is unknown{to}", code="not-a-precision", allowed=", ".join(allowed))
+        yield Fp16PatchError(
+            f"{key}={value!r} is unknown{to}",
+            code="not-a-precision" if precision else "value-not-allowed",
+            allowed=", ".join(allowed),
+        )
 
 
 def _names(recipe: Recipe) -> Errors:
     for key, name in {"name": recipe.name, **{f"arms.{name}": name for name in recipe.arms}}.items():
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-            yield Fp16PatchError(
-                f"{key}: {name!r} names a folder", code="invalid-name", allowed="a-z, 0-9, '-' and '_'"
-            )
-    for name in (name for name in (EARLIER, WORLD) if name in recipe.arms):
-        yield Fp16PatchError(
-            f"arms.{name}: the run directory has a folder of that name",
-            code="invalid-name",
-            next_step="choose another name",
-        )
+            what = f"{key}: {name!r} cannot be the name of a folder"
+            yield Fp16PatchError(what, code="invalid-name", allowed="a-z, 0-9, '-' and '_'")
+    for name in {EARLIER, WORLD} & set(recipe.arms):
+        what = f"arms.{name}: the run directory has a folder of that name"
+        yield Fp16PatchError(what, code="invalid-name", next_step="choose another name")
     if not recipe.arms:
-        yield Fp16PatchError(
-            "arms is empty", code="value-not-allowed", next_step="add one, e.g. fp16: {precision: fp16}"
-        )
+        yield Fp16PatchError("arms is empty", code="value-not-allowed", next_step="add fp16: {precision: fp16}")
 
 
 def _choices(recipe: Recipe) -> Errors:
@@ -71,8 +64,8 @@ def _choices(recipe: Recipe) -> Errors:
     for name, arm in recipe.arms.items():
         for framework in recipe.frameworks:
             known = TRAINERS[framework].precisions
-            yield from _precision(f"arms.{name}.precision", arm.precision, known, f" to {framework}")
-        yield from _precision(f"arms.{name}.rollout", arm.rollout, PRECISIONS)
+            yield from _choice(f"arms.{name}.precision", arm.precision, known, f" to {framework}", precision=True)
+        yield from _choice(f"arms.{name}.rollout", arm.rollout, PRECISIONS, precision=True)
 
 
 def _placeholders(recipe: Recipe) -> Errors:
@@ -81,13 +74,11 @@ def _placeholders(recipe: Recipe) -> Errors:
     for key, data in {"data": recipe.data, **sections}.items():
         paths |= {f"{key}.{name}": getattr(data, name) or "" for name in ("train", "val", "reward")}
     known = (REWARD_PLACE, *(WORLD_PLACES if recipe.world else ()))
+    allowed = ", ".join(known) + ("" if recipe.world else f"; {', '.join(WORLD_PLACES)} if world is set")
     for key, path in paths.items():
         if not set(re.findall(r"\{[^}]*\}?|\}", path)) <= set(known):
-            yield Fp16PatchError(
-                f"{key}={path!r} holds an unknown placeholder",
-                code="unknown-placeholder",
-                allowed=", ".join(known) + ("" if recipe.world else "; further ones where a world is set"),
-            )
+            what = f"{key}={path!r} holds an unknown placeholder"
+            yield Fp16PatchError(what, code="unknown-placeholder", allowed=allowed)
 
 
 def _options(recipe: Recipe) -> Errors:
@@ -99,15 +90,14 @@ def _options(recipe: Recipe) -> Errors:
     for framework, trainer in TRAINERS.items():
         section, key = getattr(recipe, framework), trainer.options_key
         groups = {f"arms.{name}.{key}": getattr(arm, key) for name, arm in recipe.arms.items()}
-        if section is None:
-            for group in (group for group, options in groups.items() if options):
-                yield Fp16PatchError(
-                    f"{group} are for {framework}, which this recipe does not run on",
-                    code="key-refused",
-                    next_step=f"remove them, or add the section {framework}",
-                )
-            continue
-        for group, options in {f"{framework}.{key}": getattr(section, key), **groups}.items():
+        if section is not None:
+            groups[f"{framework}.{key}"] = getattr(section, key)
+        for group, options in groups.items():
+            if options and section is None:
+                what = f"{group} are for {framework}, which this recipe does not run on"
+                remove = f"remove them, or add the section {framework}"
+                yield Fp16PatchError(what, code="key-refused", next_step=remove)
+                continue
             for option, value in options.items():
                 yield from (error.prefixed(group) for error in trainer.check(option, value))
 
@@ -120,18 +110,12 @@ def _ranges(recipe: Recipe) -> Errors:
     for name, arm in recipe.arms.items():
         bits = arm.rollout_significand
         if bits is not None and not (recipe.platform == "cpu" and fewest <= bits <= most):
-            yield Fp16PatchError(
-                f"arms.{name}.rollout_significand={bits!r}",
-                code="value-not-allowed",
-                allowed=f"{fewest} to {most}, and platform: cpu",
-            )
+            what, allowed = f"arms.{name}.rollout_significand={bits!r}", f"{fewest} to {most}, and platform: cpu"
+            yield Fp16PatchError(what, code="value-not-allowed", allowed=allowed)
     for expected in recipe.expected:
         if expected.at_least is None and expected.at_most is None:
-            yield Fp16PatchError(
-                f"expected {expected.metric} has no bound",
-                code="bound-missing",
-                allowed="at_least, at_most or both",
-            )
+            what = f"expected {expected.metric} has no bound"
+            yield Fp16PatchError(what, code="bound-missing", allowed="at_least, at_most or both")
 
 
 def _without_hyperparameters(recipe: Recipe) -> Errors:
@@ -144,9 +128,8 @@ def _without_hyperparameters(recipe: Recipe) -> Errors:
         **{f"arms.{name}.hyperparameters": arm.hyperparameters for name, arm in recipe.arms.items()},
     }
     for key in (key for key, value in given.items() if value):
-        yield Fp16PatchError(
-            f"{key} is set, and the recipe has no hyperparameters", code="key-refused", next_step="give both or neither"
-        )
+        what = f"{key} is set, and the recipe has no hyperparameters"
+        yield Fp16PatchError(what, code="key-refused", next_step="give both or neither")
 
 
 def _hyperparameters(recipe: Recipe) -> Errors:
@@ -165,11 +148,8 @@ def _hyperparameters(recipe: Recipe) -> Errors:
         yield from _choice("toy.platform", recipe.toy.platform, PLATFORMS)
         yield from _choice("toy.world", recipe.toy.world, TOY_TASKS)
         for name in sorted(set(recipe.toy.hyperparameters) & set(hyperparameters.NAMES) - hyperparameters.OF_THE_SCALE):
-            yield Fp16PatchError(
-                f"toy.hyperparameters.{name} would change the algorithm, not its scale",
-                code="key-refused",
-                allowed=", ".join(sorted(hyperparameters.OF_THE_SCALE)),
-            )
+            what = f"toy.hyperparameters.{name} would change the algorithm, not its scale"
+            yield Fp16PatchError(what, code="key-refused", allowed=", ".join(sorted(hyperparameters.OF_THE_SCALE)))
 
 
 def _algorithm(recipe: Recipe, name: str, arm: Arm) -> Errors:
@@ -181,13 +161,9 @@ def _algorithm(recipe: Recipe, name: str, arm: Arm) -> Errors:
     definition = algorithms()[chosen]
     given = {*recipe.hyperparameters, *arm.hyperparameters}
     for missing in sorted({*hyperparameters.ALWAYS, *definition.needs} - given):
-        yield Fp16PatchError(
-            f"hyperparameters.{missing} is missing", code="key-missing", next_step=f"{chosen} needs it"
-        )
+        what = f"hyperparameters.{missing} is missing, and {chosen} needs it"
+        yield Fp16PatchError(what, code="key-missing", next_step="add it")
     for framework in recipe.frameworks:
         if why := definition.not_on.get(framework):
-            yield Fp16PatchError(
-                f"{key}={chosen!r} is not on {framework}: {why}",
-                code="algorithm-not-supported",
-                next_step=f"leave it out with `{framework}: null`",
-            )
+            what, leave_out = f"{key}={chosen!r} is not on {framework}: {why}", f"remove it with `{framework}: null`"
+            yield Fp16PatchError(what, code="algorithm-not-supported", next_step=leave_out)

@@ -65,11 +65,7 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
                 next_step="break the circle",
             )
         content = merge(composed(found[0], shared, above), content)
-    return {key: content[key] for key in sorted(content, key=_place_of)}
-
-
-def _place_of(key: str) -> int:
-    return _ORDER.index(key) if key in _ORDER else len(_ORDER)
+    return {key: content[key] for key in dict.fromkeys((*_ORDER, *content)) if key in content}
 
 
 def merge(under: Any, over: Any) -> Any:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fp16_patch.errors import Fp16PatchError
@@ -23,6 +25,18 @@ def unknown_option(word: str, framework: str, known: Iterable[str], advice: str 
         allowed=f"the options of {framework}" + (f", such as {', '.join(close)}" if close else ""),
         next_step=f"did you mean {close[0]}?" if close else advice,
     )
+
+
+def package_folder(package: str, name: str) -> Path:
+    """Return the folder of an installed framework, without importing it."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise Fp16PatchError(
+            f"{name} is not installed",
+            code="not-installed",
+            next_step=f"pip install {package}, or choose another framework",
+        )
+    return Path(found.origin).parent
 
 
 class Trainer(ABC):

@@ -10,16 +10,15 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import importlib.util
 import io
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.trainers.base import unknown_option
+from fp16_patch.lab.trainers.base import package_folder, unknown_option
 
 _UNKNOWN = "unrecognized arguments: "
 
@@ -39,7 +38,7 @@ def parsed(words: Sequence[str]) -> Any:
         with _as_main_program(words), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return _run(_main_block())["args"]
     except (SystemExit, AssertionError) as error:
-        message = said.getvalue().strip().splitlines()[-1] if isinstance(error, SystemExit) else str(error)
+        message = said.getvalue().strip().rpartition(": error: ")[2] if isinstance(error, SystemExit) else str(error)
         if _UNKNOWN in message:
             known = [option.lstrip("-") for option in parser()._option_string_actions]
             raise unknown_option(message.partition(_UNKNOWN)[2], "OpenRLHF", known) from error
@@ -52,36 +51,18 @@ def parsed(words: Sequence[str]) -> Any:
 
 def _main_block() -> list[ast.stmt]:
     """Return its statements without the last and without the imports of its own modules."""
-    tree = ast.parse((_package() / "cli" / "train_ppo_ray.py").read_text(encoding="utf-8"))
+    file = package_folder("openrlhf", "OpenRLHF") / "cli" / "train_ppo_ray.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     (main,) = (node for node in tree.body if isinstance(node, ast.If))
     return [node for node in main.body if not isinstance(node, ast.ImportFrom) and ast.unparse(node) != "train(args)"]
 
 
 def _run(statements: list[ast.stmt]) -> dict[str, Any]:
-    names: dict[str, Any] = {"argparse": argparse, "datetime": datetime, "hierarchize": _hierarchize()}
+    # By its path: importing the package would import the models.
+    config = runpy.run_path(str(package_folder("openrlhf", "OpenRLHF") / "utils" / "config.py"))
+    names = {"argparse": argparse, "datetime": datetime, "hierarchize": config["hierarchize"]}
     exec(compile(ast.Module(statements, []), "train_ppo_ray", "exec"), names)
     return names
-
-
-def _hierarchize() -> Any:
-    """Load its module without the package, which imports the models."""
-    spec = importlib.util.spec_from_file_location("_openrlhf_config", _package() / "utils" / "config.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.hierarchize
-
-
-def _package() -> Path:
-    installed = importlib.util.find_spec("openrlhf")
-    if installed is None or installed.origin is None:
-        raise Fp16PatchError(
-            "OpenRLHF is not installed",
-            code="not-installed",
-            next_step="pip install openrlhf, or use another framework",
-        )
-    return Path(installed.origin).parent
 
 
 @contextlib.contextmanager

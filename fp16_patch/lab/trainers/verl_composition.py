@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import re
 import warnings
@@ -13,7 +12,7 @@ from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.arms.command import Command
-from fp16_patch.lab.trainers.base import unknown_option
+from fp16_patch.lab.trainers.base import package_folder, unknown_option
 
 _UNKNOWN = re.compile(r"Could not override '(.+)'")
 
@@ -23,10 +22,7 @@ def compose(command: Command) -> Any:
 
     Raises :class:`Fp16PatchError` with Hydra's words, the flag's refusals or verl's.
     """
-    if importlib.util.find_spec("verl") is None:
-        raise Fp16PatchError(
-            "verl is not installed", code="not-installed", next_step="pip install verl, or use another framework"
-        )
+    package_folder("verl", "verl")
     config = _composed([word for word in command.arguments[3:] if not word.startswith("hydra.")])
     from fp16_patch.frameworks.verl import entry
     from fp16_patch.frameworks.verl.config.changes import rewrite
@@ -46,7 +42,7 @@ def _composed(overrides: list[str]) -> Any:
         try:
             return compose("ppo_trainer", overrides=overrides, return_hydra_config=True)
         except (HydraException, ValueError) as error:  # ValueError: a word that is not an override
-            message, *advice = str(error).splitlines()
+            message, _, advice = str(error).partition("\n")
             if found := _UNKNOWN.match(message):
                 word = next((word for word in overrides if word.startswith(f"{found[1]}=")), found[1])
                 known: Any = OmegaConf.to_container(compose("ppo_trainer"))
@@ -54,7 +50,7 @@ def _composed(overrides: list[str]) -> Any:
             raise Fp16PatchError(
                 f"Hydra refuses the overrides: {message}",
                 code="configuration-refused",
-                next_step=" ".join(advice) or "correct the override",
+                next_step=" ".join(advice.partition("Config search path")[0].split()) or "correct the override",
             ) from error
 
 

@@ -104,7 +104,7 @@ MISTAKES = {
         "'{world.model}'",
         "unknown-placeholder",
         "model.path='{world.model}'",
-        "where a world is set",
+        "{world.train}, {world.val}",
     ),
     "launcher's key": ("trainer.total_training_steps:", "trainer.logger:", "option-reserved", "trainer.logger", ""),
     "nested override": ("trainer.total_training_steps: 4", "a: {b: 1}", "wrong-type", "a={'b': 1}", "text, number"),
