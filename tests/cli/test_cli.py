@@ -148,6 +148,19 @@ def test_a_setting_without_a_value_is_named_as_one(capsys):
     assert "next step: write fp16_patch.rollout_dtype=<value>" in capsys.readouterr().err
 
 
+HELPED = ["", "doctor", "run", "patches", "recipes", "recipes data sanity", "recipes data convert"]
+HELPED += [f"recipes {command}" for command in ("list", "show", "check", "run", "compare", "data")]
+
+
+@pytest.mark.parametrize("command", HELPED)
+def test_every_command_prints_its_help(command, capsys):
+    """argparse formats a help text with %, so a plain % in it fails."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--help"])
+    assert not stopped.value.code
+    assert "usage: fp16-patch" in capsys.readouterr().out
+
+
 def test_generated_documents_are_up_to_date():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/generate_docs.py", "--check"],

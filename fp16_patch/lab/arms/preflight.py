@@ -40,16 +40,12 @@ def count(key: str, value: object) -> int:
     return int(str(value))
 
 
-def lacking(recipe: Recipe, needs: Needs, world: Path | None = None) -> Iterator[Fp16PatchError]:
-    """Yield an error for each thing that is missing. ``world`` is the folder of what the run makes itself."""
-
-    def made(path: str) -> bool:
-        return world is not None and world in Path(path).parents
-
+def lacking(recipe: Recipe, needs: Needs, made: Path) -> Iterator[Fp16PatchError]:
+    """Yield an error for each thing that is missing. ``made`` is the folder of the files that the run makes itself."""
     if recipe.platform is None:
         yield from _gpus(recipe, needs)
-    yield from _files(recipe, {key: path for key, path in needs.files.items() if not made(path)})
-    if not made(needs.model[1]):
+    yield from _files(recipe, {key: path for key, path in needs.files.items() if made not in Path(path).parents})
+    if made not in Path(needs.model[1]).parents:
         yield from missing_model(*needs.model)
     if recipe.data.reward == REWARD_PLACE and importlib.util.find_spec("math_verify") is None:
         yield extras.missing("math_verify", "the reward on mathematics")

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fp16_patch.lab.cli.argument_types import integer, number, positive, yaml_option
 from fp16_patch.lab.data import selection, templates
+
+_say = functools.partial(print, flush=True)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -110,7 +113,3 @@ def _dataset(arguments: argparse.Namespace) -> Any:
         arguments.template,
         Columns(arguments.question_key, arguments.answer_key),
     )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

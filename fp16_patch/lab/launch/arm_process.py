@@ -58,18 +58,18 @@ class ArmProcess:
         beside: int,
     ) -> None:
         """Start the arm. ``environment`` names the GPUs of this machine that are its own."""
-        command = plan.commands[job.arm_name]
-        self._job, self._framework, self._shell = job, plan.framework, command.as_shell()
+        command, files = plan.commands[job.arm_name], job.files
+        self._job, self._files, self._framework, self._shell = job, files, plan.framework, command.as_shell()
         self._progress, self._limit_s, self._say, self._beside = progress, limit_s, say, beside
         self._result: ArmResult | None = None
         self._cut_off = False
-        write_settings(job.files, plan.framework, command)
-        job.files.script.write_text(f"#!/usr/bin/env bash\n{self._shell}\n", encoding="utf-8")
-        say(f"\n== {job.arm_name} ==\n{self._shell}\n\n  log: {job.files.log}\n  limit: {duration(limit_s)}")
+        write_settings(files, plan.framework, command)
+        files.script.write_text(f"#!/usr/bin/env bash\n{self._shell}\n", encoding="utf-8")
+        say(f"\n== {job.arm_name} ==\n{self._shell}\n\n  log: {files.log}\n  limit: {duration(limit_s)}")
         for name, value in environment.items():
             say(f"  {name}={value}")
         self._started, self._start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
-        self._supervisor = Supervisor(command.arguments, {**command.environment, **environment}, job.files.log)
+        self._supervisor = Supervisor(command.arguments, {**command.environment, **environment}, files.log)
 
     def poll(self) -> bool:
         """Print what is new, and return whether the arm still runs and has not reached its limit."""
@@ -90,18 +90,19 @@ class ArmProcess:
                 cut_off = self._cut_off or self._supervisor.running()
                 exit_code = self._supervisor.close()
                 self._progress.update()
-                self._result = self._ended(exit_code, cut_off=cut_off, interrupted=interrupted)
-                self._write(self._result)
+                if cut_off:
+                    status = "interrupted" if interrupted else "timed out"
+                else:
+                    status = "completed" if exit_code == 0 else "failed"
+                self._result = self._make_result(status, exit_code)
+                text = json.dumps(dataclasses.asdict(self._result), indent=2)
+                write_atomically(self._files.result, f"{text}\n")
             self._say(f"  {duration(self._result.seconds):>7}  {self._result.arm}: {self._result.status}")
             if self._result.error:
-                self._say(f"\n{self._result.error}\n\n  whole log: {self._job.files.log}")
+                self._say(f"\n{self._result.error}\n\n  whole log: {self._files.log}")
         return self._result
 
-    def _ended(self, exit_code: int, *, cut_off: bool, interrupted: bool) -> ArmResult:
-        if cut_off:
-            status = "interrupted" if interrupted else "timed out"
-        else:
-            status = "completed" if exit_code == 0 else "failed"
+    def _make_result(self, status: str, exit_code: int) -> ArmResult:
         return ArmResult(
             arm=self._job.arm_name,
             framework=self._framework,
@@ -128,7 +129,4 @@ class ArmProcess:
             head = f"killed by {signal.Signals(-exit_code).name} during: {phase}"
         else:
             head = f"exit code {exit_code} during: {phase}"
-        return f"{head}\n{failure.reason(self._job.files.log)}"
-
-    def _write(self, result: ArmResult) -> None:
-        write_atomically(self._job.files.result, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+        return f"{head}\n{failure.reason(self._files.log)}"

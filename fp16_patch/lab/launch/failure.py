@@ -32,12 +32,8 @@ def reason(log: Path) -> str:
     preferred: it contains the worker's, while other processes print tracebacks at shutdown.
     """
     streams = _streams(log)
-    died = [text for stream in streams.values() for _, text in stream if _DIED in text]
     # This comes first: the tracebacks that follow are of processes that miss it.
-    return "\n".join([*died[:1], _reason(streams)])
-
-
-def _reason(streams: dict[str, Stream]) -> str:
+    died = [text for stream in streams.values() for _, text in stream if _DIED in text][:1]
     driver = streams.pop("", [])
     others = list(streams.values())
     for found in (
@@ -46,9 +42,9 @@ def _reason(streams: dict[str, Stream]) -> str:
         [_last_traceback(stream) for stream in others],
     ):
         if last := max(filter(None, found), default=None):
-            return last[1]
+            return "\n".join([*died, last[1]])
     shown = 1 if driver and _USAGE.match(driver[-1][1]) else 10
-    return "\n".join(line for _, line in driver[-shown:]) or "the log is empty"
+    return "\n".join([*died, *(line for _, line in driver[-shown:] or [(0, "the log is empty")])])
 
 
 def _streams(log: Path) -> dict[str, Stream]:
@@ -97,10 +93,10 @@ def _traceback(lines: list[str]) -> list[str]:
         while end < len(lines) and lines[end].startswith(" "):
             end += 1
         end += 1
-    if any(lines[end:]) and lines[end].startswith("\t"):  # Ray on an actor that died: its class, its pid, and how
-        facts = list(takewhile(lambda line: line.startswith("\t"), lines[end:]))
-        return [*lines[:end], *facts, *(line[:_LONGEST_LINE] for line in lines[end + len(facts) :][:1])]
-    return lines[:end]
+    # Ray on an actor that died: its class, its pid, and how
+    facts = list(takewhile(lambda line: line.startswith("\t"), lines[end:]))
+    how = lines[end + len(facts) :][:1] if facts else []
+    return [*lines[:end], *facts, *(line[:_LONGEST_LINE] for line in how)]
 
 
 def _shortened(lines: list[str]) -> str:

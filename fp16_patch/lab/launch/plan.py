@@ -49,8 +49,7 @@ class Plan:
     def check(self, say: Callable[[str], None]) -> None:
         """Raise :class:`Fp16PatchError` with everything that is missing here, or else that the framework refuses."""
         needs = self.trainer.needs(next(iter(self.commands.values())))
-        world = self.out / WORLD if self.recipe.world else None
-        if problems := list(preflight.lacking(self.recipe, needs, world)):
+        if problems := list(preflight.lacking(self.recipe, needs, self.out / WORLD)):
             raise combine_errors(problems)
         say(f"composing {self.framework}'s configuration: {', '.join(self.commands)}")
         if problems := check.refused(self.framework, self.commands):
@@ -104,12 +103,8 @@ def _check_overrides(framework: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         key, value = key_value(override)
         if "=" not in override or not key:
-            raise Fp16PatchError(
-                f"the override {override!r} has no {'value' if key else 'key'}",
-                code="setting-unreadable",
-                allowed="KEY=VALUE",
-                next_step="give both",
-            )
+            what = f"the override {override!r} has no {'value' if key else 'key'}"
+            raise Fp16PatchError(what, code="setting-unreadable", allowed="KEY=VALUE", next_step="give both")
         for error in TRAINERS[framework].check(key, value):
             raise error.prefixed(override)
     setting_names.check_overrides(overrides)

@@ -13,20 +13,17 @@ from pathlib import Path
 from fp16_patch.files import write_atomically
 from fp16_patch.lab.arms.command import Job
 from fp16_patch.lab.folder_lock import exclusive_lock
-from fp16_patch.lab.launch import gpu_assignment, leftover_processes, run_directory
+from fp16_patch.lab.launch import gpu_assignment, run_directory
 from fp16_patch.lab.launch import resume as resuming
 from fp16_patch.lab.launch.arm_process import ArmProcess, ArmResult
 from fp16_patch.lab.launch.gpu_assignment import Environment
 from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.progress import Progress
 from fp16_patch.lab.launch.signals import terminable, uninterrupted
+from fp16_patch.lab.launch.supervisor import terminate_leftovers
 
 _POLL_S = 0.25
-
-
-def say_now(line: str) -> None:
-    """Print without delay, also into a pipe."""
-    print(line, flush=True)
+_print_now = partial(print, flush=True)
 
 
 def run_recipe(
@@ -41,7 +38,7 @@ def run_recipe(
     resume: bool = False,
     jobs: int | None = None,
     check: bool = True,
-    say: Callable[[str], None] = say_now,
+    say: Callable[[str], None] = _print_now,
     module: str | None = None,
     heartbeat_s: float = 15.0,
 ) -> list[ArmResult]:
@@ -75,7 +72,7 @@ def run_recipe(
         if not resume:
             run_directory.check_checkpoints(job.files for job in jobs_of_arms.values())
         for name in recipe.arms:
-            leftover_processes.terminate_leftovers(out / name, say)
+            terminate_leftovers(out / name, say)
         write_atomically(out / run_directory.RECIPE, plan.text)
         for job in jobs_of_arms.values():
             run_directory.make_empty(job.files, say)

@@ -46,11 +46,8 @@ def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -
         old = load(kept)
         other, there = old.name, run_framework(out, old)
     if (other, there) != (recipe.name, framework):
-        raise Fp16PatchError(
-            f"{out} holds runs of the recipe {other!r} on {there}",
-            code="output-of-other-recipe",
-            next_step="choose another --out",
-        )
+        what = f"{out} holds runs of the recipe {other!r} on {there}"
+        raise Fp16PatchError(what, code="output-of-other-recipe", next_step="choose another --out")
 
 
 def check_checkpoints(arms: Iterable[ArmFiles]) -> None:

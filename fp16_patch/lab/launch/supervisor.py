@@ -16,16 +16,31 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fp16_patch import envs
 from fp16_patch.lab.launch import processes
 
-MARK = envs.RECIPE_RUN
+_MARK = envs.RECIPE_RUN
 """Variable of every process of a run: an id of the run, and the folder that it writes into."""
-
+_GRACE_S = 10.0
 _SHARED_MEMORY = Path("/dev/shm")
+
+
+def terminate_leftovers(folder: Path, say: Callable[[str], None]) -> None:
+    """Terminate the processes of an arm whose launcher was killed: they would write into the files of the next run.
+
+    The caller holds the lock of the run directory.
+    """
+
+    def leftovers() -> list[int]:
+        start, path = f"{_MARK}=".encode(), str(folder.resolve()).encode()
+        return processes.marked_processes(lambda word: word.startswith(start) and word.partition(b":")[2] == path)
+
+    if left := leftovers():
+        say(f"{folder.name} still runs, and its launcher was killed: terminating its {len(left)} processes")
+        processes.terminate(leftovers, _GRACE_S)
 
 
 class Supervisor:
@@ -38,14 +53,14 @@ class Supervisor:
         ``RAY_TMPDIR`` in ``environment`` names another one.
         """
         mark = f"{uuid.uuid4().hex}:{log.parent.resolve()}"
-        self._mark = f"{MARK}={mark}".encode()
+        self._mark = f"{_MARK}={mark}".encode()
         self._shared_memory: set[Path] = set()
         self._names_before: set[str] = set()
         self._mapping_may_follow = False
         self._started = time.time()
         self.ray_directory = Path(environment.get("RAY_TMPDIR") or tempfile.mkdtemp(prefix="fp16p"))
         self.ray_directory.mkdir(exist_ok=True)
-        own = {"PYTHONUNBUFFERED": "1", MARK: mark}
+        own = {"PYTHONUNBUFFERED": "1", _MARK: mark}
         # TMPDIR too, so that vLLM's sockets and other temporary files are removed with Ray's.
         own |= dict.fromkeys(("RAY_TMPDIR", "TMPDIR"), str(self.ray_directory))
         try:

@@ -44,11 +44,13 @@ def load(path: Path, scale: str | None = None) -> Recipe:
 
     Raises :class:`Fp16PatchError` naming the file and every key that is wrong.
     """
+    if scale is not None:
+        return load_at_scale(path, scale)[0]
     content = compose.composed(path, folder())
     recipe = _built(content, path.name)
     if recipe.toy is not None:
         _built(compose.at_scale(content, "toy"), f"{path.name} at toy scale")
-    return recipe if scale is None else _built(compose.at_scale(content, scale), path.name)
+    return recipe
 
 
 def load_at_scale(path: Path, scale: str | None = None) -> tuple[Recipe, str]:

@@ -50,7 +50,7 @@ def _names(recipe: Recipe) -> Errors:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
             what = f"{key}: {name!r} cannot be the name of a folder"
             yield Fp16PatchError(what, code="invalid-name", allowed="a-z, 0-9, '-' and '_'")
-    for name in {EARLIER, WORLD} & set(recipe.arms):
+    for name in sorted({EARLIER, WORLD} & set(recipe.arms)):
         what = f"arms.{name}: the run directory has a folder of that name"
         yield Fp16PatchError(what, code="invalid-name", next_step="choose another name")
     if not recipe.arms:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.recipes.builtin import folder
 from fp16_patch.lab.recipes.compose import read
 from fp16_patch.lab.recipes.parse import build
@@ -32,15 +31,8 @@ class Definition:
     """For a framework, how its loss differs from ``loss``."""
 
     def options(self, framework: str, hyperparameters: Mapping[str, object]) -> dict[str, object]:
-        """Return the framework's options with the hyperparameters filled in.
-
-        Raises :class:`Fp16PatchError` where the framework does not have the algorithm.
-        """
-        options: dict[str, object] | None = getattr(self, framework)
-        if options is None:
-            raise Fp16PatchError(
-                f"{framework} does not have this algorithm: {self.not_on[framework]}", code="algorithm-not-supported"
-            )
+        """Return the options of a framework that has the algorithm, with the hyperparameters filled in."""
+        options: dict[str, object] = getattr(self, framework)
         return {key: _filled(value, hyperparameters) for key, value in options.items()}
 
 

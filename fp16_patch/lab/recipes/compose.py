@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.recipes.schema import SCALES, Recipe
+from fp16_patch.lab.recipes.schema import Recipe
 
 _REPLACED = ("model", "data", "hardware", "platform", "world")
 _OF_THE_PAPER = ("published", "expected")
@@ -41,12 +41,8 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
         return content
     names = content.pop("extends")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Fp16PatchError(
-            f"{path.name}: extends={names!r} has the wrong type",
-            code="wrong-type",
-            allowed="a list of names",
-            next_step="extends: [NAME]",
-        )
+        what = f"{path.name}: extends={names!r} has the wrong type"
+        raise Fp16PatchError(what, code="wrong-type", allowed="a list of names", next_step="extends: [NAME]")
     for name in names:
         found = [place for place in (path.parent / f"{name}.yaml", shared / f"{name}.yaml") if place.is_file()]
         if not found:
@@ -59,11 +55,8 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
             )
         above = (*extended_by, path.resolve())
         if found[0].resolve() in above:
-            raise Fp16PatchError(
-                f"{path.name}: extends {name!r}, which extends it",
-                code="recipe-extends-itself",
-                next_step="break the circle",
-            )
+            what = f"{path.name}: extends {name!r}, which extends it"
+            raise Fp16PatchError(what, code="recipe-extends-itself", next_step="remove one of the two")
         content = merge(composed(found[0], shared, above), content)
     return {key: content[key] for key in dict.fromkeys((*_ORDER, *content)) if key in content}
 
@@ -81,17 +74,13 @@ def merge(under: Any, over: Any) -> Any:
 
 
 def at_scale(content: dict[str, Any], scale: str) -> dict[str, Any]:
-    """Return the composed recipe at one scale, as a run keeps it. Raises :class:`Fp16PatchError` if it lacks that."""
-    if scale not in SCALES:
-        raise Fp16PatchError(f"the scale {scale!r} is unknown", code="unknown-scale", allowed=", ".join(SCALES))
+    """Return the composed recipe at a scale that it has, as a run keeps it."""
     content = dict(content)
     toy = content.pop("toy", None)
-    if toy is None or scale == "paper":
-        if toy is None and scale == "toy" and content.get("world") is None:
-            raise Fp16PatchError(
-                f"{content['name']} has no toy section", code="unknown-scale", next_step="add one, or use --scale paper"
-            )
-        return content if toy is None else {**content, "scale": "paper"}
+    if toy is None:
+        return content
+    if scale == "paper":
+        return {**content, "scale": scale}
     for key in _OF_THE_PAPER:
         content.pop(key, None)
     return {
@@ -101,7 +90,7 @@ def at_scale(content: dict[str, Any], scale: str) -> dict[str, Any]:
         "hyperparameters": {**content["hyperparameters"], **toy["hyperparameters"]},
         "name": f"{content['name']}-toy",
         "title": f"{content['title']}, toy scale",
-        "scale": "toy",
+        "scale": scale,
     }
 
 

@@ -94,15 +94,11 @@ def problems(settings: Settings, key: str) -> Iterator[Fp16PatchError]:
         if not _FITS[kind](setting.value):
             yield Fp16PatchError(f"{key}.{name}.value={setting.value!r}", code="value-not-allowed", allowed=kind)
         if setting.source not in SOURCES:
-            yield Fp16PatchError(
-                f"{key}.{name}.source={setting.source!r} is unknown",
-                code="value-not-allowed",
-                allowed=", ".join(SOURCES),
-            )
+            what = f"{key}.{name}.source={setting.source!r} is unknown"
+            yield Fp16PatchError(what, code="value-not-allowed", allowed=", ".join(SOURCES))
         if setting.source == "choice" and not setting.note:
-            yield Fp16PatchError(
-                f"{key}.{name} is our choice and has no note", code="note-missing", next_step="say why in its note"
-            )
+            what = f"{key}.{name} is our choice and has no note"
+            yield Fp16PatchError(what, code="note-missing", next_step="say why in its note")
     updates, prompts = (settings[name].value if name in settings else 1 for name in ("updates", "prompts"))
     if isinstance(updates, int) and isinstance(prompts, int) and updates > 0 and prompts % updates:
         yield Fp16PatchError(f"{key}: {prompts} prompts do not make {updates} equal updates", code="value-not-allowed")

@@ -54,6 +54,10 @@ class Trainer(ABC):
     """Pairs of a text in its log and what it means, in the order in which they come before the first step."""
     reserved: ClassVar[tuple[str, ...]]
     """Options that the launcher sets, so that progress and reports find their files."""
+    value_types: ClassVar[str]
+    """The values that an option may have, in words."""
+    nested_lists: ClassVar[bool]
+    """Whether an option may be a list of lists."""
     places: ClassVar[Mapping[str, str]]
     """The option for each path that a recipe names: ``model.path``, ``data.train``, ``data.val``, ``data.reward``."""
     eval_interval: ClassVar[str]
@@ -65,6 +69,13 @@ class Trainer(ABC):
         """Yield an error for everything that is wrong with one option, from a recipe or from the user."""
         if key.lstrip("+~") in self.reserved:
             yield Fp16PatchError(f"sets {key}, which the launcher sets", code="option-reserved", next_step="remove it")
+        if not _is_plain(value, self.nested_lists):
+            yield Fp16PatchError(
+                f"{key}={value!r} cannot be written as one option",
+                code="wrong-type",
+                allowed=self.value_types,
+                next_step="give one dotted key per value",
+            )
 
     @abstractmethod
     def build_command(self, job: Job, module: str | None = None) -> Command:
@@ -101,3 +112,9 @@ class Trainer(ABC):
             files=files,
             whole=whole,
         )
+
+
+def _is_plain(value: object, nested_lists: bool, depth: int = 0) -> bool:
+    if isinstance(value, list) and (nested_lists or not depth):
+        return all(_is_plain(item, nested_lists, depth + 1) for item in value)
+    return value is None or isinstance(value, str | int | float)

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from fp16_patch import envs
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.launcher import OPENRLHF
+from fp16_patch.frameworks.openrlhf import config, refusals
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.arms.overrides import assignments, merge, render
 from fp16_patch.lab.arms.preflight import Needs
-from fp16_patch.lab.trainers import openrlhf_composition, openrlhf_hyperparameters
+from fp16_patch.lab.trainers import openrlhf_arguments, openrlhf_hyperparameters
 from fp16_patch.lab.trainers.base import Trainer
 
 _MODELS = ("actor", "ref", "critic", "reward")
@@ -46,6 +47,8 @@ class OpenRLHF(Trainer):
         "fp16_patch.report_path",
         "fp16_patch.train_dtype",
     )
+    value_types = "text, number, a list of these, true for an option without value, false or null to leave it out"
+    nested_lists = False
     places: ClassVar = {
         "model.path": "actor.model_name_or_path",
         "data.train": "data.prompt_dataset",
@@ -56,21 +59,11 @@ class OpenRLHF(Trainer):
     lacks = openrlhf_hyperparameters.LACKS
 
     def check(self, key: str, value: object) -> Iterator[Fp16PatchError]:
-        """Yield an error where the key is no option's name, is reserved, or the value does not fit into one option."""
+        """Yield an error where the key is not an option's name, is reserved, or the value does not fit one option."""
         if not re.fullmatch(r"[A-Za-z_][\w.]*", key):
-            yield Fp16PatchError(
-                f"{key!r} is not the name of an option", code="invalid-name", allowed="its name without the leading --"
-            )
+            what = f"{key!r} is not the name of an option"
+            yield Fp16PatchError(what, code="invalid-name", allowed="its name without the leading --")
         yield from super().check(key, value)
-        items = value if isinstance(value, list) else [value]
-        if not all(item is None or isinstance(item, str | int | float) for item in items):
-            yield Fp16PatchError(
-                f"{key}={value!r} cannot be written as one option",
-                code="wrong-type",
-                allowed="text, number, a list of these, true for an option without value, false or null to leave it "
-                "out",
-                next_step="give one dotted key per value",
-            )
 
     def build_command(self, job: Job, module: str | None = None) -> Command:
         """Return the command; a later source wins: platform, recipe, algorithm, options, arm, user, launcher."""
@@ -121,8 +114,19 @@ class OpenRLHF(Trainer):
         return self._needs(values, "actor.num_gpus_per_node", "actor.num_nodes", whole=whole)
 
     def compose(self, command: Command) -> Any:
-        """Return the parsed arguments, accepted by OpenRLHF's own checks and rewritten by the flag."""
-        return openrlhf_composition.compose(command)
+        """Return the parsed arguments, accepted by OpenRLHF's own checks and rewritten by the flag.
+
+        Raises :class:`Fp16PatchError` with OpenRLHF's words or the flag's refusals.
+        """
+        words = list(command.arguments)
+        at = words.index("--")
+        settings = config.settings(words[4:at])
+        args = openrlhf_arguments.parsed(words[at + 4 :])
+        precision = config.precision(args, settings)
+        if problems := refusals.unsupported(args, precision):
+            raise combine_errors(problems)
+        config.rewrite(args, precision)
+        return args
 
     def translate(self, job: Job) -> dict[str, object]:
         """Return the job's hyperparameters as OpenRLHF's options."""

@@ -42,11 +42,8 @@ def parsed(words: Sequence[str]) -> Any:
         if _UNKNOWN in message:
             known = [option.lstrip("-") for option in parser()._option_string_actions]
             raise unknown_option(message.partition(_UNKNOWN)[2], "OpenRLHF", known) from error
-        raise Fp16PatchError(
-            f"OpenRLHF refuses its arguments: {message}",
-            code="configuration-refused",
-            next_step="correct the argument",
-        ) from error
+        what = f"OpenRLHF refuses its arguments: {message}"
+        raise Fp16PatchError(what, code="configuration-refused", next_step="correct the argument") from error
 
 
 def _main_block() -> list[ast.stmt]:

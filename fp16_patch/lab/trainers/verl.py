@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.arms.overrides import assignments, key_value, merge, render
 from fp16_patch.lab.arms.preflight import Needs
@@ -46,6 +44,8 @@ class Verl(Trainer):
         "trainer.experiment_name",
         "trainer.logger",
     )
+    value_types = "text, number, true, false, null, or a list of these"
+    nested_lists = True
     places: ClassVar = {
         "model.path": "actor_rollout_ref.model.path",
         "data.train": "data.train_files",
@@ -54,17 +54,6 @@ class Verl(Trainer):
     }
     eval_interval = verl_hyperparameters.EVAL_INTERVAL
     lacks: ClassVar = {}
-
-    def check(self, key: str, value: object) -> Iterator[Fp16PatchError]:
-        """Yield an error where the option is reserved or its value does not fit into one override."""
-        yield from super().check(key, value)
-        if not _is_plain(value):
-            yield Fp16PatchError(
-                f"{key}={value!r} cannot be written as one override",
-                code="wrong-type",
-                allowed="text, number, true, false, null, or a list of these",
-                next_step="give one dotted key per value",
-            )
 
     def build_command(self, job: Job, module: str | None = None) -> Command:
         """Return the command; a later source wins: platform, recipe, algorithm, options, arm, user, launcher."""
@@ -120,9 +109,3 @@ class Verl(Trainer):
         """Return the job's hyperparameters as Hydra keys."""
         strategy = job.recipe.verl.strategy if job.recipe.verl else None
         return verl_hyperparameters.overrides(job.hyperparameters, strategy or "fsdp2")
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float)

@@ -72,6 +72,5 @@ def _accepted(config: Any) -> None:
             warnings.simplefilter("ignore")  # that there is no critic
             validate_config(config, need_reference_policy(config), need_critic(config))
     except (AssertionError, ValueError, TypeError) as error:
-        raise Fp16PatchError(
-            f"verl refuses the configuration: {error}", code="configuration-refused", next_step="correct the options"
-        ) from error
+        what = f"verl refuses the configuration: {error}"
+        raise Fp16PatchError(what, code="configuration-refused", next_step="correct the options") from error

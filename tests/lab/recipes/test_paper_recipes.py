@@ -189,7 +189,7 @@ def refused(folder: Path, content: dict[str, object], code: str, named: str, all
 
 
 def test_a_scale_that_is_none() -> None:
-    with raises_code("unknown-scale", "'tiny'", "paper, toy"):
+    with raises_code("unknown-scale", "tiny", "paper, toy"):
         load(find("sanity-grpo"), "tiny")
 
 
