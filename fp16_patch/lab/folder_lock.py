@@ -19,13 +19,13 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def exclusive_lock(out: Path) -> Iterator[None]:
-    """Hold the lock of ``out``, and make the folder where it is missing. A killed process leaves no lock behind.
+    """Hold the lock of ``out``, and make the folder if it is missing. A killed process leaves no lock behind.
 
-    Raises :class:`Fp16PatchError` where another process holds it, which it names, and where ``out`` is not writable.
+    Raises :class:`Fp16PatchError` if another process holds it (and names that process) or ``out`` is not writable.
     """
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / LOCK).open("ab+", buffering=0)  # with a buffer, closing fails again where the disk is full
+        lock = (out / LOCK).open("ab+", buffering=0)  # with a buffer, closing fails again on a full disk
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +47,7 @@ def _writing(out: Path) -> AbstractContextManager[None]:
 
 
 def is_locked(out: Path) -> bool:
-    """Return whether a process holds the lock of ``out``; one on another machine where the file system shares locks."""
+    """Return whether a process holds the lock of ``out``, on any machine if the file system shares locks."""
     try:
         with (out / LOCK).open(encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed

@@ -79,7 +79,7 @@ class Job:
 
     @property
     def algorithm(self) -> Definition | None:
-        """The arm's algorithm; None where the recipe gives the framework's own options."""
+        """The arm's algorithm; None if the recipe gives the framework's own options."""
         if not self.recipe.hyperparameters:
             return None
         return algorithms()[self.arm.algorithm or self.recipe.algorithm.name]

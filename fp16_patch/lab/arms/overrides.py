@@ -12,7 +12,7 @@ _WORDS_HYDRA_READS = {"true", "false", "null", "nan", "inf"}
 
 
 def render(value: object) -> str:
-    """Return one value in Hydra's grammar; text is quoted where Hydra would read something else."""
+    """Return one value in Hydra's grammar; text is quoted if Hydra would read something else."""
     if value is None:
         return "null"
     if isinstance(value, bool):

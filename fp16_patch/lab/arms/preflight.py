@@ -32,7 +32,7 @@ class Needs:
 
 
 def count(key: str, value: object) -> int:
-    """Return the number of GPUs or nodes in an option. Raises :class:`Fp16PatchError` where it is not one."""
+    """Return the number of GPUs or nodes in an option. Raises :class:`Fp16PatchError` if it is not one."""
     if not str(value).isdecimal() or not int(str(value)):
         raise Fp16PatchError(
             f"{key}={value}", code="value-not-allowed", allowed="a whole number, 1 or more", next_step="correct it"

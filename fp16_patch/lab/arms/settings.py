@@ -45,7 +45,7 @@ def write_settings(files: ArmFiles, framework: str, command: Command) -> None:
 
 
 def read_settings(files: ArmFiles) -> dict[str, Any] | None:
-    """Return what :func:`write_settings` wrote, or None where there is no such file that can be read."""
+    """Return what :func:`write_settings` wrote, or None if the file is missing or unreadable."""
     try:
         found = json.loads(files.settings.read_text(encoding="utf-8"))
         return found if found["format"] == FORMAT else None
@@ -54,7 +54,7 @@ def read_settings(files: ArmFiles) -> dict[str, Any] | None:
 
 
 def comparable(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options and variables in one mapping, without what depends on where the run directory lies.
+    """Return the options and variables in one mapping, without what depends on the path of the run directory.
 
     The run directory becomes ``/the-run``, and the reward function of this package loses its folder. The module is left
     out: a test starts another one.

@@ -165,8 +165,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.only_print:
         plan = make_plan(path, out, **chosen)
         print(_ABOUT_COMMANDS)
-        if make := plan.world_command():
-            print(f"# its world, before the first arm\n{make}\n")
+        if make := plan.toy_task_command():
+            print(f"# its toy task, before the first arm\n{make}\n")
         for arm, command in plan.commands.items():
             print(f"# {arm}\n{command.as_shell()}\n")
         return 0

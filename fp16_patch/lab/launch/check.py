@@ -31,7 +31,7 @@ class Checked:
 
 
 def check(path: Path) -> Iterator[Checked]:
-    """Yield a finding for every scale, framework and arm of the recipe, or one where the file is not a recipe."""
+    """Yield a finding for every scale, framework and arm of the recipe, or a single one if the file is not a recipe."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # do not ask the hub for the model
     try:
         recipes = {scale: load(path, scale) for scale in load(path).scales}

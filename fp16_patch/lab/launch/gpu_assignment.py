@@ -20,8 +20,8 @@ Environment = dict[str, str]
 def environments(recipe: Recipe, arms: Sequence[Needs], jobs: int | None) -> list[Environment]:
     """Return an environment for each arm that runs at a time: ``jobs``, or as many as this machine's GPUs hold.
 
-    Without ``jobs`` it is one on a CPU, on a cluster (Ray assigns its GPUs), and where an arm needs more GPUs than its
-    trainer's. Raises :class:`Fp16PatchError` where this machine does not have the GPUs.
+    Without ``jobs`` it is one on a CPU, on a cluster (Ray assigns its GPUs), and if an arm needs more GPUs than its
+    trainer's. Raises :class:`Fp16PatchError` if this machine does not have the GPUs.
     """
     if recipe.platform is not None or os.environ.get("RAY_ADDRESS"):
         return [{}] * min(jobs or 1, len(arms))

@@ -40,11 +40,11 @@ class Plan:
         """The framework as the launcher uses it."""
         return TRAINERS[self.framework]
 
-    def world_command(self) -> str | None:
-        """Return what makes the recipe's world, for bash; None where it has none."""
-        world, folder = self.recipe.world, str(self.out / WORLD)
-        make = [sys.executable, "-m", "fp16_patch.lab.toy", "--world", str(world), "--out", folder]
-        return shlex.join(make) if world else None
+    def toy_task_command(self) -> str | None:
+        """Return the bash command that makes the recipe's toy task, or None if it has none."""
+        name, folder = self.recipe.world, str(self.out / WORLD)
+        make = [sys.executable, "-m", "fp16_patch.lab.toy", "--world", str(name), "--out", folder]
+        return shlex.join(make) if name else None
 
     def check(self, say: Callable[[str], None]) -> None:
         """Raise :class:`Fp16PatchError` with everything that is missing here, or else that the framework refuses."""
@@ -95,7 +95,7 @@ def _framework(recipe: Recipe, wanted: str | None) -> str:
         f"{recipe.name} does not run on {wanted!r}" + (f": {why}" if why else ""),
         code="framework-not-in-recipe",
         allowed=", ".join(recipe.frameworks),
-        next_step="fp16-patch recipes list shows what runs where",
+        next_step="fp16-patch recipes list shows the frameworks of each recipe",
     )
 
 

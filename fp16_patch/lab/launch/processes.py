@@ -14,7 +14,7 @@ from pathlib import Path
 PROC = Path("/proc")
 _LOOKS = 10
 _WITHOUT: set[int] = set()
-"""Processes whose environment stayed empty: one look is enough for these."""
+"""Processes whose environment stayed empty: it is read only once."""
 _PR_SET_PDEATHSIG = 1
 
 

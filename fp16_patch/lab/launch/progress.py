@@ -81,7 +81,7 @@ class Progress:
 
 
 def step_line(step: int, total: int | None, data: dict[str, Any], remaining_s: float | None) -> str:
-    """Return one training step as one line; ``-`` where nothing was logged."""
+    """Return one training step as one line, with ``-`` for what was not logged."""
 
     def show(name: str, form: str) -> str:
         value = metric_value(data, name)

@@ -15,7 +15,7 @@ from fp16_patch.report.precision_report import versions
 def completed(plan: Plan) -> list[str]:
     """Return the arms of ``plan`` that can be kept.
 
-    Raises :class:`Fp16PatchError` naming what differs where one completed with other settings or packages.
+    Raises :class:`Fp16PatchError` if one completed with other settings or packages, and names each difference.
     """
     kept, out = [], plan.out
     for arm, job in plan.jobs.items():
@@ -32,7 +32,7 @@ def completed(plan: Plan) -> list[str]:
         before = {**comparable(settings), **dict(result.get("versions") or {})}
         now = {**comparable(planned), "python": platform.python_version(), **versions()}
         differences = [
-            f"  {name}: it ran with {before.get(name, 'nothing')}, and now there is {now.get(name, 'nothing')}"
+            f"  {name}: it ran with {before.get(name, 'nothing')}, now it would run with {now.get(name, 'nothing')}"
             for name in dict.fromkeys((*before, *now))
             if before.get(name) != now.get(name)
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a recipe: each arm is a process that writes its result; arms run at the same time where there are GPUs."""
+"""Run a recipe: each arm is a process that writes its result; arms run at the same time if there are enough GPUs."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def run_recipe(
     ``overrides`` are further ``KEY=VALUE`` for every arm. ``timeout_s`` replaces the recipe's limit for one arm.
     ``jobs`` arms run at a time, by default as many as this machine's GPUs hold (``gpu_assignment``).
     Before anything is written the commands are composed against the framework's configuration, which takes seconds,
-    unless ``check`` is false. ``module`` is started in place of the trainer. An arm that fails does not keep the next
-    from running. An earlier run of an arm is moved to ``earlier/``; with ``resume`` it is kept in its place where it
-    completed with the same settings, and the others start from their first step.
+    unless ``check`` is false. ``module`` is started in place of the trainer. After an arm that fails the next one runs.
+    An earlier run of an arm is moved to ``earlier/``. With ``resume``, an arm that completed with the same settings is
+    not run again, and the others start from their first step.
 
     Raises :class:`Fp16PatchError` before anything is started, and KeyboardInterrupt after the running arms have ended.
     """

@@ -51,7 +51,7 @@ def check(out: Path, recipe: Recipe, framework: str, arms: Iterable[ArmFiles]) -
 
 
 def check_checkpoints(arms: Iterable[ArmFiles]) -> None:
-    """Raise :class:`Fp16PatchError` where an arm's folder holds checkpoints."""
+    """Raise :class:`Fp16PatchError` if an arm's folder holds checkpoints."""
     for files in arms:
         if files.checkpoints.exists():
             raise Fp16PatchError(

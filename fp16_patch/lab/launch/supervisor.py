@@ -89,7 +89,7 @@ class Supervisor:
         return processes.marked_processes(self._mark.__eq__, leader=self._process.pid)
 
     def note_new_shared_memory(self) -> None:
-        """Call :meth:`note_shared_memory` where there is a new name since the last call. This is cheap."""
+        """Call :meth:`note_shared_memory` if there is a new name since the last call. This is cheap."""
         names = set(os.listdir(_SHARED_MEMORY))
         new, self._names_before = names - self._names_before, names
         if new or self._mapping_may_follow:
@@ -97,7 +97,7 @@ class Supervisor:
         self._mapping_may_follow = bool(new)
 
     def note_shared_memory(self) -> None:
-        """Record what the processes have mapped: after they end nothing tells whose it was."""
+        """Record the shared memory that the processes have mapped. After they end, its owner cannot be found."""
         inodes: set[int] = set()
         for pid in self.members():
             with contextlib.suppress(OSError):

@@ -57,7 +57,7 @@ def load_at_scale(path: Path, scale: str | None = None) -> tuple[Recipe, str]:
     """Return the recipe at ``scale``, by default the larger it has, and the YAML text that a run keeps of it.
 
     The text is a recipe by itself: the file as it is, or the file with what it extends and its scale filled in.
-    Raises :class:`Fp16PatchError` where the recipe is wrong or does not have that scale.
+    Raises :class:`Fp16PatchError` if the recipe is wrong or does not have that scale.
     """
     has = load(path).scales
     if scale not in (None, *has):

@@ -34,7 +34,7 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
     """Return the recipe with what it ``extends`` filled in; its own keys win, then those of earlier shared files.
 
     Shared files are searched in the recipe's folder, then in ``shared``, and may extend others. Raises
-    :class:`Fp16PatchError` where one is missing or extends itself.
+    :class:`Fp16PatchError` if one is missing or extends itself.
     """
     content = read(path)
     if not isinstance(content, dict) or "extends" not in content:
@@ -48,7 +48,7 @@ def composed(path: Path, shared: Path, extended_by: tuple[Path, ...] = ()) -> An
         if not found:
             known = sorted(str(file.relative_to(shared).with_suffix("")) for file in shared.glob("shared/*.yaml"))
             raise Fp16PatchError(
-                f"{path.name}: extends {name!r}, and there is no such file",
+                f"{path.name}: extends {name!r}, which does not exist",
                 code="recipe-not-found",
                 allowed=", ".join(known),
                 next_step=f"correct the name, or write {name}.yaml next to {path.name}",

@@ -46,7 +46,7 @@ class Model:
 class Data:
     """Data files in the framework's format, and a Python file with the reward function.
 
-    Leave ``reward`` out where the framework has a reward for the data. verl needs ``val``; OpenRLHF accepts it only
+    Leave ``reward`` out if the framework has a reward for the data. verl needs ``val``; OpenRLHF accepts it only
     with ``reward``. ``problems`` is the number of training prompts, ``fetch`` the command that makes missing files.
     """
 
@@ -112,7 +112,7 @@ class OpenRLHF:
 class Arm:
     """One run of the comparison.
 
-    ``precision`` is the trainer's; ``rollout`` is the rollout's where it differs. The rest holds for this arm only:
+    ``precision`` is the trainer's; ``rollout`` is the rollout's if it differs. The rest holds for this arm only:
     ``algorithm``, ``hyperparameters``, ``overrides`` for verl, ``arguments`` for OpenRLHF. ``rollout_significand`` (CPU
     platform) is the number of explicit bits to which the rollout's linear layers are rounded.
     """
@@ -200,7 +200,7 @@ class Recipe:
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """The scales it runs at, the larger one first: both where it has a toy section."""
+        """The scales it runs at, the larger one first. A recipe with a toy section has both."""
         if self.toy is not None:
             return SCALES
         return ("toy",) if self.world else ("paper",)

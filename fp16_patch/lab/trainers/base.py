@@ -89,7 +89,7 @@ class Trainer(ABC):
     def compose(self, command: Command) -> Any:
         """Return the configuration that the framework would start with, as the flag leaves it; start nothing.
 
-        Raises :class:`Fp16PatchError` where the framework or the flag refuses it.
+        Raises :class:`Fp16PatchError` if the framework or the flag refuses it.
         """
 
     @abstractmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run an arm on OpenRLHF: its own options after ``fp16-patch run``, whose settings come before the ``--``."""
+"""Run an arm on OpenRLHF: settings of this package, then ``--``, then OpenRLHF's own options."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class OpenRLHF(Trainer):
             **{key: value for group in named for key, value in group.items()},
             **dict(map(_read, job.overrides)),
             "ds.param_dtype": job.arm.precision,
-            # OpenRLHF writes the model at the end of every run, and checkpoints only where it is asked to.
+            # OpenRLHF writes the model at the end of every run, and checkpoints only if asked to.
             "ckpt.output_dir": str(files.folder / "model"),
             "ckpt.path": str(files.checkpoints),
             "logger.tensorboard_dir": str(files.folder / "tensorboard"),
@@ -155,7 +155,7 @@ def _option(key: str, value: object) -> tuple[str, ...]:
 
 
 def _steps(values: Values) -> int | None:
-    """Return the number of training steps, one for each batch of prompts, or None where it is not known."""
+    """Return the number of training steps, one for each batch of prompts, or None if it is not known."""
     try:
         prompts, batch = (int(str(values[key])) for key in ("data.max_samples", "rollout.batch_size"))
         episodes = int(str(values.get("train.num_episodes", 1)))

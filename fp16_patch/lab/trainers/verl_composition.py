@@ -69,7 +69,7 @@ def _accepted(config: Any) -> None:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no critic
+            warnings.simplefilter("ignore")  # a warning if there is no critic
             validate_config(config, need_reference_policy(config), need_critic(config))
     except (AssertionError, ValueError, TypeError) as error:
         what = f"verl refuses the configuration: {error}"

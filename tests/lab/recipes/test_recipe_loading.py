@@ -195,7 +195,7 @@ def test_an_arm_with_a_rounded_rollout_asks_the_platform_for_it(framework: str, 
     assert asked == {"bf16": None, "fp16": None, "bits-5": "5"}
 
 
-def test_the_quickstart_is_launched_with_the_real_world_and_platform(tmp_path: Path) -> None:
+def test_the_quickstart_is_launched_with_the_real_toy_task_and_platform(tmp_path: Path) -> None:
     task = ToyTask(tmp_path / "world", {})
     command = TRAINERS["verl"].build_command(Job(load(find("quickstart")), "bf16", tmp_path))
     values = dict(o.lstrip("+").split("=", 1) for o in command.arguments[3:])

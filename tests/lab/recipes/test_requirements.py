@@ -83,7 +83,7 @@ def test_a_model_folder_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("actor_rollout_ref.model.path=/no/such", "model-not-found"),
     ],
 )
-def test_beside_a_world_of_its_own_too(tmp_path: Path, override: str, code: str) -> None:
+def test_a_missing_file_next_to_a_toy_task_is_refused(tmp_path: Path, override: str, code: str) -> None:
     check_error(lacks(tmp_path, "quickstart", override), code, override)
 
 

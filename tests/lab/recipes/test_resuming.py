@@ -65,10 +65,10 @@ def test_where_nothing_has_run_yet_it_says_so_and_runs_every_arm(run: Run, out: 
         (
             [("total_training_steps: 4", "total_training_steps: 5")],
             {},
-            "trainer.total_training_steps: it ran with 4, and now there is 5",
+            "trainer.total_training_steps: it ran with 4, now it would run with 5",
         ),
         ([("{precision: bf16}", "{precision: fp32}")], {}, "precision@_global_: it ran with bf16, and now"),
-        ([], {"overrides": ["a.lr=2e-6"]}, "a.lr: it ran with nothing, and now there is 2e-6"),
+        ([], {"overrides": ["a.lr=2e-6"]}, "a.lr: it ran with nothing, now it would run with 2e-6"),
     ],
 )
 def test_other_settings_are_refused_by_name_and_nothing_is_touched(
