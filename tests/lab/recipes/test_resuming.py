@@ -67,7 +67,7 @@ def test_where_nothing_has_run_yet_it_says_so_and_runs_every_arm(run: Run, out: 
             {},
             "trainer.total_training_steps: it ran with 4, now it would run with 5",
         ),
-        ([("{precision: bf16}", "{precision: fp32}")], {}, "precision@_global_: it ran with bf16, and now"),
+        ([("{precision: bf16}", "{precision: fp32}")], {}, "precision@_global_: it ran with bf16, now"),
         ([], {"overrides": ["a.lr=2e-6"]}, "a.lr: it ran with nothing, now it would run with 2e-6"),
     ],
 )
