@@ -17,8 +17,7 @@ from raising import raises_code
 from fp16_patch.cli import main
 from fp16_patch.lab.arms import preflight
 from fp16_patch.lab.arms.preflight import Needs
-from fp16_patch.lab.launch import gpu_assignment
-from fp16_patch.lab.launch.arm_process import ArmProcess, ArmResult
+from fp16_patch.lab.launch import arm_process, gpu_assignment
 from fp16_patch.lab.launch.plan import make_plan
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.launch.signals import uninterrupted
@@ -172,14 +171,14 @@ def test_a_result_that_cannot_be_kept_ends_no_other_arm(
     write_recipe: Write, stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(("model:", "platform: cpu\nmodel:"))
-    write = ArmProcess._write
+    write = arm_process.write_atomically
 
-    def full(self: ArmProcess, result: ArmResult) -> None:
-        if result.arm == "bf16":
+    def full(path: Path, text: str) -> Path:
+        if path.parent.name == "bf16":
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, result)
+        return write(path, text)
 
-    monkeypatch.setattr(ArmProcess, "_write", full)
+    monkeypatch.setattr(arm_process, "write_atomically", full)
     with pytest.raises(OSError, match="No space left"):
         run_recipe(recipe, tmp_path / "run", jobs=2, say=lambda _: None, module=stand_in)
     assert json.loads((tmp_path / "run" / "fp16" / "result.json").read_text())["status"] == "completed"
