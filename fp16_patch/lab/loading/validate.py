@@ -10,19 +10,10 @@ from collections.abc import Collection, Iterator
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.arms.command import EARLIER, WORLD
 from fp16_patch.lab.cpu import rounded_rollout
-from fp16_patch.lab.recipes import hyperparameters
+from fp16_patch.lab.recipes import hyperparameters, schema
 from fp16_patch.lab.recipes.algorithms import algorithms
 from fp16_patch.lab.recipes.parse import refuse
-from fp16_patch.lab.recipes.schema import (
-    PLATFORMS,
-    PRECISIONS,
-    REWARD_PLACE,
-    SCALES,
-    STRATEGIES,
-    WORLD_PLACES,
-    Arm,
-    Recipe,
-)
+from fp16_patch.lab.recipes.schema import Arm, Recipe
 from fp16_patch.lab.toy import TOY_TASKS
 from fp16_patch.lab.trainers import TRAINERS
 
@@ -58,14 +49,14 @@ def _names(recipe: Recipe) -> Errors:
 
 
 def _choices(recipe: Recipe) -> Errors:
-    yield from _choice("platform", recipe.platform, PLATFORMS)
+    yield from _choice("platform", recipe.platform, schema.PLATFORMS)
     yield from _choice("world", recipe.world, TOY_TASKS)
-    yield from _choice("scale", recipe.scale, SCALES)
+    yield from _choice("scale", recipe.scale, schema.SCALES)
     for name, arm in recipe.arms.items():
         for framework in recipe.frameworks:
             known = TRAINERS[framework].precisions
             yield from _choice(f"arms.{name}.precision", arm.precision, known, f" to {framework}", precision=True)
-        yield from _choice(f"arms.{name}.rollout", arm.rollout, PRECISIONS, precision=True)
+        yield from _choice(f"arms.{name}.rollout", arm.rollout, schema.PRECISIONS, precision=True)
 
 
 def _placeholders(recipe: Recipe) -> Errors:
@@ -73,8 +64,8 @@ def _placeholders(recipe: Recipe) -> Errors:
     sections = {f"{framework}.data": getattr(recipe, framework).data for framework in recipe.frameworks}
     for key, data in {"data": recipe.data, **sections}.items():
         paths |= {f"{key}.{name}": getattr(data, name) or "" for name in ("train", "val", "reward")}
-    known = (REWARD_PLACE, *(WORLD_PLACES if recipe.world else ()))
-    allowed = ", ".join(known) + ("" if recipe.world else f"; {', '.join(WORLD_PLACES)} if world is set")
+    known = (schema.REWARD_PLACE, *(schema.WORLD_PLACES if recipe.world else ()))
+    allowed = ", ".join(known) + ("" if recipe.world else f"; {', '.join(schema.WORLD_PLACES)} if world is set")
     for key, path in paths.items():
         if not set(re.findall(r"\{[^}]*\}?|\}", path)) <= set(known):
             what = f"{key}={path!r} holds an unknown placeholder"
@@ -138,14 +129,14 @@ def _hyperparameters(recipe: Recipe) -> Errors:
         yield from hyperparameters.problems(arm.hyperparameters, f"arms.{name}.hyperparameters")
         yield from _algorithm(recipe, name, arm)
     if recipe.verl:
-        yield from _choice("verl.strategy", recipe.verl.strategy, STRATEGIES)
+        yield from _choice("verl.strategy", recipe.verl.strategy, schema.STRATEGIES)
     for name, numbers in recipe.published.items():
         if name not in recipe.arms:
             yield Fp16PatchError(f"published.{name} is not an arm", code="unknown-arm", allowed=", ".join(recipe.arms))
         for i, number in enumerate(numbers):
             yield from _choice(f"published.{name}[{i}].source", number.source, hyperparameters.SOURCES)
     if recipe.toy is not None:  # only the scale may change; building the toy recipe checks the rest
-        yield from _choice("toy.platform", recipe.toy.platform, PLATFORMS)
+        yield from _choice("toy.platform", recipe.toy.platform, schema.PLATFORMS)
         yield from _choice("toy.world", recipe.toy.world, TOY_TASKS)
         for name in sorted(set(recipe.toy.hyperparameters) & set(hyperparameters.NAMES) - hyperparameters.OF_THE_SCALE):
             what = f"toy.hyperparameters.{name} would change the algorithm, not its scale"
