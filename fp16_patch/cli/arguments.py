@@ -5,14 +5,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fp16_patch.errors import Fp16PatchError
-
-_MESSAGE = re.compile(r"(?:argument )?(.*?)(?:; allowed: (.*))?", re.DOTALL)
-"""argparse's messages, and those of argument types that end in ``; allowed: ...``."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,11 +21,13 @@ class Parser(argparse.ArgumentParser):
     """Raises the error for unknown words, if the command has its own."""
 
     def error(self, message: str, close: str | None = None) -> NoReturn:
-        """Raise the error. It names the argument, its value, what is allowed, and ``close`` or this command's help."""
-        found = _MESSAGE.fullmatch(message)
-        what, allowed = found.groups() if found else (message, None)
+        """Raise the error. It names the argument, its value, what is allowed, and ``close`` or this command's help.
+
+        ``message`` is argparse's, or that of an argument type, which ends in ``; allowed: ...``.
+        """
+        what, _, allowed = message.removeprefix("argument ").partition("; allowed: ")
         hint = f"did you mean {close}?" if close else f"{self.prog} --help lists the arguments"
-        raise Fp16PatchError(what, code="invalid-arguments", allowed=allowed, next_step=f"correct it; {hint}")
+        raise Fp16PatchError(what, code="invalid-arguments", allowed=allowed or None, next_step=f"correct it; {hint}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = [str(choice) for choice in action.choices or ()]

@@ -57,10 +57,8 @@ def examine() -> dict[str, Any]:
     except Fp16PatchError as error:
         problems.append(f"{error.what}; {error.next_step}")
     hydra = importlib.util.find_spec("hydra_plugins.fp16_patch") is not None
-    frameworks = {
-        "verl": _framework(installed["verl"], (*verl.ALL_PATCHES, *declared_in(vllm))),
-        "openrlhf": _framework(installed["openrlhf"], (*openrlhf.ALL_PATCHES, *declared_in(vllm))),
-    }
+    plans = {"verl": verl.ALL_PATCHES, "openrlhf": openrlhf.ALL_PATCHES}
+    frameworks = {name: _framework(installed[name], (*plans[name], *declared_in(vllm))) for name in plans}
     if installed["openrlhf"]:
         frameworks["openrlhf"]["problems"] += [f"{p.what}; {p.next_step}" for p in environment_problems()]
     if not hydra:

@@ -31,18 +31,10 @@ PATCHES = "fp16_patch.patches"
 
 def add_parser(subparsers: Any) -> None:
     """Add ``patches`` to the commands."""
-    parser = subparsers.add_parser(
-        "patches", help="list every patch: process, target, releases; reason and removal too with --json"
-    )
+    parser = subparsers.add_parser("patches", help="list every patch: process, target, releases")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--json",
-        action="store_true",
-        help="print the declarations as JSON, with reason, upstream link and removal plan",
-    )
-    form.add_argument(
-        "--markdown", action="store_true", help="print the tables of docs/patches.md, with the same columns"
-    )
+    form.add_argument("--json", action="store_true", help="print JSON; adds reason, upstream link and removal plan")
+    form.add_argument("--markdown", action="store_true", help="print the tables of docs/patches.md; adds the same")
     parser.set_defaults(run=run)
 
 

@@ -27,7 +27,7 @@ class _Applied:
 
 
 _applied: dict[str, _Applied] = {}
-# Held while changing things, not during checks: they import, and imports have locks of their own.
+# Held during changes but not during checks: checks import modules, and imports take locks of their own.
 _lock = threading.RLock()
 
 
@@ -106,13 +106,13 @@ def _set(applied: _Applied) -> None:
 
 
 def _restore(applied: _Applied) -> list[str]:
-    """Put back what is still ours; return the other bindings."""
+    """Restore the bindings that still hold our function; return the others."""
     ours = [change for change in applied.changes if change[0].own is change[2]]
     for binding, before, _ in reversed(ours):
         binding.set(before)
     for _, _, after in ours if applied.original is not None else ():
         for late in holders(after):
-            late.set(applied.original)  # imported the patched function while the patch was on
+            late.set(applied.original)  # bound by modules that were imported while the patch was applied
     applied.changes = [change for change in applied.changes if change not in ours]
     if not applied.changes:
         _applied.pop(applied.finding.patch.name, None)

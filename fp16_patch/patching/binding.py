@@ -39,7 +39,7 @@ class Binding:
     def loaded(cls, target: str) -> Binding | None:
         """Return the binding of ``target`` without importing its module, or None if the name is not there yet.
 
-        A module that is still being imported will bind whatever is at the source by then.
+        A module that is still being imported binds the patched function when it comes to that import.
         """
         module = sys.modules.get(target.partition(":")[0])
         if module is None:
@@ -68,7 +68,7 @@ class Binding:
         try:
             return inspect.getattr_static(self.owner, self.name)
         except AttributeError:
-            return getattr(self.owner, self.name, ABSENT)  # a module may make it in its __getattr__
+            return getattr(self.owner, self.name, ABSENT)  # a module's __getattr__ may make it
 
     def set(self, raw: Any) -> None:
         """Set the raw value on the owner; ABSENT deletes it."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declare a patch at its function: ``@wrap``, ``@replace``, ``@add``, ``@hook`` and ``@scoped``.
 
-Each returns the :class:`Patch`, which takes the function's name in its module. That is what lets Ray ship a patched
-class to a process without this package: cloudpickle finds no function of that name, and so pickles it by value.
+Each returns the :class:`Patch`, which takes the function's name in its module. So Ray can ship a patched class to a
+process without this package: cloudpickle finds no function of that name and pickles the function by value.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _maker(kind: Kind, handler: Handler) -> Callable[[Any], Any]:
             function = coroutine
         elif inspect.isgeneratorfunction(handler):
             function = generator
-        if kind == "add":  # of the others the engine copies the original's
+        if kind == "add":  # make_function copies these from the original for the other kinds
             function.__name__ = function.__qualname__ = handler.__name__
             function.__signature__ = inspect.signature(handler)
         return function

@@ -37,7 +37,7 @@ def when_imported(module_name: str, callback: Callback) -> None:
         if _finder not in sys.meta_path:
             # A new list, here and in _done: a thread that iterates over the old one must not skip a finder.
             sys.meta_path = [_finder, *sys.meta_path]
-    # Wait for an import in another thread that had passed the finders before ours was there.
+    # Wait for an import in another thread that passed the finders before ours was added.
     importlib._bootstrap._lock_unlock_module(module_name)  # type: ignore[attr-defined]
     module = sys.modules.get(module_name)
     if module is None or module_name in _loading:
@@ -48,7 +48,7 @@ def when_imported(module_name: str, callback: Callback) -> None:
         return
     with _lock:
         if callback not in _waiting.get(module_name, ()):
-            return  # that other import has run it
+            return  # the other thread's import has run it
         _done(module_name, [callback])
     if is_initialising(module):
         raise Fp16PatchError(
@@ -80,7 +80,7 @@ class _Finder:
 
 
 class _Loader:
-    """Act as the real loader (for runpy, inspect, importlib.resources), and run the callbacks after it."""
+    """Act as the real loader (for runpy, inspect, importlib.resources), then run the callbacks."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -90,7 +90,7 @@ class _Loader:
 
     def exec_module(self, module: ModuleType) -> None:
         spec: Any = module.__spec__
-        spec.loader = module.__loader__ = self._real  # leave no trace
+        spec.loader = module.__loader__ = self._real  # the module keeps no reference to this loader
         _loading.add(spec.name)
         try:
             self._real.exec_module(module)
@@ -116,7 +116,7 @@ def _run_callbacks(name: str, module: ModuleType) -> None:
             if len(ran) == len(waiting):
                 return _done(name, ran)
         ran.append(waiting[len(ran)])
-        ran[-1](sys.modules.get(name, module))  # a module may have put something else in its own place
+        ran[-1](sys.modules.get(name, module))  # a module may replace itself in sys.modules
 
 
 def _done(name: str, callbacks: list[Callback]) -> None:
