@@ -55,7 +55,7 @@ class OpenRLHF(Trainer):
         "data.val": "eval.dataset",
         "data.reward": "reward.remote_url",
     }
-    eval_interval = openrlhf_hyperparameters.EVAL_INTERVAL
+    eval_interval = openrlhf_hyperparameters.OPTIONS["eval_every"]
     lacks = openrlhf_hyperparameters.LACKS
 
     def check(self, key: str, value: object) -> Iterator[Fp16PatchError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_OPTIONS = {
+OPTIONS = {
     "prompts": "rollout.batch_size",
     "rollouts": "rollout.n_samples_per_prompt",
     "response_tokens": "rollout.max_new_tokens",
@@ -24,14 +24,13 @@ _OPTIONS = {
 }
 """The hyperparameters that are one option with the same value; an algorithm's own are in its definition."""
 
-EVAL_INTERVAL = _OPTIONS["eval_every"]
 LACKS = {"eval_top_p": "OpenRLHF evaluates with top_p"}
 """The hyperparameters that it has no option for, with what it does instead."""
 
 
 def arguments(values: Mapping[str, object], problems: int | None) -> dict[str, object]:
     """Return each option with its value; OpenRLHF counts episodes over ``problems``, not steps."""
-    found = {option: values[name] for name, option in _OPTIONS.items() if name in values}
+    found = {option: values[name] for name, option in OPTIONS.items() if name in values}
     size = {name: int(str(values[name])) for name in ("prompts", "rollouts", "updates", "steps")}
     wanted = size["prompts"] * size["steps"]
     a_pass = min(problems or wanted, wanted)

@@ -52,7 +52,7 @@ class Verl(Trainer):
         "data.val": "data.val_files",
         "data.reward": "reward.custom_reward_function.path",
     }
-    eval_interval = verl_hyperparameters.EVAL_INTERVAL
+    eval_interval = verl_hyperparameters.KEYS["eval_every"]
     lacks: ClassVar = {}
 
     def build_command(self, job: Job, module: str | None = None) -> Command:

@@ -9,7 +9,7 @@ ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 MODEL = "actor_rollout_ref.model"
 
-_KEYS = {
+KEYS = {
     "prompts": "data.train_batch_size",
     "rollouts": f"{ROLLOUT}.n",
     "steps": "trainer.total_training_steps",
@@ -30,14 +30,12 @@ _KEYS = {
 }
 """The hyperparameters that are one key with the same value; an algorithm's own are in its definition."""
 
-EVAL_INTERVAL = _KEYS["eval_every"]
-
 _ENDLESS = 1_000_000  # epochs: the number of steps ends the run
 
 
 def overrides(values: Mapping[str, object], strategy: str) -> dict[str, object]:
     """Return each Hydra key with its value, for a trainer of this strategy."""
-    found = {key: values[name] for name, key in _KEYS.items() if name in values}
+    found = {key: values[name] for name, key in KEYS.items() if name in values}
     found[f"{ACTOR}.strategy"] = strategy
     found[f"{ROLLOUT}.name"] = "vllm"
     found["trainer.total_epochs"] = _ENDLESS

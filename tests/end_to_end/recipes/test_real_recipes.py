@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A spread of the paper's recipes, toy scale, on the real frameworks: two steps of two updates on a small world.
+"""A spread of the paper's recipes, toy scale, on the real frameworks: two steps of two updates on a small toy task.
 
 All of them, in both arms: ``make recipes-toy``.
 """
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 RunArm = Callable[..., ArmRun]
 BARELY_TRAINED = {"layers": 2, "target": 0.1, "train": 64, "val": 16, "samples": 4, "keep_from": 0.0, "keep_to": 1.0}
-"""A world made in seconds, whose policy is right often enough for its answers to differ in reward."""
+"""Settings of a toy task made in seconds. Its policy solves enough problems for the answers to differ in reward."""
 
 
 @pytest.fixture

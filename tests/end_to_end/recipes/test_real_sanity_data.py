@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fp16-patch recipes data sanity`` with the real vLLM: killed in the middle, it ends where it would have anyway."""
+"""``fp16-patch recipes data sanity`` with the real vLLM: killed in the middle, it resumes to the same result."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_judge_that_breaks_is_no_verdict() -> None:
         reward.compute_score("", r"\boxed{5}", "5")
 
 
-def test_the_judge_ends_with_whoever_asked(tmp_path: Path) -> None:
+def test_the_judge_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
         "reward = runpy.run_path(sys.argv[1])\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes of the paper: every panel is there, its settings are told with their sources, each would start."""
+"""The recipes of the paper: every panel has one, with the sources of its settings, and each would start."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes are found by their environment from their first moment on."""
+"""Processes are found by their environment as soon as they start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fp16_patch.lab.launch import processes
 
 
 def test_the_environment_of_a_process_that_has_just_become_another_program() -> None:
-    """Linux shows none for a moment, in a quarter of the cases here: whoever was missed was left running."""
+    """Linux shows an empty environment for a moment. A missed process was left running."""
     for _ in range(120):
         child = subprocess.Popen(
             [sys.executable, "-c", "import time; time.sleep(60)"],
@@ -25,7 +25,7 @@ def test_the_environment_of_a_process_that_has_just_become_another_program() -> 
             child.wait()
 
 
-def test_one_that_is_gone_has_none() -> None:
+def test_a_process_that_has_ended_has_no_environment() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert processes.environment(child.pid) == []

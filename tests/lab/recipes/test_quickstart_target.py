@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make quickstart`` starts the recipe of the framework asked for, or says which there are."""
+"""``make quickstart`` starts the recipe of the chosen framework, or lists the frameworks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     """What make would do, without doing it."""
     if shutil.which("make") is None:
-        pytest.skip("there is no make")
+        pytest.skip("make is not installed")
     # Under `make test` the outer make would hand its own settings down.
     names = [name for name in os.environ if not name.startswith(("MAKE", "FRAMEWORK", "OUT", "MFLAGS"))]
     return subprocess.run(

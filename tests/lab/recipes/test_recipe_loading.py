@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe is read as people mean it, and every mistake in it is one clear error."""
+"""A recipe is read as written, and every mistake in it is one clear error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Write = Callable[..., Path]
 
 
 @pytest.mark.parametrize("where", ["recipe", "arm", "user"])
-def test_megatron_gets_the_platform_it_needs_whoever_asks_for_it(
+def test_megatron_gets_its_platform_from_recipe_arm_and_override(
     write_recipe: Write, tmp_path: Path, where: str
 ) -> None:
     asked = "model_engine: megatron"
@@ -143,7 +143,7 @@ def test_a_mistake_is_refused_naming_key_value_and_what_is_allowed(write_recipe:
         load(write_recipe((old, new)))
 
 
-def test_all_mistakes_are_told_at_once(write_recipe: Write) -> None:
+def test_all_mistakes_are_one_error(write_recipe: Write) -> None:
     with raises_code("several-problems") as error:
         load(write_recipe(("ranks: 1", "ranks: two"), ("some/model", "m, typo: 1")))
     assert sorted(error.value.codes) == ["unknown-key", "wrong-type"]

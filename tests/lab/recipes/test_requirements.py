@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run lacks is told before anything is written: how many GPUs, which files, which model, and what to do."""
+"""A run that lacks GPUs, files or the model is refused before anything is written, with a next step."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_bounds_of_a_mask_reach_hydra_as_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["check", "quickstart"]])
-def test_what_is_told_as_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_as_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert "quickstart" in {entry.get("name") or entry["recipe"] for entry in told}

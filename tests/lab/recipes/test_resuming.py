@@ -39,7 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_completed_is_kept_and_the_rest_runs_anew(run: Run, out: Path, said: list[str]) -> None:
+def test_completed_arms_are_kept_and_the_others_run_again(run: Run, out: Path, said: list[str]) -> None:
     run(CRASH)
     (out / "fp16" / "checkpoints").mkdir()
     bf16 = contents(out / "bf16")

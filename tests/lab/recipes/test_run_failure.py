@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reason of a failed run, out of logs as Ray, Hydra and vLLM really mix them."""
+"""Find why a run failed in logs of Ray, Hydra and vLLM."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_traceback_of_vllm_is_put_together_when_there_is_no_other(log: Path) -
     )
 
 
-def test_of_an_actor_that_died_it_is_told_which_and_how(log: Path) -> None:
+def test_the_reason_names_an_actor_that_died_and_how(log: Path) -> None:
     log.write_text(ACTOR_DIED)
     found = reason(log)
     assert "class_name: WorkerDict" in found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arms run at a time where there is room, each on GPUs of its own; what ends one ends no other."""
+"""Arms run at the same time on their own GPUs, and the end of one does not end the others."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_arms_that_differ_all_find_room(gpus: Callable[[int], None]) -> None:
     assert gpu_assignment.environments(load(find("sanity-grpo")), [needing(4), needing(8)], None) == [{}]
 
 
-def test_gpus_beside_the_trainers_are_not_divided(gpus: Callable[[int], None]) -> None:
+def test_arms_with_more_gpus_than_the_trainers_run_one_at_a_time(gpus: Callable[[int], None]) -> None:
     gpus(8)
     arms = [needing(2, whole=False)] * 2
     assert gpu_assignment.environments(load(find("sanity-grpo")), arms, None) == [{}]
