@@ -35,8 +35,8 @@ class Case:
 
 
 def describe_error(error: Exception) -> Result:
-    """Return an error's text, and its code if it is one of this package's."""
-    return {"error": str(error), "code": getattr(error, "code", None)}
+    """Return an error's text, and its code and those of its parts if it is one of this package's."""
+    return {"error": str(error), "code": getattr(error, "code", None), "codes": list(getattr(error, "codes", ()))}
 
 
 def run_case(name: str, case: Case, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 from zero_building import digest, new_engine, norm_of, scale_of, spoilt, train
 from zero_registry import case, folder, stock
 
@@ -140,7 +140,7 @@ def our_file_says_otherwise(rank: int, *, source: str, name: str, **options: Any
     try:
         return run_on(rank, name=name, **options)
     except Exception as error:
-        return {"error": str(error)}
+        return describe_error(error)
 
 
 for stage in (2, 3):

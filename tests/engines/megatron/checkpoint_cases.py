@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from core_building import Training
 from core_registry import LAYOUTS, case, folder, in_layout
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 from megatron.core import dist_checkpointing
 
 from fp16_patch.engines.megatron.checkpoint import resumption
@@ -112,7 +112,7 @@ def broken(rank: int, *, name: str, **options: Any) -> Result:
         try:
             training.optimizer.load_state_dict(saved)
         except RuntimeError as error:
-            errors[what] = str(error)
+            errors[what] = describe_error(error)
     return {"errors": errors, "state": state_of(training)}
 
 

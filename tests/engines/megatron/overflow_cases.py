@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from core_building import Training
 from core_registry import case, in_layout
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 
 from fp16_patch import envs
 from fp16_patch.engines.megatron.replay import run_pass, stop_after_too_many
@@ -44,7 +44,7 @@ def stopped(rank: int, *, name: str, bad: int, where: str | None = None, factor:
         return training.backward(factor=factor)
 
     updates: list[dict[str, Any]] = []
-    error = ""
+    error: Result = {}
     while not error and len(updates) < 5:
         run()
         update = take_step(training.optimizer)
@@ -52,9 +52,9 @@ def stopped(rank: int, *, name: str, bad: int, where: str | None = None, factor:
         try:
             stop_after_too_many(training.optimizer, update, run, role="actor", in_bf16="use BF16")
         except RuntimeError as raised:
-            error = str(raised)
+            error = describe_error(raised)
     report = Path(os.environ[envs.REPORTS], "overflow_report_actor.json")
-    return {"updates": updates, "error": error, "report": json.loads(report.read_text()) if rank == 0 else None}
+    return {"updates": updates, **error, "report": json.loads(report.read_text()) if rank == 0 else None}
 
 
 def stop(name: str, layout: str, **options: Any) -> None:
@@ -79,8 +79,8 @@ def without_a_batch(rank: int) -> Result:
     try:
         stop_after_too_many(training.optimizer, update, role="critic")
     except RuntimeError as raised:
-        return {"error": str(raised)}
-    return {"error": ""}
+        return describe_error(raised)
+    return {}
 
 
 case("stop-unseen", without_a_batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real optimizers and models that are refused; each says why."""
+"""Real optimizers and models that are refused, and why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from core_building import Training
 from core_registry import case
-from engine_ranks import Result
+from engine_ranks import Result, describe_error
 from megatron.core.optimizer import ChainedOptimizer
 
 from fp16_patch.engines.megatron.scaler import install_loss_scaler
@@ -32,7 +32,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
-def _error(name: str, **options: Any) -> str:
+def _error(name: str, **options: Any) -> Result:
     training = Training(None, **options)
     training.config.grad_scale_func = None
     before = [getattr(part, "grad_scaler", None) for part in list_sub_optimizers(training.optimizer)]
@@ -41,10 +41,10 @@ def _error(name: str, **options: Any) -> str:
     except RuntimeError as error:
         after = [getattr(part, "grad_scaler", None) for part in list_sub_optimizers(training.optimizer)]
         assert before == after, "refused, and changed all the same"
-        return str(error)
+        return describe_error(error)
     finally:
         training.close()
-    return ""
+    return {}
 
 
 case("refused", refused)
@@ -63,7 +63,7 @@ def other(rank: int) -> Result:
         try:
             run()
         except RuntimeError as error:
-            errors[name] = str(error)
+            errors[name] = describe_error(error)
     return errors
 
 

@@ -13,6 +13,7 @@ from engine_ranks import Result
 from fp16_patch.engines.megatron.optimizer_choice import in_use
 from fp16_patch.engines.megatron.step import take_step
 from fp16_patch.engines.megatron.sub_optimizers import list_sub_optimizers
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.update import describe
 
@@ -116,11 +117,11 @@ def loop_of_its_own(rank: int, **options: Any) -> Result:
     first.prepare_grads()
     try:
         first.prepare_grads()
-        error = ""
-    except RuntimeError as raised:
-        error = str(raised)
+        code = None
+    except Fp16PatchError as raised:
+        code = raised.code
     training.backward()
-    return {"made": made, "scale": after, "error": error, "then": take_step(training.optimizer).skipped}
+    return {"made": made, "scale": after, "code": code, "then": take_step(training.optimizer).skipped}
 
 
 in_layout("loop", loop_of_its_own, "ep2")
