@@ -26,7 +26,7 @@ SMALL = LossScaling(init_scale=2.0**8)
 
 
 def two_steps(rank: int, *, strategy: str, loss_mode: str) -> Result:
-    """Each update's ``mismatch/*`` metrics, and what a pass before it finds."""
+    """Return each update's ``mismatch/*`` metrics, and what a separate pass before it measures."""
     engine = new_engine(model(), strategy, "fp16")
     loss = partial(ppo_loss, config=actor(strategy, loss_mode))
     updates, expected = [], []
@@ -50,7 +50,7 @@ def actor(strategy: str, loss_mode: str) -> FSDPActorConfig:
 
 
 def mini_batch(seed: int, *, last: bool) -> Any:
-    """A batch with log-probs of a rollout, which in this mode stand for the old ones."""
+    """Return a batch with log-probs of a rollout; in this mode they are the old log-probs."""
     batch, generator = new_batch(seed), torch.Generator().manual_seed(seed)
     for name in ("old_log_probs", "advantages"):
         rows = [-5 * torch.rand(length, generator=generator) for length in RESPONSES]

@@ -19,7 +19,7 @@ Compose = Callable[..., DictConfig]
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder that says it is a Qwen2 model; composing reads no more of it."""
+    """Return a folder with the ``config.json`` of a Qwen2 model; composing reads nothing else."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def compose(model: Path) -> Compose:
-    """verl's own configuration, composed by Hydra with these overrides, as ``main_ppo`` would get it."""
+    """Compose verl's own configuration with these overrides, as ``main_ppo`` gets it."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
@@ -51,7 +51,7 @@ Outcomes = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def engine_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """All cases, with the flag and without, run once; the folder of their results."""
+    """Run all cases once, with the flag and without. Return the folder of their results."""
     folder, platform = tmp_path_factory.mktemp("engine"), {"VERL_PLATFORM": "cpu"}
     modules = "fp16_patch.lab.cpu.verl"
     environments = {

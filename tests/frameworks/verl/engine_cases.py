@@ -74,7 +74,7 @@ case("against-the-flag", partial(one_update, strategy="fsdp2", dtype="bf16"), ra
 
 
 def overflow(rank: int, *, strategy: str) -> Result:
-    """Train from a scale far too high until an update goes through."""
+    """Train from a scale that is far too high until an update is not skipped."""
     engine = new_engine(model(), strategy, "fp16")
     steps = []
     for _ in range(20):
@@ -95,7 +95,7 @@ def overflow(rank: int, *, strategy: str) -> Result:
 
 
 def one_bad_gradient(rank: int, *, strategy: str, dtype: str = "fp16") -> Result:
-    """An infinity in one number of the last rank's gradients, when the optimizer is about to step."""
+    """Put one infinity into the last rank's gradients, right before the optimizer's step."""
     engine = new_engine(model(), strategy, dtype)
     original = engine.optimizer_step
 
@@ -157,7 +157,7 @@ def merged_lora(rank: int, *, strategy: str, sent_as: torch.dtype = torch.float1
 
 
 def merge_here(engine: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights by their name in the plain model, FP32, adapters merged; and the names that merging changed."""
+    """Return merged FP32 weights by their names in the plain model, and the names that merging changed."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     plain: dict[str, torch.Tensor] = {}
@@ -211,7 +211,7 @@ for strategy in STRATEGIES:
 
 
 def half_master_weights(rank: int) -> Result:
-    """What the flag refuses: weights, and so AdamW's state, in FP16."""
+    """Train with weights, and so AdamW's state, in FP16, which the flag refuses."""
     engine = new_engine(model(), "fsdp2", "fp16", model_dtype="fp16")
     metrics = train(engine, rank)
     broken = [name for name, part in parameters(engine) if not part.isfinite().all()]

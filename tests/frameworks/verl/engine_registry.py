@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the case files put their cases, and what most cases do with an engine."""
+"""Collect the cases of the case files, and share what most cases do with an engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stock(name: str, run: Callable[[int], Result], *, ranks: int = 2) -> None:
 
 
 def use_folder(folder: Path) -> None:
-    """Where the cases of this process write, and find their model."""
+    """Set the folder where the cases of this process write and find their model."""
     _FOLDER[:] = [folder]
 
 
@@ -51,7 +51,7 @@ def describe(engine: Any) -> dict[str, str]:
 
 
 class Loss:
-    """One of verl's losses, noting the dtype that goes into the backward, and the gradients held by then."""
+    """One of verl's losses that records the dtype that goes into the backward, and the gradients held by then."""
 
     def __init__(self, engine: Any, loss: Callable[..., Any] | None = None) -> None:
         self.engine, self.loss = engine, loss or partial(sft_loss, None)
@@ -66,7 +66,7 @@ class Loss:
 
 
 def train(engine: Any, rank: int, loss: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """One update on this rank's batch; the metrics verl would log."""
+    """Make one update on this rank's batch. Return the metrics that verl would log."""
     with engine.train_mode():
         return engine.train_batch(new_batch(rank), loss or Loss(engine))["metrics"]
 

@@ -44,13 +44,13 @@ def plain(name: str) -> str:
 
 
 def _words(tensors: list[torch.Tensor]) -> str:
-    """``"float16"`` where all agree, else ``"float32*float16->float16"``: input, weight, result."""
+    """Return ``"float16"`` if all agree, else ``"float32*float16->float16"``: input, weight, result."""
     given, weight, *_, got = (str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
     return got if given == weight == got else f"{given}*{weight}->{got}"
 
 
 class Linears(TorchFunctionMode):
-    """While open: what every ``F.linear`` gets and returns, and its error relative to the exact product."""
+    """Record what every ``F.linear`` gets and returns, and its error relative to the exact product."""
 
     def __init__(self, dtypes: set[str], errors: list[float]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Linears(TorchFunctionMode):
 
 
 class Watch:
-    """The linear products inside modules, in forwards and in the backward's forwards."""
+    """Record the linear products inside modules, in forwards and in recomputation."""
 
     def __init__(self, engine: Any, *names: str) -> None:
         self.dtypes: dict[str, set[str]] = {name: set() for name in names}
@@ -93,14 +93,14 @@ class Watch:
 
 
 def gradients_of(engine: Any, names: tuple[str, ...]) -> set[str]:
-    """Dtypes of the gradients that the optimizer holds of these modules, where any of them differs from zero."""
+    """Return the dtypes of the nonzero gradients that the optimizer holds of these modules."""
     under = [part for name, part in engine.module.named_modules() if plain(name) in names]
     gradients = [p.grad for part in under for p in part.parameters() if p.grad is not None]
     return {str(gradient.dtype).removeprefix("torch.") for gradient in gradients if local(gradient).any()}
 
 
 def weights_of(engine: Any) -> dict[str, torch.Tensor]:
-    """All ranks' parts together, by their names in the plain model, as verl sends them to the rollout."""
+    """Return the whole weights by their names in the plain model, as verl sends them to the rollout."""
     return {name: whole(tensor) for name, tensor in dict(engine.get_per_tensor_param()[0]).items()}
 
 
@@ -115,7 +115,7 @@ def one_update(
     loss: Callable[..., Any] | None = None,
     **settings: Any,
 ) -> Result:
-    """Build, infer and train with ``fp32_modules`` in FP32, looking into them, and into the modules of ``watch``."""
+    """Build, infer and train with ``fp32_modules`` in FP32. Watch them and the modules of ``watch``."""
     place = path(rank) if path else model()
     engine = new_engine(place, strategy, "fp16", **settings)
     if checkpointing:
@@ -148,7 +148,7 @@ def one_update(
 
 
 def tiny_moe(rank: int) -> Path:
-    """Two layers of four experts."""
+    """Return the folder of a model with two layers of four experts."""
     place = folder() / "moe"
     if rank == 0 and not place.exists():
         config = Qwen3MoeConfig(
@@ -171,7 +171,7 @@ def tiny_moe(rank: int) -> Path:
 
 
 def reference(rank: int, *, strategy: str) -> Result:
-    """Forward only, with the parameters offloaded; then what the report says if nobody had asked for FP32."""
+    """Run forward only with offloaded parameters. Also report as if FP32 had not been requested."""
     engine = new_engine(model(), strategy, "fp16", forward_only=True)
     watched = Watch(engine, "lm_head")
     infer(engine, rank)

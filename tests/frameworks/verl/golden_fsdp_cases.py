@@ -18,7 +18,7 @@ from fp16_patch.precision import Precision
 
 
 def smallest_engine(name: str) -> Any:
-    """A model of 11 thousand parameters: each is a file of the repository four times over."""
+    """Make a model of 11 thousand parameters: the repository holds each of them four times."""
     path = tiny_model(folder() / name, hidden=32, layers=1)
     config = AutoConfig.from_pretrained(path)
     config.intermediate_size = 8

@@ -20,11 +20,11 @@ from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
 
 JUMPY = Precision(loss_scaling=LossScaling(init_scale=2.0**17, growth_interval=2))
-"""Overflows at first and grows soon: every kind of step within a few updates."""
+"""Overflows first and grows soon: every kind of step occurs within a few updates."""
 
 
 def spoil(engine: Any, rank: int, bad: float = float("nan")) -> None:
-    """One bad number in the last rank's gradients, right before the next optimizer step."""
+    """Put one bad number into the last rank's gradients, right before the next optimizer step."""
     original = engine.optimizer_step
 
     def optimizer_step() -> Any:
@@ -38,7 +38,7 @@ def spoil(engine: Any, rank: int, bad: float = float("nan")) -> None:
 
 
 def skip_then_step(rank: int, *, strategy: str, **settings: Any) -> Result:
-    """An update that cannot be made, then one that can, with the LR schedule that verl steps after each."""
+    """Make an update that overflows, then a finite one, with the LR schedule that verl steps after each."""
     engine = new_engine(model(), strategy, "fp16", **settings)
     train(engine, rank)
     engine.lr_scheduler_step()
@@ -70,7 +70,7 @@ def nan_loss(engine: Any) -> Callable[..., Any]:
 
 
 def many_nans(rank: int) -> Result:
-    """200 updates of nothing but NaN, then a good batch: what is left of the scale and of the weights."""
+    """Make 200 NaN updates, then a good one. Return the scale and whether the weights are finite."""
     engine = new_engine(model(), "fsdp2", "fp16")
     train(engine, rank)
     for _ in range(200):  # without the forward and backward that would make the NaNs
@@ -83,7 +83,7 @@ def many_nans(rank: int) -> Result:
 
 
 def too_many_skips(rank: int, *, strategy: str) -> Result:
-    """A NaN loss for ever: the run must stop by itself, saying why."""
+    """Train with a NaN loss until the run stops with an error."""
     engine = new_engine(model(), strategy, "fp16")
     loss = nan_loss(engine)
     before, done = digest(engine), 0
@@ -102,7 +102,7 @@ def too_many_skips(rank: int, *, strategy: str) -> Result:
 
 
 def traced(rank: int, *, strategy: str) -> Result:
-    """The second update traced on request must be the update it would have been."""
+    """Make three updates. With ``trace_update=2`` the second is traced, which must not change it."""
     engine = new_engine(model(), strategy, "fp16")
     losses = [train(engine, rank)["grad_norm"] for _ in range(3)]
     return {"grad_norms": losses, "weights": digest(engine)}
@@ -145,7 +145,7 @@ STEPS = 8
 
 
 def save(engine: Any, path: Path, step: int) -> None:
-    """As verl's trainer: the engine's checkpoint, then the tracker that names it the latest."""
+    """Save as verl's trainer does: the engine's checkpoint, then the tracker that names it the latest."""
     engine.save_checkpoint(str(path / f"global_step_{step}"), global_step=step)
     if engine.rank == 0:
         (path / "latest").write_text(str(step))
@@ -187,7 +187,7 @@ def die(*_: Any, **__: Any) -> None:
 
 
 def in_update(engine: Any, step: int) -> None:
-    """Half of the optimizer step is done: one parameter has moved."""
+    """Kill in the middle of the optimizer step: one parameter has moved."""
     if step == 5:
         engine.optimizer.register_step_pre_hook(lambda optimizer, *_: move_one_and_die(optimizer))
 
@@ -198,7 +198,7 @@ def move_one_and_die(optimizer: Any) -> None:
 
 
 def in_checkpoint(engine: Any, step: int) -> None:
-    """The scaler's file is there, the model's is half written."""
+    """Kill when the scaler's file is written and the model's is half written."""
     if step == 5:
         engine.checkpoint_manager.get_rng_state = die
 
@@ -232,7 +232,7 @@ def errors() -> Any:
 
 
 def other_checkpoints(rank: int) -> Result:
-    """Without the file, and with a file that is not a scaler's: the first warns, the second changes nothing."""
+    """Load without the scaler's file, which warns, and with a damaged one, which is refused."""
     engine = new_engine(model(), "fsdp2", "fp16")
     train(engine, rank)
     path = folder() / "other-checkpoint"
@@ -264,7 +264,7 @@ def other_checkpoints(rank: int) -> Result:
 
 
 def rescaled(rank: int, *, name: str) -> Result:
-    """A scaler's state on another number of ranks: verl's own shards cannot change theirs, the scaler's can."""
+    """Load a scaler's state on another number of ranks, which verl's own shards do not support."""
     from fp16_patch.loss_scaling import state_file as state
 
     engine = new_engine(model(), "fsdp2", "fp16")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's own FSDP engine, on one and two ranks over gloo: what the flag makes of it, and what stock verl does.
+"""Test verl's own FSDP engine on one and two ranks over gloo, with the flag and without.
 
 The engines live in two processes (conftest.py), with the flag and without; see ``engine_cases.py``.
 """
@@ -29,7 +29,7 @@ Outcomes = Callable[..., list[dict[str, Any]]]
 
 
 def merged(results: list[dict[str, Any]], key: str, role: str = "actor") -> Rows:
-    """The precision report's rows out of all ranks; where ranks disagree it lists every value."""
+    """Return the precision report's rows of all ranks; it lists every value if ranks disagree."""
     return merge_roles([{"roles": {role: result[key]}} for result in results])
 
 
@@ -159,7 +159,7 @@ def test_one_infinity_on_one_rank_skips_the_update_on_all(results: Outcomes, str
 
 
 def test_gradients_that_verl_dropped_break_no_promise(results: Outcomes) -> None:
-    """Without a scaler verl drops non-finite gradients; there is then nothing to report, not "none"."""
+    """Without a scaler verl drops non-finite gradients. Then the row is missing and is not "none"."""
     ranks = results("one-bad-gradient-bf16")
     assert math.isinf(ranks[0]["metrics"]["grad_norm"])
     assert not ranks[0]["changed"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flag on verl's real configuration: what it sets, and that it is all or nothing."""
+"""Test the flag on verl's real configuration: it sets everything or nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_all_nine_combinations(compose, train, rollout):
 
 
 def test_engine_configuration_that_verl_builds_from_it(compose):
-    """What the workers get: verl's own dataclass, from the rewritten node."""
+    """Return what the workers get: verl's own dataclass, from the rewritten node."""
     from verl.utils.config import omega_conf_to_dataclass
 
     config = compose(FP16)
@@ -106,7 +106,7 @@ def test_without_the_flag_hydra_composes_what_it_always_did(compose):
 
 
 def test_hydra_cannot_swallow_a_refusal(compose, capsys):
-    """Hydra turns exceptions of callbacks into warnings and trains on; SystemExit it lets through."""
+    """Hydra turns exceptions of callbacks into warnings and trains; it lets SystemExit through."""
     from hydra._internal.callbacks import Callbacks
 
     config = compose(FP16, f"{ROLLOUT}.dtype=bfloat16")
@@ -130,7 +130,7 @@ def test_multirun_is_refused(compose, capsys):
 
 @pytest.mark.parametrize("spelling", ["+precision@_global_=fp16", "+precision=fp16", "+precision@elsewhere=fp16"])
 def test_a_flag_whose_callback_never_runs_cannot_train(compose, spelling):
-    """As with ``hydra.callbacks=null``. verl's task runner resolves the whole configuration first of all."""
+    """So does ``hydra.callbacks=null``. verl's task runner first resolves the whole configuration."""
     from omegaconf.errors import UnsupportedInterpolationType
 
     config = compose(spelling)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules kept in FP32 on verl's own engines, FSDP1 and FSDP2; see ``fp32_cases.py``."""
+"""Test FP32 modules on verl's own engines, FSDP1 and FSDP2; see ``fp32_cases.py``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES = pytest.mark.parametrize("case", ROWS)
 @STRATEGIES
 @CASES
 def test_every_product_inside_is_float32_and_exact_to_its_rounding(results: Outcomes, case: str, strategy: str) -> None:
-    """Seen are the operands and the result of every linear product, in inference, training and recomputation."""
+    """The cases record operands and result of every linear product, in inference, training and recomputation."""
     for rank in results(f"fp32-{case}-{strategy}"):
         for name in ISLANDS[case]:
             assert rank["products"][name] > 0, f"{name} was never called"

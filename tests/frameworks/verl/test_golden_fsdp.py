@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint of verl's FSDP engine that an earlier version wrote loads as it was (tests/golden/saved)."""
+"""Load a checkpoint of verl's FSDP engine that an earlier version wrote (tests/golden/saved)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overflows, skips, checkpoints and kills on verl's own engine: what stock verl does, and what the flag makes of it."""
+"""Test overflows, skips, checkpoints and kills on verl's own engine, with the flag and without."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flag on verl's real Megatron configuration: what it sets, and what it refuses before any rank starts."""
+"""Test the flag on verl's real Megatron configuration: what it sets and what it refuses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_settings_of_the_loss_scale_reach_megatron_under_its_names(compose):
 
 
 def test_verl_builds_megatrons_settings_from_it(compose):
-    """verl's own dataclasses, and Megatron's OptimizerConfig as verl makes it of them."""
+    """Return verl's own dataclasses, and Megatron's OptimizerConfig that verl makes from them."""
     from verl.utils.config import omega_conf_to_dataclass
     from verl.utils.megatron.optimizer import init_megatron_optim_config
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vLLM worker that fails in a weight update ends the run; verl alone would wait for ever."""
+"""A vLLM worker that fails in a weight update ends the run; stock verl hangs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real senders, real receivers, real Ray, no model: what the sender makes of each fate of its receiver.
+"""Send weights over real Ray, without a model, to receivers that succeed, fail, stop early or die.
 
 Run by ``test_weight_transfer.py`` in a process of its own, where verl's platform is the CPU. Prints JSON:
 case -> {"code": of the error or null, "error": its text or null, "seconds": until the sender returned}.
@@ -27,7 +27,7 @@ WEIGHTS = {f"layer.{i}": torch.full((400_000,), float(i)) for i in range(4)}  # 
 
 
 class Server:
-    """Stands where verl's vLLM server actor stands: ``collective_rpc`` runs the receiver."""
+    """A substitute for verl's vLLM server actor: ``collective_rpc`` runs the receiver."""
 
     def collective_rpc(self, method: str, timeout: float | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         if kwargs["fate"] == "never starts":

@@ -30,7 +30,7 @@ Results = Callable[[str], Ranks]
 
 @pytest.fixture(scope="session")
 def cases_run(run_cases: Callable[..., Any]) -> Iterator[Path]:
-    """All cases without the flag, run once; the folder of their results."""
+    """Run all cases without the flag once. Return the folder of their results."""
     skip_without_megatron()
     with run_cases(CASES, SECONDS, PLATFORM, "stock") as folder:
         yield folder
@@ -38,7 +38,7 @@ def cases_run(run_cases: Callable[..., Any]) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def flagged_runs(run_cases: Callable[..., Any]) -> Iterator[Path]:
-    """All cases with the flag, run once; the folder of their results."""
+    """Run all cases with the flag once. Return the folder of their results."""
     skip_without_megatron()
     with run_cases(CASES, SECONDS, PLATFORM | FLAG, "flag") as folder:
         yield folder
@@ -51,5 +51,5 @@ def skip_without_megatron() -> None:
 
 @pytest.fixture
 def flagged(flagged_runs: Path) -> Results:
-    """As ``results``, with the flag."""
+    """Return the same as ``results``, with the flag."""
     return partial(read_results, flagged_runs)

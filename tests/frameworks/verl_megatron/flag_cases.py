@@ -18,7 +18,7 @@ from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
 
 JUMPY = Precision(loss_scaling=LossScaling(init_scale=2.0**17, growth_interval=2))
-"""Overflows at first and grows soon: every kind of step within a few updates."""
+"""Overflows first and grows soon: every kind of step occurs within a few updates."""
 TOO_HIGH = Precision(loss_scaling=LossScaling(init_scale=2.0**31, max_consecutive_skips=3))
 """The toy's gradients overflow at this scale, and at the two below."""
 GENTLE = {"adam_eps": 1.0}
@@ -26,7 +26,7 @@ GENTLE = {"adam_eps": 1.0}
 
 
 def engine_of(layout: str, **settings: Any) -> Any:
-    """Configured as the flag does it."""
+    """Return an engine that is configured as the flag does it."""
     router = {"moe_router_dtype": "fp32"} if layout.startswith("moe") else {}
     return new_engine(model(layout), "fp16", **LAYOUTS[layout][1], transformer=router, **settings)
 
@@ -36,7 +36,7 @@ def state(engine: Any) -> dict[str, Any]:
 
 
 def update(engine: Any, seed: int = 0, loss: Any = None) -> dict[str, Any]:
-    """What was reported, what has changed, and the scales of all optimizers afterwards."""
+    """Return what was reported, what has changed, and the scales of all optimizers afterwards."""
     before = state(engine)
     metrics = train(engine, seed, loss).get("metrics", {})
     after = state(engine)
@@ -48,7 +48,7 @@ def update(engine: Any, seed: int = 0, loss: Any = None) -> dict[str, Any]:
 
 
 def skip_then_step(rank: int, *, layout: str, experts: bool = False) -> Result:
-    """A good update, one with infinities on the last rank, a good one."""
+    """Make a good update, one with infinities on the last rank, and a good one."""
     engine = engine_of(layout)
     seen = [update(engine)]
     spoil(engine, rank, experts=experts)
@@ -57,7 +57,7 @@ def skip_then_step(rank: int, *, layout: str, experts: bool = False) -> Result:
 
 
 def late_overflow(rank: int, *, layout: str) -> Result:
-    """The loss of the last micro-batch, on the last rank that has one, is infinite."""
+    """Make the last micro-batch's loss infinite, on the last rank that has one."""
     engine = engine_of(layout)
     seen, calls = [update(engine)], []
     micro_batches = len(LENGTHS) // engine.get_data_parallel_size() // 2
@@ -73,7 +73,7 @@ def late_overflow(rank: int, *, layout: str) -> Result:
 
 
 def drift(rank: int) -> Result:
-    """The same update of the same weights, without and after three overflows of the experts alone."""
+    """Make the same update of the same weights, without and after three overflows of the experts only."""
     found = {}
     for overflows in (0, 3):
         engine = engine_of("moe-ep2", optimizer={"clip_grad": 1e9})
@@ -96,7 +96,7 @@ def drift(rank: int) -> Result:
 
 
 def weights_after_faults(rank: int, *, layout: str) -> Result:
-    """Four updates with an overflow among them; the whole model as it leaves, for the tests to compare."""
+    """Make four updates with one overflow. Return the whole exported model."""
     engine = engine_of(layout, megatron_optimizer=GENTLE)
     for seed in range(4):
         if seed == 1:
@@ -109,7 +109,7 @@ def weights_after_faults(rank: int, *, layout: str) -> Result:
 
 
 def masters(rank: int) -> Result:
-    """What leaves is the FP32 weights rounded once, after training has made them differ from FP16."""
+    """Compare the exported weights with the trained FP32 weights rounded once."""
     engine = engine_of("1")
     for seed in range(3):
         train(engine, seed)
@@ -125,7 +125,7 @@ def masters(rank: int) -> Result:
 
 
 def resumed(rank: int, *, layout: str) -> Result:
-    """The updates after a checkpoint, by the engine that wrote it and by one that read it; with overflows."""
+    """Make the updates after a checkpoint, with overflows, by the engine that wrote it and one that read it."""
     path = str(folder() / f"flag-checkpoint-{layout}")
     settings = {"optimizer": {"use_checkpoint_opt_param_scheduler": True}}  # else verl starts the schedule anew
     engine = engine_of(layout, **settings)
@@ -144,7 +144,7 @@ def resumed(rank: int, *, layout: str) -> Result:
 
 
 def saved_by_two(rank: int) -> Result:
-    """A checkpoint of two data-parallel ranks, for :func:`loaded_by_one`."""
+    """Write a checkpoint of two data-parallel ranks, for :func:`loaded_by_one`."""
     engine = engine_of("dp2")
     for seed in range(3):
         if seed == 1:
@@ -163,7 +163,7 @@ def loaded_by_one(rank: int) -> Result:
 
 
 def critic(rank: int) -> Result:
-    """A value model: good, spoilt, good."""
+    """Train a value model: a good update, a spoilt one, a good one."""
 
     def loss(model_output: Any, data: Any, dp_group: Any = None) -> Any:
         values = model_output["values"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small MegatronEngine of verl's, through megatron-bridge, and what can be read off it."""
+"""Build a small MegatronEngine of verl through megatron-bridge, and read its state."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def new_engine(
 
 
 def optimizers(engine: Any) -> list[Any]:
-    """Megatron's optimizers, one for the dense parameters and, with experts in parallel, one for those."""
+    """Return Megatron's optimizers: one for the dense parameters and, with expert parallelism, one for experts."""
     return list(getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]))
 
 
 def scales(engine: Any) -> list[float]:
-    """The loss scale of each optimizer that has a scaler."""
+    """Return the loss scale of each optimizer that has a scaler."""
     scalers = [optimizer.grad_scaler for optimizer in optimizers(engine)]
     return [float(scaler.scale) for scaler in scalers if scaler is not None]
 
@@ -108,7 +108,7 @@ def adam_steps(engine: Any) -> list[float]:
 
 
 def exported(engine: Any) -> dict[str, torch.Tensor]:
-    """Every weight as it leaves for the rollout, a copy."""
+    """Return a copy of every weight as it is sent to the rollout."""
     stream, _ = engine.get_per_tensor_param()
     return {name: weight.detach().clone() for name, weight in stream}
 
@@ -124,13 +124,13 @@ def digest(engine: Any) -> str:
 
 
 def gradient_buffers(engine: Any, experts: bool = False) -> list[torch.Tensor]:
-    """This rank's gradients as Megatron reduces them, of the dense parameters or of the experts."""
+    """Return this rank's gradients as Megatron reduces them, of the dense parameters or of the experts."""
     kind = "expert_parallel_buffers" if experts else "buffers"
     return [buffer.grad_data for chunk in engine.module for buffer in getattr(chunk, kind)]
 
 
 def hugging_face(model: Path) -> Any:
-    """The same model as transformers computes it, in FP32."""
+    """Return the same model in transformers, in FP32."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")

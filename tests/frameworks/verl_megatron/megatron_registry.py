@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the case files put their cases, and what most cases do with an engine."""
+"""Collect the cases of the case files, and share what most cases do with an engine."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ LENGTHS = (4, 9, 6, 2, 7, 3, 5, 8)
 
 
 def batch(engine: Any, seed: int = 0) -> Any:
-    """This rank's share of eight sequences, the same eight however the ranks are laid out."""
+    """Return this rank's share of eight sequences, which are the same in every layout."""
     share = len(LENGTHS) // engine.get_data_parallel_size()
     first = engine.get_data_parallel_rank() * share
     return new_batch(seed, LENGTHS, slice(first, first + share))
 
 
 def train(engine: Any, seed: int = 0, loss: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """One update; what verl's engine returns on the ranks that have the loss, and {} on the others."""
+    """Make one update. Return what verl's engine returns on the ranks that have the loss, {} on the others."""
     with engine.train_mode():
         outputs = engine.train_batch(batch(engine, seed), loss or partial(sft_loss, None))
     engine.lr_scheduler_step()

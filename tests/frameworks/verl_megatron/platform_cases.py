@@ -18,7 +18,7 @@ IN_BF16_TOO = ("1", "tp2", "pp2", "dp2", "moe-1", "moe-ep2")
 
 
 def round_trip(rank: int, *, layout: str, dtype: str) -> Result:
-    """Weights in, log-probs, weights out, and some updates."""
+    """Load weights, compute log-probs, export weights, and make some updates."""
     engine = new_engine(model(layout), dtype, **LAYOUTS[layout][1])
     sent = against_hugging_face(exported(engine), layout)
     errors = log_prob_errors(engine, layout)
@@ -28,7 +28,7 @@ def round_trip(rank: int, *, layout: str, dtype: str) -> Result:
 
 
 def resumed(rank: int, *, layout: str) -> Result:
-    """The updates after a checkpoint, by the engine that wrote it and by one that read it."""
+    """Make the updates after a checkpoint, by the engine that wrote it and by one that read it."""
     _, spread = LAYOUTS[layout]
     engine, path = new_engine(model(layout), "fp16", **spread), str(folder() / f"checkpoint-{layout}")
     for seed in range(STEPS):
@@ -91,7 +91,7 @@ def checkpoint(layout: str) -> dict[str, torch.Tensor]:
 
 
 def against_hugging_face(sent: dict[str, torch.Tensor], layout: str) -> dict[str, Any]:
-    """Names, and values after one rounding to the dtype they are sent in."""
+    """Compare names, and values after one rounding to the dtype that they are sent in."""
     held = checkpoint(layout)
     wrong = [
         name for name, weight in sent.items() if name in held and not torch.equal(held[name].to(weight.dtype), weight)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases for test_stock_megatron.py: what FP16 comes to without the flag."""
+"""Cases for test_stock_megatron.py: FP16 without the flag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_registry import LAYOUTS, at_the_next_step, case, model, train
 
 
 def spoil(engine: Any, rank: int, *, experts: bool = False) -> None:
-    """Infinities in all gradients of the last rank, or of its experts, right before the next optimizer step."""
+    """Put infinities into all gradients of the last rank, or of its experts, right before the next step."""
 
     def infinite() -> None:
         if rank == torch.distributed.get_world_size() - 1:
@@ -46,7 +46,7 @@ for layout in ("1", "dp2"):
 
 
 def drift(rank: int) -> Result:
-    """The same update of the same weights, without and after three overflows of the experts alone."""
+    """Make the same update of the same weights, without and after three overflows of the experts only."""
     found: dict[str, Any] = {}
     for overflows in (0, 3):
         engine = new_engine(

@@ -23,7 +23,7 @@ def log_prob_errors(ranks: list[dict[str, Any]]) -> list[float]:
 
 
 def norms(ranks: list[dict[str, Any]]) -> list[float]:
-    """The gradient norm of each update, from the ranks that have it."""
+    """Return the gradient norm of each update, from the ranks that have it."""
     found = [[update["norm"] for update in rank["updates"]] for rank in ranks]
     return next(each for each in reversed(found) if None not in each)
 
@@ -37,7 +37,7 @@ def test_what_leaves_is_hugging_faces_model_rounded_once(results: Results, run: 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_sent_to_the_next_stage_is_kept(results: Results, layout: str) -> None:
-    """gloo reads it later; freed, another value arrived now and then on a busy machine."""
+    """gloo reads it later. If it was freed, another value sometimes arrived on a busy machine."""
     assert not any(rank["frees what it sends"] for rank in results(f"fp16-{layout}"))
 
 

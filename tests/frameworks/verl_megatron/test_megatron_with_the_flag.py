@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's own MegatronEngine under the flag, over TP, PP, DP and EP. What stock comes to is next door."""
+"""Test verl's own MegatronEngine under the flag, over TP, PP, DP and EP; stock: test_stock_megatron.py."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_critic_skips_and_recovers(flagged: Results) -> None:
 
 
 def test_too_many_skips_stop_every_rank_with_a_report(flagged: Results, flagged_runs: Path) -> None:
-    """On two pipeline stages: what overflowed is named as in the whole model."""
+    """On two pipeline stages modules are named as in the whole model."""
     for rank in flagged("too-many-skips"):
         assert rank["done"] == 2
         assert rank["code"] == "training-diverged"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FP16 on verl's MegatronEngine comes to without the flag."""
+"""Test FP16 on verl's MegatronEngine without the flag."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_first_overflow_ends_the_run(results: Results, layout: str) -> None:
 
 
 def test_overflows_of_the_experts_alone_multiply_their_gradients(results: Results) -> None:
-    """The scales of the two optimizers part, and the loss is scaled by the first."""
+    """The scales of the two optimizers drift apart, and the loss is multiplied by the first."""
     for rank in results("stock-drift"):
         before, after = rank["0"], rank["3"]
         assert before["scales"] == [32768.0, 32768.0]
