@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,15 @@ class Case:
 def describe_error(error: Exception) -> Result:
     """Return an error's text, and its code and those of its parts if it is one of this package's."""
     return {"error": str(error), "code": getattr(error, "code", None), "codes": list(getattr(error, "codes", ()))}
+
+
+def run_all(cases: Mapping[str, Case], folder: Path, chosen: Sequence[str] = ()) -> None:
+    """Run the chosen cases, or all, and print how long each takes."""
+    for name, case in cases.items():
+        if not chosen or name in chosen:
+            start = time.monotonic()
+            run_case(name, case, folder)
+            print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
 
 
 def run_case(name: str, case: Case, folder: Path) -> None:

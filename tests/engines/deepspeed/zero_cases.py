@@ -7,7 +7,6 @@ Torch and DeepSpeed are imported once; each case then gets ranks of its own (eng
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import average_cases  # noqa: F401  registers its cases
@@ -15,7 +14,7 @@ import checkpoint_cases  # noqa: F401  registers its cases
 import deepspeed  # noqa: F401  imported before the patches, as a run may have
 import golden_zero_cases  # noqa: F401  registers its cases
 import scaling_cases  # noqa: F401  registers its cases
-from engine_ranks import run_case
+from engine_ranks import run_all
 from zero_registry import CASES, use_folder
 
 from fp16_patch.engines.deepspeed.plan import PLAN
@@ -26,11 +25,7 @@ def main(folder: Path, chosen: list[str]) -> None:
     use_folder(folder)
     for patches in PLAN.values():
         apply(patches)
-    for name, one in CASES.items():
-        if not chosen or name in chosen:
-            start = time.monotonic()
-            run_case(name, one, folder)
-            print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
+    run_all(CASES, folder, chosen)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import random
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from engine_ranks import Case, Result, run_case
+from engine_ranks import Case, Result, run_all
 from rank_models import Training, norm
 
 from fp16_patch.engines.fsdp.step import clip_and_step
@@ -239,13 +238,5 @@ def storm(rank: int) -> Result:
 case("storm", storm, 2)
 
 
-def main(folder: Path, chosen: list[str]) -> None:
-    for name, one in CASES.items():
-        if not chosen or name in chosen:
-            start = time.monotonic()
-            run_case(name, one, folder)
-            print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    run_all(CASES, Path(sys.argv[1]), sys.argv[2:])

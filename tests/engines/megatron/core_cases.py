@@ -7,7 +7,6 @@ Torch and megatron-core are imported once; each case then gets ranks of its own 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 
@@ -24,14 +23,10 @@ def main(folder: Path, chosen: list[str]) -> None:
     import router_cases  # noqa: F401  registers its cases
     import step_cases  # noqa: F401  registers its cases
     from core_registry import CASES, use_folder
-    from engine_ranks import run_case
+    from engine_ranks import run_all
 
     use_folder(folder)
-    for name, one in CASES.items():
-        if not chosen or name in chosen:
-            start = time.monotonic()
-            run_case(name, one, folder)
-            print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
+    run_all(CASES, folder, chosen)
 
 
 if __name__ == "__main__":  # saving a checkpoint spawns processes that import this file

@@ -8,7 +8,6 @@ Results go to FOLDER. Torch, transformers and verl are imported once; each case 
 from __future__ import annotations
 
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import golden_fsdp_cases  # noqa: F401  registers its cases
 import scaling_cases  # noqa: F401  registers its cases
 import torch
 from engine_building import digest, finite, local, new_engine, parameters, whole
-from engine_ranks import Result, run_case
+from engine_ranks import Result, run_all
 from engine_registry import (
     BF16,
     FLAG,
@@ -221,17 +220,12 @@ def half_master_weights(rank: int) -> Result:
 stock("half-master-weights", half_master_weights, ranks=1)
 
 
-def main(kind: str, folder: Path, only: list[str]) -> None:
+def main(kind: str, folder: Path, chosen: list[str]) -> None:
     use_folder(folder)
     tiny_model(model())
     # Here once and not in every rank: transformers imports the configurations of all its models for it.
     get_hf_auto_model_class(AutoConfig.from_pretrained(model()))
-    for name, chosen in (FLAG if kind == "flag" else STOCK).items():
-        if only and name not in only:
-            continue
-        start = time.monotonic()
-        run_case(name, chosen, folder)
-        print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
+    run_all(FLAG if kind == "flag" else STOCK, folder, chosen)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ imported at the top of this file: to save a checkpoint Megatron starts Python on
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 
 def main(kind: str, folder: Path, chosen: list[str]) -> None:
     import stock_cases  # noqa: F401  registers its cases
     import verl.models.mcore.bridge  # noqa: F401  seconds, in every rank otherwise
-    from engine_ranks import run_case
+    from engine_ranks import run_all
     from megatron_building import tiny_qwen3
     from megatron_registry import CASES, use_folder
 
@@ -30,11 +29,7 @@ def main(kind: str, folder: Path, chosen: list[str]) -> None:
     use_folder(folder)
     tiny_qwen3(folder / "dense")
     tiny_qwen3(folder / "experts", experts=True)
-    for name, one in CASES.items():
-        if not chosen or name in chosen:
-            start = time.monotonic()
-            run_case(name, one, folder)
-            print(f"== {name}: {time.monotonic() - start:.1f} s", flush=True)
+    run_all(CASES, folder, chosen)
 
 
 if __name__ == "__main__":
