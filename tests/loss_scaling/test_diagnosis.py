@@ -164,7 +164,7 @@ def test_a_gradient_overflows_on_the_way_back() -> None:
 def test_a_gradient_overflows_at_the_floor() -> None:
     found = examined(model(head=4e5, embed=1e-6), skipped=20)
     assert (found.case, found.loss_scale) == ("backward", 1.0)
-    assert found.advice[0].startswith("the loss scale is at min_scale=1 already, there is no lower one to start with")
+    assert found.advice[0].startswith("the loss scale is at min_scale=1 already")
     assert "init_scale" not in said(found)
     assert any("fp32_modules" in line for line in found.advice)
     assert BF16 in found.advice

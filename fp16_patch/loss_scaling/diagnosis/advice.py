@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cause in words, and what to try."""
+"""Describe a cause in words, and advise what to try."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from fp16_patch.loss_scaling.diagnosis.format import exact_scale, format_shares,
 from fp16_patch.loss_scaling.diagnosis.observations import Observations
 
 BITS = 3
-"""Bits below an overflowing scale to start at: one below the limit, and two to spare if it was missed by one."""
+"""Bits by which to lower an overflowing scale: one to get below the limit, two to spare."""
+PLAIN_NAME = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_]\w*(\.\w+)*", re.IGNORECASE)
+"""What Hydra reads as text without quotes."""
+WRAPPER_LEVELS = re.compile(r"^(base_model\.model\.)?(pretrained_model\.)?|\.(base_layer|lora_\w+)(\..*)?$")
+"""What PEFT and trl add to module names. :func:`~fp16_patch.fp32_modules.find_fp32_modules` takes names without."""
 CHECK_THE_LOSS = "look at advantages, rewards, log-probs and the loss mask of this batch"
+NOT_PRECISION = "precision is not the cause: no loss scale, no FP32 module and no BF16 helps"
 
 
 @dataclass(frozen=True)
 class Fallbacks:
-    """What the framework offers where no loss scale helps."""
+    """What the framework offers if no loss scale helps."""
 
     in_bf16: str = "train in BF16"
     """How to train everything in BF16."""
@@ -39,35 +44,32 @@ class Diagnosis:
         self.summary = _summarize(observations, self.cause)
         """One sentence, without a full stop."""
         self.advice = self._advise()
-        """What to try, the most promising first; no full stops."""
+        """What to try, most promising first; no full stops."""
 
     def _advise(self) -> list[str]:
-        seen, culprits = self.observations, self.cause.culprits
+        seen, cause = self.observations, self.cause
         lower, fallbacks = self._lower_scale(), self._fallbacks()
-        kind = self.cause.kind
-        if kind is CauseKind.WEIGHTS:
-            return ["no precision and no loss scale helps: resume from a checkpoint whose weights are finite"]
-        if kind is CauseKind.NOTHING:
-            if not seen.counts["consecutive"]:
-                return ["nothing to do"]
-            again = self.fallbacks.in_bf16 if self._at_floor() else lower
-            gone = "the overflow is gone at this scale, or came with other data: resume from the last checkpoint"
-            return [gone, f"if it comes back: {again}"]
-        if kind is CauseKind.FORWARD_INPUT:
-            return [f"precision is not the cause: look at what goes into {module_label(culprits[0])} in this batch"]
-        if kind is CauseKind.FORWARD_NOT_FP16:
-            return [f"look at the inputs and weights of {module_label(culprits[0])}"]
-        if kind is CauseKind.FORWARD_FP16:
-            return ["no loss scale helps: activations are not scaled", *fallbacks]
-        if kind is CauseKind.LOSS:
-            return [CHECK_THE_LOSS, "precision is not the cause: no loss scale, no FP32 module and no BF16 helps"]
-        if kind in (CauseKind.SCALED_LOSS, CauseKind.LOSS_GRADIENT):
-            if seen.losses.peak is None:
-                return [f"the loss may be inf or NaN: {CHECK_THE_LOSS}", lower, *fallbacks]
-            return [lower, *([CHECK_THE_LOSS] if self._at_floor() else []), *fallbacks]
-        if line := headroom_line(self.cause.finite_before, "gradient"):
-            lower += f" ({line})"
-        return [lower, *fallbacks]
+        culprit = module_label(cause.culprits[0]) if cause.culprits else ""
+        gone = "the overflow is gone at this scale, or came with other data: resume from the last checkpoint"
+        after_skips = [gone, f"if it comes back: {self.fallbacks.in_bf16 if self._at_floor() else lower}"]
+        of_scaled_loss = [lower, *([CHECK_THE_LOSS] if self._at_floor() else []), *fallbacks]
+        if seen.losses.peak is None:
+            of_scaled_loss = [f"the loss may be inf or NaN: {CHECK_THE_LOSS}", lower, *fallbacks]
+        headroom = headroom_line(cause.finite_before, "gradient")
+        of_gradients = [f"{lower} ({headroom})" if headroom else lower, *fallbacks]
+        advice = {
+            CauseKind.WEIGHTS: ["no precision or loss scale helps: resume from a checkpoint whose weights are finite"],
+            CauseKind.NOTHING: after_skips if seen.counts["consecutive"] else ["nothing to do"],
+            CauseKind.FORWARD_INPUT: [f"precision is not the cause: look at what goes into {culprit} in this batch"],
+            CauseKind.FORWARD_NOT_FP16: [f"look at the inputs and weights of {culprit}"],
+            CauseKind.FORWARD_FP16: ["no loss scale helps: activations are not scaled", *fallbacks],
+            CauseKind.LOSS: [CHECK_THE_LOSS, NOT_PRECISION],
+            CauseKind.SCALED_LOSS: of_scaled_loss,
+            CauseKind.LOSS_GRADIENT: of_scaled_loss,
+            CauseKind.BACKWARD: of_gradients,
+            CauseKind.PARAMETERS: of_gradients,
+        }
+        return advice[cause.kind]
 
     def _at_floor(self) -> bool:
         return self.observations.loss_scale <= self.observations.settings["min_scale"]
@@ -75,7 +77,7 @@ class Diagnosis:
     def _lower_scale(self) -> str:
         scale, floor = self.observations.loss_scale, self.observations.settings["min_scale"]
         if self._at_floor():
-            return f"the loss scale is at min_scale={exact_scale(floor)} already, there is no lower one to start with"
+            return f"the loss scale is at min_scale={exact_scale(floor)} already: it cannot start lower"
         start = max(scale / 2**BITS, floor)
         return f"start {math.log2(scale / start):g} bits lower: fp16_patch.loss_scaling.init_scale={exact_scale(start)}"
 
@@ -85,7 +87,7 @@ class Diagnosis:
         return [*in_fp32, self.fallbacks.in_bf16]
 
     def _fp32_names(self) -> list[str]:
-        """Return the candidates, or the smallest modules with parameters around them, as the flag names them."""
+        """Return the candidates as the flag names them, or the smallest modules with parameters that contain them."""
         rows = {row.module: row for row in self.observations.rows}
         names: list[str] = []
         for module in self.cause.fp32_candidates:
@@ -93,62 +95,42 @@ class Diagnosis:
                 continue
             while module and not (module in rows and rows[module].has_parameters):
                 module = module.rpartition(".")[0]
-            names.append(_name_for_the_flag(module))
+            names.append(WRAPPER_LEVELS.sub("", module))
         return [name for name in dict.fromkeys(names) if name]
 
 
 def _summarize(seen: Observations, cause: Cause) -> str:
     scale, first = exact_scale(seen.loss_scale), cause.first
-    if cause.kind is CauseKind.WEIGHTS:
-        return f"weights are inf or NaN already: {format_shares(seen.weights)}"
-    if cause.kind is CauseKind.NOTHING:
-        bad = [row.module for row in seen.rows if row.activation_nonfinite]
-        note = f"; the inf or NaN in the output of {module_label(bad[0])} reaches no gradient" if bad else ""
-        return f"nothing overflows in this batch at loss scale {scale}{note}"
-    if cause.kind is CauseKind.LOSS:
-        return "the loss itself is inf or NaN, before it is scaled; the activations are finite"
-    if cause.kind is CauseKind.SCALED_LOSS:
-        return "the loss is finite, and overflows when it is multiplied by the scale"
-    if cause.kind is CauseKind.LOSS_GRADIENT:
-        return (
-            "the first gradient of the backward pass, that of the loss with respect to the output of "
-            f"{module_label(cause.culprits[0])}, is inf or NaN; the activations are finite"
-        )
-    if first is None:
-        return (
-            f"every gradient between modules is finite at loss scale {scale}, "
-            f"the gradients of parameters are not: {format_shares(seen.parameters)}"
-        )
-    module = f"{module_label(first.module)} ({first.class_name})"
-    if cause.kind is CauseKind.BACKWARD:
-        before = cause.finite_before
-        source = f", the one before it, of {module_label(before[-1].module)}, is finite" if before else ""
-        return (
-            f"the backward pass overflows at loss scale {scale}: {percent(first.gradient_nonfinite)} of "
-            f"the gradient that arrives at the output of {module} is inf or NaN{source}"
-        )
-    output = f"{percent(first.activation_nonfinite)} of the output of {module} is inf or NaN"
-    if cause.kind is CauseKind.FORWARD_INPUT:
-        return f"the forward pass begins with inf or NaN: {output}, and so are its inputs"
-    if cause.kind is CauseKind.FORWARD_NOT_FP16:
-        return f"the forward pass overflows, but not in FP16: {output}, of {first.dtype}, and its inputs are finite"
-    return f"the forward pass overflows: {output}, and its inputs are finite"
+    culprit = module_label(cause.culprits[0]) if cause.culprits else ""
+    unused = [module_label(row.module) for row in seen.rows if row.activation_nonfinite]
+    note = f"; the inf or NaN in the output of {unused[0]} reaches no gradient" if unused else ""
+    output = gradient = dtype = ""
+    if first:
+        module, dtype = f"{module_label(first.module)} ({first.class_name})", first.dtype
+        output = f"{percent(first.activation_nonfinite)} of the output of {module} is inf or NaN"
+        gradient = f"{percent(first.gradient_nonfinite)} of the gradient of the output of {module} is inf or NaN"
+    output_only = f"{output}, and its inputs are finite"
+    if cause.finite_before:
+        gradient += f"; the one before it, of {module_label(cause.finite_before[-1].module)}, is finite"
+    summaries = {
+        CauseKind.WEIGHTS: f"weights are inf or NaN already: {format_shares(seen.weights)}",
+        CauseKind.NOTHING: f"nothing overflows in this batch at loss scale {scale}{note}",
+        CauseKind.FORWARD_INPUT: f"the forward pass begins with inf or NaN: {output}, and so are its inputs",
+        CauseKind.FORWARD_NOT_FP16: f"the forward pass overflows in {dtype}, not in FP16: {output_only}",
+        CauseKind.FORWARD_FP16: f"the forward pass overflows: {output_only}",
+        CauseKind.LOSS: "the loss itself is inf or NaN, before it is scaled; the activations are finite",
+        CauseKind.SCALED_LOSS: "the loss is finite, and overflows when it is multiplied by the scale",
+        CauseKind.LOSS_GRADIENT: f"the gradient of the loss with respect to the output of {culprit}, the first of the "
+        "backward pass, is inf or NaN; the activations are finite",
+        CauseKind.BACKWARD: f"the backward pass overflows at loss scale {scale}: {gradient}",
+        CauseKind.PARAMETERS: f"every gradient between modules is finite at loss scale {scale}, "
+        f"the gradients of parameters are not: {format_shares(seen.parameters)}",
+    }
+    return summaries[cause.kind]
 
 
 def fp32_override(names: Iterable[str]) -> str:
-    """Return ``fp16_patch.fp32_modules=[...]`` for a shell; names that Hydra would not read as text are quoted."""
-    listed = ",".join(
-        name if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name) and not _is_literal(name) else f'"{name}"' for name in names
-    )
+    """Return ``fp16_patch.fp32_modules=[...]`` for a shell. Names that Hydra would not read as text are quoted."""
+    listed = ",".join(name if PLAIN_NAME.fullmatch(name) else f'"{name}"' for name in names)
     override = f"{KEY}=[{listed}]"
     return shlex.quote(override) if '"' in override else override
-
-
-def _is_literal(name: str) -> bool:
-    return name.lower() in ("true", "false", "null", "inf", "nan")
-
-
-def _name_for_the_flag(module: str) -> str:
-    """Remove what PEFT and trl add, as :func:`~fp16_patch.fp32_modules.find_fp32_modules` does."""
-    plain = module.removeprefix("base_model.model.").removeprefix("pretrained_model.")
-    return re.sub(r"\.(base_layer|lora_\w+)(\..*)?$", "", plain)

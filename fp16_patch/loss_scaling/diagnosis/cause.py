@@ -2,7 +2,7 @@
 """Find where an overflow began and which modules overflowed first.
 
 An overflow can begin in five places: weights, forward pass, loss, backward pass, gradients of parameters. They are
-checked in this order, which is that of the pass itself.
+checked in this order, the order of the pass.
 """
 
 from __future__ import annotations
@@ -89,10 +89,9 @@ def _forward(origins: Sequence[ModuleRow]) -> Cause:
 
 
 def _backward(seen: Observations, first: ModuleRow) -> Cause:
-    until = first.first_overflow or 0
-    # The module itself may be among them: another of its outputs, or of another rank's.
-    before = [row for row in in_order(seen.rows, "backward_order", until) if row.module != first.module]
-    finite = [row for row in before if not _contains(row.module, first.module)]
+    before = in_order(seen.rows, "backward_order", until=first.first_overflow or 0)
+    # The module itself may be among them, by another of its outputs or on another rank.
+    finite = [row for row in before if row.module != first.module and not _contains(row.module, first.module)]
     candidates = [first.module]
     if finite:
         # The module before it in backward order computed that gradient, or an operation between the two did.
@@ -105,7 +104,7 @@ def _backward(seen: Observations, first: ModuleRow) -> Cause:
 
 
 def in_order(rows: Iterable[ModuleRow], order: str, until: float = math.inf) -> list[ModuleRow]:
-    """Return the rows whose field ``order`` is below ``until``, sorted by it; without those where it is None."""
+    """Return the rows whose field ``order`` is below ``until``, sorted by it. Rows without it are left out."""
     found = [row for row in rows if (at := getattr(row, order)) is not None and at < until]
     return sorted(found, key=lambda row: getattr(row, order))
 

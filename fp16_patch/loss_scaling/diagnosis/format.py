@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow
-from fp16_patch.loss_scaling.gradient_statistics import FP16_MAX
+from fp16_patch.loss_scaling.gradient_statistics import headroom_bits
 
 NAMED = 3
 """Parameters listed by name; the others are counted."""
@@ -31,7 +30,7 @@ def percent(share: float | None) -> str:
 
 
 def exact_scale(scale: float) -> str:
-    """Return all digits: a rounded scale is not a power of two."""
+    """Return all digits: a rounded scale would not be a power of two."""
     return str(int(scale)) if scale >= 1 else repr(scale)
 
 
@@ -45,11 +44,11 @@ def scale_history(history: Sequence[tuple[int, float]]) -> str:
 
 def headroom_line(rows: Iterable[ModuleRow], kind: str) -> str:
     """Return ``"largest finite gradient 812 in model.norm, 6.3 bits below 65504"``; empty without FP16 modules."""
-    peaks = [(getattr(row, f"{kind}_peak"), row.module) for row in rows if row.dtype == "float16"]
-    peak, module = max(((peak, module) for peak, module in peaks if peak), default=(None, ""))
-    if peak is None:
+    peaks = [(getattr(row, f"{kind}_peak") or 0.0, row.module) for row in rows if row.dtype == "float16"]
+    peak, module = max(peaks, default=(0.0, ""))
+    bits = headroom_bits(peak)
+    if bits is None:
         return ""
-    bits = math.log2(FP16_MAX / peak)
     return f"largest finite {kind} {peak:.4g} in {module_label(module)}, {bits:.1f} bits below 65504"
 
 

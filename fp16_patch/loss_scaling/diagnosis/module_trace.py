@@ -67,13 +67,16 @@ class Extremes:
         tensor = local(tensor.detach())
         if not tensor.is_floating_point() or not tensor.numel():
             return
-        peak, bad = _peak_and_bad(tensor)
-        attributed = bad > 0 if ignore is None else (bad > 0) & ~ignore.to(bad.device)
-        self._peak = torch.maximum(peak, self._peak.to(peak.device))
-        self._bad = bad + self._bad.to(bad.device)
-        self._first_bad = torch.where(attributed, order, NEVER).minimum(self._first_bad.to(bad.device))
         self.elements += tensor.numel()
         self.first = min(self.first, order)
+        for part in tensor.reshape(-1).split(CHUNK):
+            finite = part.isfinite()
+            peak = torch.where(finite, part.abs(), -1).amax().float()
+            bad = part.numel() - finite.sum()
+            attributed = bad > 0 if ignore is None else (bad > 0) & ~ignore.to(bad.device)
+            self._peak = torch.maximum(peak, self._peak.to(peak.device))
+            self._bad = bad + self._bad.to(bad.device)
+            self._first_bad = torch.where(attributed, order, NEVER).minimum(self._first_bad.to(bad.device))
 
     @property
     def peak(self) -> float | None:
@@ -94,17 +97,6 @@ class Extremes:
     def first_bad(self) -> int | None:
         """Return the order of the first tensor with an inf or NaN that is not ignored."""
         return order if (order := int(self._first_bad)) < NEVER else None
-
-
-def _peak_and_bad(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest finite magnitude (float32, -1 without one) and the number of inf and NaN (int64)."""
-    peak = torch.full((), -1.0, dtype=torch.float32, device=tensor.device)
-    bad = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for part in tensor.reshape(-1).split(CHUNK):
-        finite = part.isfinite()
-        peak = torch.maximum(peak, torch.where(finite, part.abs(), -1).amax().float())
-        bad = bad + (part.numel() - finite.sum())
-    return peak, bad
 
 
 Watched = Mapping[str, Extremes]

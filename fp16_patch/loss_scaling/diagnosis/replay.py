@@ -12,6 +12,7 @@ from typing import Any
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.log import logger
 from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis, Fallbacks
+from fp16_patch.loss_scaling.diagnosis.format import scale_history
 from fp16_patch.loss_scaling.diagnosis.observations import Trace, observe
 from fp16_patch.loss_scaling.diagnosis.report import render, save
 from fp16_patch.loss_scaling.scaler_base import ScalerBase
@@ -30,7 +31,7 @@ class Replay:
     """Whose updates they are, in reports and errors."""
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
     extra_pass: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Open around each traced pass; leaves no gradient behind, where the pass is not part of the training."""
+    """Open during each traced pass. It leaves no gradients if the pass is not part of the training."""
     is_writer: bool = True
     """Whether this rank writes the report."""
 
@@ -39,7 +40,7 @@ class Replay:
 
         Return whether it ran.
         """
-        if trace_update is None or trace_update != self.scaler.counts.updates + 1:
+        if trace_update != self.scaler.counts.updates + 1:
             return False
         stem = f"trace_of_update_{trace_update}_{self.role}"
         _, path = self._diagnose(run, f"update {trace_update} was to be traced", stem)
@@ -59,9 +60,9 @@ class Replay:
             return
         reason = f"{skips} updates in a row were skipped"
         if run is None:
-            scales = " -> ".join(f"{scale:g}" for _, scale in list(self.scaler.history)[-8:])
+            scales = scale_history(self.scaler.history)
             advice = f"look for inf or NaN in the loss and in the batch; the scale went {scales}"
-            raise self._error(reason, "not looked for, no batch was kept", advice)
+            raise self._error(reason, "unknown, as no batch was kept", advice)
         with self.scaler.at_scale(update.loss_scale):
             diagnosis, path = self._diagnose(run, reason, f"overflow_report_{self.role}")
         culprits = ", ".join(diagnosis.cause.culprits) or "none in this batch"

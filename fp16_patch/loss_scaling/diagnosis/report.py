@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fp16_patch import text_table
 from fp16_patch.files import write_atomically
 from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis
 from fp16_patch.loss_scaling.diagnosis.cause import in_order
@@ -61,13 +62,13 @@ def render(diagnosis: Diagnosis) -> str:
         f"scale: {scale_history(seen.history)}",
         *([f"gradients with inf or NaN: {format_shares(seen.parameters)}"] if seen.parameters else []),
         "",
-        *_table(diagnosis),
+        _table(diagnosis),
         "",
         *(f"headroom: {line}" for kind in ("gradient", "activation") if (line := headroom_line(seen.rows, kind))),
         "what to try:",
         *(f"  {number}. {line}" for number, line in enumerate(diagnosis.advice, 1)),
     ]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def save(diagnosis: Diagnosis, folder: str | Path, stem: str = "overflow_report") -> Path:
@@ -77,7 +78,7 @@ def save(diagnosis: Diagnosis, folder: str | Path, stem: str = "overflow_report"
     return write_atomically(Path(folder, f"{stem}.txt"), f"{render(diagnosis)}\n")
 
 
-def _table(diagnosis: Diagnosis) -> list[str]:
+def _table(diagnosis: Diagnosis) -> str:
     seen, cause = diagnosis.observations, diagnosis.cause
     order, overflow = (
         ("forward_order", "forward_overflow") if cause.case == "forward" else ("backward_order", "first_overflow")
@@ -90,21 +91,19 @@ def _table(diagnosis: Diagnosis) -> list[str]:
     else:
         rows = rows[max(begins - SHOWN_BEFORE, 0) :][:SHOWN]
         title = f"modules in {order.removesuffix('_order')} order"
-    table = [[title, "class", "dtype", "activation peak", "inf/NaN", "gradient peak", "inf/NaN", ""]]
-    for row in rows:
-        table.append(
-            [
-                module_label(row.module),
-                row.class_name,
-                row.dtype,
-                format_peak(row.activation_peak),
-                percent(row.activation_nonfinite or None),
-                format_peak(row.gradient_peak),
-                percent(row.gradient_nonfinite or None),
-                "<- first" if row.module in cause.culprits else "",
-            ]
-        )
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+    header = [title, "class", "dtype", "activation peak", "inf/NaN", "gradient peak", "inf/NaN", ""]
+    cells = [
+        [
+            module_label(row.module),
+            row.class_name,
+            row.dtype,
+            format_peak(row.activation_peak),
+            percent(row.activation_nonfinite or None),
+            format_peak(row.gradient_peak),
+            percent(row.gradient_nonfinite or None),
+            "<- first" if row.module in cause.culprits else "",
+        ]
+        for row in rows
+    ]
     left_out = len(seen.rows) - len(rows)
-    return [*lines, f"({left_out} more modules in the JSON file)"] if left_out else lines
+    return text_table.plain(header, cells) + (f"\n({left_out} more modules in the JSON file)" if left_out else "")

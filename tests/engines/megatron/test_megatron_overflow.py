@@ -60,7 +60,7 @@ def test_without_a_batch_to_run_again_it_stops_all_the_same(results: Outcomes) -
     (found,) = results("stop-unseen")
     assert found["code"] == "training-diverged"
     assert "critic" in found["error"]
-    assert "1024 -> 512 -> 256 -> 128" in found["error"], "the scales"
+    assert "1024 -> 512 after 1 -> 256 after 2 -> 128 after 3" in found["error"], "the scales"
 
 
 def test_a_traced_update_is_the_update_that_would_have_been(results: Outcomes) -> None:
