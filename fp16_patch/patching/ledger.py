@@ -53,8 +53,7 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger, ready for JSON."""
-        entries = [asdict(entry) for entry in self.entries]
-        return {"host": self.host, "pid": self.pid, "entries": entries}
+        return {"host": self.host, "pid": self.pid, "entries": [asdict(entry) for entry in self.entries]}
 
 
 current = Ledger()
