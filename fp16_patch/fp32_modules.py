@@ -48,8 +48,9 @@ def find_fp32_modules(model: Any, patterns: Sequence[str], elsewhere: Iterable[s
             raise _no_match(pattern, [name for name, _ in named])
         with_parameters = [part for part in matched if any(True for _ in part.parameters())]
         if matched and not with_parameters:
+            names = format_names(name for name, part in named if part in matched)
             raise Fp16PatchError(
-                f"{KEY}: {pattern!r} matches only modules without parameters ({_some(named, matched)})",
+                f"{KEY}: {pattern!r} matches only modules without parameters ({names})",
                 code="fp32-modules-refused",
                 allowed="modules with parameters of their own or in their children",
                 next_step="name the module that holds the weights",
@@ -98,7 +99,7 @@ def format_names(names: Iterable[str]) -> str:
 
 
 def _named_modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """All modules but the model itself, by their names in the plain model; a LoRA layer comes before its base."""
+    """Yield (name in the plain model, module) of all modules but the model itself; a LoRA layer precedes its base."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's
     for name, part in plain.named_modules():
         if name:
@@ -113,7 +114,7 @@ def _outermost(named: list[tuple[str, Any]], wanted: set[Any]) -> Iterator[Fp32M
     for name, part in named:  # a module comes before those it contains
         if part not in wanted or part in inside:
             continue
-        if type(part).forward is torch.nn.Module.forward:  # a list, which nobody calls
+        if type(part).forward is torch.nn.Module.forward:  # a list of modules is never called
             wanted.update(part.children())
             continue
         inside.update(part.modules())
@@ -121,23 +122,23 @@ def _outermost(named: list[tuple[str, Any]], wanted: set[Any]) -> Iterator[Fp32M
 
 
 def _check_parameters(model: Any, selected: list[Fp32Module]) -> None:
-    owner_of = {part: one for one in selected for part in one.module.modules()}
-    owner = {id(parameter): one for one in selected for parameter in one.module.parameters()}
-    nothing_left = bool(selected)
+    module_owner = {part: fp32_module for fp32_module in selected for part in fp32_module.module.modules()}
+    parameter_owner = {id(p): fp32_module for fp32_module in selected for p in fp32_module.module.parameters()}
+    whole_model = bool(selected)
     for name, part in _named_modules(model):
         for parameter in part.parameters(recurse=False):
-            one = owner.get(id(parameter))
-            nothing_left &= one is not None
-            if one is not None and owner_of.get(part) is not one:
+            owner = parameter_owner.get(id(parameter))
+            whole_model &= owner is not None
+            if owner is not None and module_owner.get(part) is not owner:
                 raise Fp16PatchError(
-                    f"{KEY}: {one.name} shares a parameter with {name}, which is not part of it",
+                    f"{KEY}: {owner.name} shares a parameter with {name}, which is not part of it",
                     code="fp32-modules-refused",
                     allowed="modules whose parameters are their own",
-                    next_step=f"leave out {one.name}, or name a module that contains both",
+                    next_step=f"leave out {owner.name}, or name a module that contains both",
                 )
-    if nothing_left:
+    if whole_model:
         raise Fp16PatchError(
-            f"{KEY}: {format_names(one.name for one in selected)} is the whole model",
+            f"{KEY}: {format_names(fp32_module.name for fp32_module in selected)} is the whole model",
             code="fp32-modules-refused",
             allowed="parts of the model",
             next_step="set fp16_patch.train_dtype=fp32 to train all of it in FP32",
@@ -153,10 +154,6 @@ def _no_match(pattern: str, names: list[str]) -> Fp16PatchError:
         allowed="names of the model's modules, * and ? as in file names",
         next_step="correct the name, or print them: [name for name, _ in model.named_modules()]",
     )
-
-
-def _some(named: list[tuple[str, Any]], matched: list[Any]) -> str:
-    return format_names(name for name, part in named if part in matched)
 
 
 def _without_numbers(name: str) -> str:

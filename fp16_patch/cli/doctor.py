@@ -85,7 +85,7 @@ def _megatron() -> str:
 
     if problems := installation_problems():
         return f"verl with strategy=megatron: no, {'; '.join(problem.what for problem in problems)}"
-    return f"verl with strategy=megatron: ready, in FP16 with {optimizer_choice.choose(None).line}"
+    return f"verl with strategy=megatron: ready, in FP16 with {optimizer_choice.choose().line}"
 
 
 def _framework(version: str | None, patches: Iterable[Patch]) -> dict[str, Any]:

@@ -58,10 +58,9 @@ class LossScaling:
         if self.backoff_factor >= 1:
             raise refuse("backoff_factor", self.backoff_factor, "a power of two below 1, such as 0.5")
         for name in ("init_scale", "min_scale", "max_scale"):
-            if not LIMITS[0] <= getattr(self, name) <= LIMITS[1]:
-                raise refuse(
-                    name, getattr(self, name), "2**-24 to 2**31: below, gradients underflow; above, all overflow"
-                )
+            value = getattr(self, name)
+            if not LIMITS[0] <= value <= LIMITS[1]:
+                raise refuse(name, value, "2**-24 to 2**31: below, gradients underflow; above, all overflow")
         if self.min_scale > self.max_scale:
             raise refuse("min_scale", self.min_scale, f"at most max_scale={self.max_scale:g}")
         if not self.min_scale <= self.init_scale <= self.max_scale:
@@ -75,27 +74,32 @@ class LossScaling:
         Raises:
             Fp16PatchError: If a key is unknown or a value is not allowed.
         """
-        known = [field.name for field in fields(cls)]
         if not isinstance(settings, Mapping):
             raise Fp16PatchError(
                 f"fp16_patch.loss_scaling={settings!r} is not a group of settings",
                 code="wrong-type",
-                allowed=", ".join(f"fp16_patch.loss_scaling.{name}" for name in known),
+                allowed=", ".join(f"fp16_patch.loss_scaling.{field.name}" for field in fields(cls)),
                 next_step="set one of them, or remove the override",
             )
-        for key in settings:
-            if key not in known:
-                raise Fp16PatchError(
-                    f"unknown loss scaling setting fp16_patch.loss_scaling.{key}={settings[key]!r}",
-                    code="unknown-setting",
-                    allowed=", ".join(known),
-                    next_step="correct the spelling or remove the override",
-                )
+        check_keys(cls, settings, "fp16_patch.loss_scaling")
         return cls(**settings)
 
     def as_dict(self) -> dict[str, float | int]:
         """Return the configuration node, ready for JSON: the inverse of :meth:`from_mapping`."""
         return asdict(self)
+
+
+def check_keys(cls: type[Any], settings: Mapping[str, Any], group: str) -> None:
+    """Raise :class:`Fp16PatchError` if a key of ``settings`` is not a field of the dataclass ``cls``."""
+    known = [field.name for field in fields(cls)]
+    for key in settings:
+        if key not in known:
+            raise Fp16PatchError(
+                f"unknown setting {group}.{key}={settings[key]!r}",
+                code="unknown-setting",
+                allowed=", ".join(known),
+                next_step="correct the spelling or remove the override",
+            )
 
 
 def _number(name: str, value: object) -> float:
@@ -104,11 +108,11 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def refuse(name: str, value: object, allowed: str) -> Fp16PatchError:
-    """Return the error for a loss scaling setting whose value is not allowed."""
+def refuse(name: str, value: object, allowed: str, group: str = "fp16_patch.loss_scaling") -> Fp16PatchError:
+    """Return the error for a setting whose value is not allowed."""
     return Fp16PatchError(
-        f"fp16_patch.loss_scaling.{name}={value!r} cannot be used",
+        f"{group}.{name}={value!r} cannot be used",
         code="value-not-allowed",
         allowed=allowed,
-        next_step=f"set fp16_patch.loss_scaling.{name} to an allowed value, or remove it to get the default",
+        next_step=f"set {group}.{name} to an allowed value, or remove it to get the default",
     )

@@ -7,13 +7,13 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision.loss_scaling import LossScaling
+from fp16_patch.precision.loss_scaling import LossScaling, check_keys, refuse
 
 DTYPES = ("train_dtype", "rollout_dtype")
 
@@ -68,26 +68,16 @@ class Precision:
     trace_update: int | None = None
     """The update, counted from 1, whose overflow report is written even if it does not overflow."""
     keep_log_probs: bool = False
-    """Whether to save the log-probs of both engines, token by token, beside the precision report."""
+    """Whether to save the log-probs of both engines, token by token, next to the precision report."""
 
     def __post_init__(self) -> None:
         for key in DTYPES:
             object.__setattr__(self, key, short_name(f"fp16_patch.{key}", getattr(self, key)))
         object.__setattr__(self, "fp32_modules", _patterns(self.fp32_modules))
         if type(self.keep_log_probs) is not bool:
-            raise Fp16PatchError(
-                f"fp16_patch.keep_log_probs={self.keep_log_probs!r} is neither true nor false",
-                code="value-not-allowed",
-                allowed="true, false",
-                next_step="correct it, or remove it",
-            )
+            raise refuse("keep_log_probs", self.keep_log_probs, "true, false", "fp16_patch")
         if self.trace_update is not None and (type(self.trace_update) is not int or self.trace_update < 1):
-            raise Fp16PatchError(
-                f"fp16_patch.trace_update={self.trace_update!r} is not an update",
-                code="value-not-allowed",
-                allowed="null, or a whole number counted from 1",
-                next_step="set it to the update to trace, or remove it",
-            )
+            raise refuse("trace_update", self.trace_update, "null, or a whole number counted from 1", "fp16_patch")
         if self.trace_update is not None and self.train_dtype != "fp16":
             raise Fp16PatchError(
                 f"fp16_patch.trace_update={self.trace_update}: training in {self.train_dtype} has no loss scale to "
@@ -110,15 +100,7 @@ class Precision:
         Raises:
             Fp16PatchError: If a key is missing or unknown, or a value is not allowed.
         """
-        known = [field.name for field in fields(cls)]
-        for key in node:
-            if key not in known:
-                raise Fp16PatchError(
-                    f"unknown setting fp16_patch.{key}={node[key]!r}",
-                    code="unknown-setting",
-                    allowed=", ".join(known),
-                    next_step="correct the spelling or remove the override",
-                )
+        check_keys(cls, node, "fp16_patch")
         for key in DTYPES:
             if node.get(key) is None:
                 raise Fp16PatchError(
@@ -145,7 +127,7 @@ class Precision:
 
     @classmethod
     def current(cls) -> Precision:
-        """Return the Precision of this process, which the flag has started.
+        """Return the Precision of this process, which was started under the flag.
 
         Raises:
             Fp16PatchError: If the flag is off in this process.

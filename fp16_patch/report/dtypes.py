@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -25,6 +25,14 @@ def dtype_shares(tensors: Iterable[Any], none: str = "none") -> str:
         return next(iter(elements))
     total = sum(elements.values()) or 1
     return ", ".join(f"{dtype} ({count / total:.1%})" for dtype, count in elements.most_common())
+
+
+def state_tensors(optimizer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, tensor) of everything in a torch optimizer's state except step counts."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if name != "step" and hasattr(value, "is_floating_point"):
+                yield name, value
 
 
 def format_dtypes(dtypes: Iterable[Any]) -> str:

@@ -17,17 +17,13 @@ def measure_headroom(engine: Engine, scaler: Any) -> tuple[float | None, float |
     Return None and None where the optimizer is on the CPU, because its gradients have left the device by now, and
     where gradients are accumulated in FP16.
     """
-    if engine.zero_use_cpu_optimizer() or not _in_fp32(engine):
+    import torch
+
+    if engine.zero_use_cpu_optimizer() or engine.get_data_types()[1] != torch.float32:
         return None, None
     gradients = _gradients(engine.optimizer, scaler.embedding_param_ids)
     measured: tuple[float | None, float | None] = scaler.measure_headroom(gradients, engine.device)
     return measured
-
-
-def _in_fp32(engine: Engine) -> bool:
-    import torch
-
-    return bool(engine.get_data_types()[1] == torch.float32)
 
 
 def _gradients(optimizer: Any, embedding_param_ids: frozenset[int]) -> Iterator[Gradient]:

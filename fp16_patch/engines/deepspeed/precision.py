@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.report.dtypes import dtype_shares, format_dtypes
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes, state_tensors
 
 
 def describe_engine(engine: Any) -> dict[str, str]:
@@ -18,12 +18,7 @@ def describe_engine(engine: Any) -> dict[str, str]:
     computing = [p.dtype for p in engine.module.parameters() if p.is_floating_point()]
     if not hasattr(optimizer, "optimizer"):
         return {"compute": format_dtypes(computing)}
-    state = [
-        value
-        for held in optimizer.optimizer.state.values()
-        for name, value in held.items()
-        if name != "step" and hasattr(value, "dtype")
-    ]
+    state = (tensor for _, tensor in state_tensors(optimizer.optimizer))
     scaler = getattr(optimizer, "loss_scaler", None)
     return {
         "master_weights": dtype_shares(_master_weights(optimizer)),

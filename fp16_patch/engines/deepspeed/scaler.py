@@ -44,10 +44,6 @@ class DeepSpeedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc] 
     def cur_scale(self, scale: float) -> None:
         self.rule.set_scale(scale)
 
-    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return ``loss`` multiplied by the scale."""
-        return self.scale(loss)
-
     def update_scale(self, overflow: bool) -> None:
         """Move the scale, or defer that to the end of :meth:`defer_scale_update`."""
         if self._open_steps:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the precision in force off a live FSDP1 or FSDP2 module, its optimizer and its scaler."""
+"""Read the precision in force from a live FSDP1 or FSDP2 module, its optimizer and its scaler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp16_patch.fp32_modules import Fp32Module, format_names, list_fp32_modules
-from fp16_patch.report.dtypes import dtype_shares, format_dtypes
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes, state_tensors
 
 
 @dataclass(frozen=True)
@@ -28,38 +28,38 @@ def describe_fsdp(
     ``module`` is an ``FSDP`` (FSDP1) or an ``FSDPModule`` (FSDP2), ``autocast`` the torch dtype its
     forward runs under, ``defer_sync`` whether micro-batches accumulate without reducing (no_sync).
     The optimizer's state exists after its first step; until then the row says so. ``compute`` leaves out the
-    modules that were asked to be in FP32 and are: the row ``fp32_modules`` names them, where there are any.
+    modules that were requested in FP32 and are: the row ``fp32_modules`` names them, if there are any.
     """
     units = _units(module)
-    fp32_modules = [fp32_module for fp32_module in list_fp32_modules(module) if _in_fp32(fp32_module, units)]
+    fp32_modules = _in_fp32(module, units)
     inside = {part for fp32_module in fp32_modules for part in fp32_module.module.modules()}
-    rows = {
+    named = {"fp32_modules": format_names(fp32_module.name for fp32_module in fp32_modules)} if fp32_modules else {}
+    return {
         "master_weights": dtype_shares(module.parameters()),
         "compute": format_dtypes([autocast, *(unit.param for unit in units if unit.module not in inside)]),
-        "fp32_modules": format_names(fp32_module.name for fp32_module in fp32_modules),
+        **named,
         "gradient_reduction": format_dtypes(unit.reduce for unit in units),
         "gradient_accumulation": _accumulation(module, units, defer_sync),
         "optimizer_state": _optimizer_state(optimizer),
-        "loss_scale": _loss_scale(scaler),
+        "loss_scale": f"{scaler.get_scale():g}" if scaler is not None and scaler.is_enabled() else "none",
     }
-    if not fp32_modules:
-        del rows["fp32_modules"]
-    return rows
 
 
 def modules_in_fp32(module: Any) -> list[str]:
     """Return the names of the modules that were requested in FP32 and are."""
-    units = _units(module)
-    return [fp32_module.name for fp32_module in list_fp32_modules(module) if _in_fp32(fp32_module, units)]
+    return [fp32_module.name for fp32_module in _in_fp32(module, _units(module))]
 
 
-def _in_fp32(fp32_module: Fp32Module, units: list[Unit]) -> bool:
-    """Return whether a module is an FSDP unit and FP32, like every unit inside it."""
+def _in_fp32(module: Any, units: list[Unit]) -> list[Fp32Module]:
+    """Return the modules requested in FP32 that are FSDP units in FP32, like every unit inside them."""
     import torch
 
-    inside = set(fp32_module.module.modules())
-    dtypes = {unit.module: (unit.param, unit.reduce) for unit in units if unit.module in inside}
-    return fp32_module.module in dtypes and set(dtypes.values()) == {(torch.float32, torch.float32)}
+    in_fp32 = {unit.module: (unit.param, unit.reduce) == (torch.float32, torch.float32) for unit in units}
+    return [
+        fp32_module
+        for fp32_module in list_fp32_modules(module)
+        if fp32_module.module in in_fp32 and all(in_fp32.get(part, True) for part in fp32_module.module.modules())
+    ]
 
 
 def _units(module: Any) -> list[Unit]:
@@ -90,16 +90,4 @@ def _accumulation(module: Any, units: list[Unit], defer_sync: bool) -> str:
 def _optimizer_state(optimizer: Any | None) -> str:
     if optimizer is None:
         return "none"
-    tensors = [
-        value
-        for state in optimizer.state.values()
-        for name, value in state.items()
-        if name != "step" and hasattr(value, "dtype")
-    ]
-    return dtype_shares(tensors, none="created at the first update")
-
-
-def _loss_scale(scaler: Any | None) -> str:
-    if scaler is None or not scaler.is_enabled():
-        return "none"
-    return f"{scaler.get_scale():g}"
+    return dtype_shares((tensor for _, tensor in state_tensors(optimizer)), none="created at the first update")

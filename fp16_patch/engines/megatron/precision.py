@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the precision in force off live Megatron-core model chunks, their optimizer and its scaler."""
+"""Read the precision in force from live Megatron-core model chunks, their optimizer and its scaler."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fp16_patch.engines.megatron.sub_optimizers import (
     list_sub_optimizers,
     main_parameters,
 )
-from fp16_patch.report.dtypes import dtype_shares, format_dtypes
+from fp16_patch.report.dtypes import dtype_shares, format_dtypes, state_tensors
 
 
 def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dict[str, str]:
-    """Return this rank's rows of the precision report. An engine that only evaluates has no row of an optimizer.
+    """Return this rank's rows of the precision report. An engine that only evaluates has no rows of an optimizer.
 
     ``chunks`` are the model's virtual pipeline stages, in Megatron's DistributedDataParallel where they train.
     ``master_weights`` are what Adam steps on.
@@ -27,7 +27,7 @@ def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dic
         return rows
     reduced = [buffer.grad_dtype for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
     parts = [part for part in list_sub_optimizers(optimizer) if not part.is_stub_optimizer]
-    state = [tensor for part in parts for name, tensor in _state(part) if name != "master_param"]
+    state = [tensor for part in parts for name, tensor in state_tensors(part.optimizer) if name != "master_param"]
     scales = {f"{float(part.get_loss_scale()):g}" for part in parts if getattr(part, "grad_scaler", None) is not None}
     return {
         "master_weights": dtype_shares(tensor for part in parts for tensor in _master_weights(part)),
@@ -41,13 +41,6 @@ def describe_megatron(chunks: Sequence[Any], optimizer: Optimizer | None) -> dic
 
 def _master_weights(part: Optimizer) -> Iterator[Any]:
     if is_precision_aware(part):  # TransformerEngine's FusedAdam keeps them among its state
-        yield from (tensor for name, tensor in _state(part) if name == "master_param")
+        yield from (tensor for name, tensor in state_tensors(part.optimizer) if name == "master_param")
     else:
         yield from (main for _, main in main_parameters(part) if main is not None)
-
-
-def _state(part: Optimizer) -> Iterator[tuple[str, Any]]:
-    for held in part.optimizer.state.values():
-        for name, tensor in held.items():
-            if name != "step" and hasattr(tensor, "is_floating_point"):
-                yield name, tensor

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serve runs on Ray of any framework: check nodes, collect actors' answers, carry the flag to workers."""
+"""Check nodes, collect actors' answers and pass the flag to workers, for every framework that runs on Ray."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reach every process of a Ray job by Ray's own hook.
+"""Set up every process of a Ray job through Ray's own hook.
 
 ``ray.init`` calls ``RAY_RUNTIME_ENV_HOOK`` with the job's runtime environment, also on a cluster and under ``ray job
-submit``, and the hook may add to it. ``uv run`` switches the hook off; the ledgers show whether it was called.
+submit``, and the hook may add to it. ``uv run`` turns the hook off. The ledgers show whether it was called.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
 
 HOOK = "RAY_RUNTIME_ENV_HOOK"
-_OURS = f"{__name__}.extend"
+_OURS = f"{__name__}.runtime_env_hook"
 
 
-def carry(setup: str, variables: Iterable[str]) -> None:
-    """Have the workers of the next ``ray.init`` call ``setup`` (``package.module.function``) with these variables.
+def set_runtime_env_hook(setup: str, variables: Iterable[str]) -> None:
+    """Make workers of the next ``ray.init`` call ``setup`` (``package.module.function``) with these variables set.
 
     The user's own hook, if any, is called before ours.
     """
@@ -30,7 +30,7 @@ def carry(setup: str, variables: Iterable[str]) -> None:
     os.environ[HOOK] = _OURS
 
 
-def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
+def runtime_env_hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
     """Return the runtime environment with our setup hook and variables. ``ray.init`` calls it.
 
     Raises:
@@ -47,7 +47,7 @@ def extend(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
             f"worker_process_setup_hook={other!r} is already set; Ray supports only one",
             code="setting-contradicts",
             allowed=setup,
-            next_step=f"call {setup}() from your own hook, and start without this launcher's",
+            next_step=f"call {setup}() from your own hook, and start without fp16-patch run",
         )
     ours = {name: os.environ[name] for name in os.environ[envs.CARRIED].split(",") if name in os.environ}
     extended["env_vars"] = {**(extended.get("env_vars") or {}), **ours}

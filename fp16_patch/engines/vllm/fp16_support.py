@@ -35,12 +35,12 @@ def model_type_of(model: str) -> tuple[str, ...]:
 
     Empty if its ``config.json`` cannot be read here; vLLM itself then refuses the model later.
     """
-    described = describe(model)
-    types = (described.get("model_type"), (described.get("text_config") or {}).get("model_type"))
+    config = read_model_config(model)
+    types = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
     return tuple(dict.fromkeys(t for t in types if t))
 
 
-def describe(model: str) -> dict[str, Any]:
+def read_model_config(model: str) -> dict[str, Any]:
     """Return the ``config.json`` of a local model folder or a hub id; empty if it cannot be read here."""
     local: Path | None = Path(model).expanduser() / "config.json"
     if local is not None and not local.is_file():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
@@ -28,12 +28,16 @@ def register_row(name: str, read: Callable[[Any], str | None]) -> None:
 
 def describe_worker(worker: Any) -> dict[str, str]:
     """Return rows for the precision report: rollout weights, compute and KV cache of one vLLM worker process."""
+    from torch.utils._pytree import tree_leaves
+
     runner = worker.model_runner
+    # Hybrid models nest lists in the list of caches.
+    caches = [leaf for leaf in tree_leaves(getattr(runner, "kv_caches", [])) if hasattr(leaf, "dtype")]
     extra = {name: text for name, read in _extra_rows.items() if (text := read(runner.model))}
     return {
         "weights": dtype_shares(runner.model.parameters()),
         "compute": format_dtypes([runner.model_config.dtype]),
-        "kv_cache": dtype_shares(_tensors(getattr(runner, "kv_caches", [])), none="not allocated"),
+        "kv_cache": dtype_shares(caches, none="not allocated"),
         **extra,
     }
 
@@ -43,7 +47,7 @@ REPORT = "fp16_patch_report"
 
 
 def report_method(_original: None) -> Callable[..., str]:
-    """Make that method. vLLM's workers are not Ray actors: this is how their ledgers reach the driver."""
+    """Return that method. vLLM's workers are not Ray actors: this is how their ledgers reach the driver."""
 
     def fp16_patch_report(self: Any) -> str:
         # JSON, because vLLM sends answers between its processes as plain data only.
@@ -57,7 +61,7 @@ def parse_reports(replies: list[str] | None, expected: int, server: int) -> list
     """Return the reports of the workers behind vLLM server number ``server``, from what their method returned.
 
     Raises:
-        Fp16PatchError: If it is not ``expected`` workers that have reported.
+        Fp16PatchError: The number of reports is not ``expected``.
     """
     reports: list[dict[str, Any]] = [json.loads(reply) for reply in replies or []]
     if len(reports) != expected:
@@ -77,8 +81,8 @@ def parse_reports(replies: list[str] | None, expected: int, server: int) -> list
     parameters=("self", "hidden_states"),
     hook=True,
     required=False,
-    reason="the precision report states the dtype of the rollout's logits; put on the worker's own model, reads the "
-    "dtype, changes nothing",
+    reason="the precision report states the dtype of the rollout's logits. The hook is attached to the worker's own "
+    "model, reads the dtype and changes nothing",
     upstream="none: our own proof",
     remove_when="never",
 )
@@ -108,15 +112,3 @@ def record_weight_dtypes(worker: Any, dtypes: Iterable[Any]) -> None:
     row = "weights_on_the_wire"
     earlier = recorded_dtypes(worker).get(row)
     record_dtype(worker, row, *(earlier.split(", ") if earlier else ()), *dtypes)
-
-
-def _tensors(node: Any) -> Iterator[Any]:
-    """Yield the tensors in vLLM's KV cache lists, which hybrid models nest."""
-    if hasattr(node, "dtype"):
-        yield node
-    elif isinstance(node, dict):
-        for child in node.values():
-            yield from _tensors(child)
-    elif isinstance(node, list | tuple):
-        for child in node:
-            yield from _tensors(child)

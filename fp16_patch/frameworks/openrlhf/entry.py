@@ -95,7 +95,7 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
         envs.REPORTS: os.path.dirname(report),
         envs.RUN_RECORD: json.dumps(record),
     }
-    runtime_env.carry(SETUP, CARRIED)
+    runtime_env.set_runtime_env_hook(SETUP, CARRIED)
     lines = [f"\n  {change['key']}: {change['before']} -> {change['after']}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
 

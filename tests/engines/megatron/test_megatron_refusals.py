@@ -114,38 +114,19 @@ def test_another_release_is_refused_by_its_number(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("engine", "asked", "distributed", "aware", "said"),
+    ("engine", "aware", "line"),
     [
-        (None, None, True, False, "TransformerEngine is not installed"),
-        (None, False, True, False, "TransformerEngine is not installed"),
-        ("2.9.0", None, True, True, "FusedAdam of TransformerEngine 2.9.0, precision-aware"),
-        ("2.9.0", True, True, True, "FusedAdam of TransformerEngine 2.9.0, precision-aware"),
-        ("2.9.0", False, True, False, "use_precision_aware_optimizer=False"),
-        ("2.9.0", None, False, False, "use_distributed_optimizer=False"),
+        (None, False, "TransformerEngine is not installed"),
+        ("2.9.0", True, "FusedAdam of TransformerEngine 2.9.0, precision-aware"),
     ],
 )
-def test_the_optimizer_is_chosen_by_what_is_there(
-    monkeypatch: pytest.MonkeyPatch, engine: str | None, asked: bool | None, distributed: bool, aware: bool, said: str
+def test_the_best_installed_optimizer_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, engine: str | None, aware: bool, line: str
 ) -> None:
     monkeypatch.setattr(optimizer_choice, "_transformer_engine", lambda: engine)
-    choice = optimizer_choice.choose(asked, distributed=distributed)
+    choice = optimizer_choice.choose()
     assert choice.precision_aware is aware
-    assert said in choice.line
-
-
-@pytest.mark.parametrize(
-    ("engine", "distributed", "code", "named"),
-    [
-        (None, True, "not-installed", "TransformerEngine"),
-        ("2.9.0", False, "setting-refused", "use_distributed_optimizer is False"),
-    ],
-)
-def test_what_was_asked_for_and_cannot_be_is_refused(
-    monkeypatch: pytest.MonkeyPatch, engine: str | None, distributed: bool, code: str, named: str
-) -> None:
-    monkeypatch.setattr(optimizer_choice, "_transformer_engine", lambda: engine)
-    with raises_code(code, named):
-        optimizer_choice.choose(True, distributed=distributed)
+    assert line in choice.line
 
 
 @pytest.mark.skipif(find_spec("transformer_engine") is not None, reason="TransformerEngine is installed")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the flag gets into a Ray job: Ray's own hook, beside what the user has there."""
+"""The flag reaches a Ray job through Ray's own hook, together with the user's own settings."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def theirs(env: dict[str, object] | None) -> dict[str, object]:
 
 def test_the_job_gets_the_variables_and_the_setup() -> None:
     os.environ |= {"ACME_A": "1", "ACME_B": "2"}
-    runtime_env.carry(SETUP, ("ACME_A", "ACME_B", "ACME_NOT_SET"))
+    runtime_env.set_runtime_env_hook(SETUP, ("ACME_A", "ACME_B", "ACME_NOT_SET"))
     before = {"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["x"]}
-    extended = runtime_env.extend(before)
+    extended = runtime_env.runtime_env_hook(before)
     carried = {"ACME_A": "1", "ACME_B": "2", envs.SETUP: SETUP}
     assert extended["env_vars"] == {"NCCL_DEBUG": "WARN", **carried}
     assert extended["worker_process_setup_hook"] == SETUP
     assert extended["pip"] == ["x"]
     assert before == {"env_vars": {"NCCL_DEBUG": "WARN"}, "pip": ["x"]}, "the caller's own must stay as it is"
-    assert runtime_env.extend(None)["env_vars"] == carried
+    assert runtime_env.runtime_env_hook(None)["env_vars"] == carried
 
 
 def test_ray_finds_the_hook_by_its_name() -> None:
     from ray._common.utils import load_class
 
-    runtime_env.carry(SETUP, ())
-    assert load_class(os.environ[runtime_env.HOOK]) is runtime_env.extend
+    runtime_env.set_runtime_env_hook(SETUP, ())
+    assert load_class(os.environ[runtime_env.HOOK]) is runtime_env.runtime_env_hook
 
 
 def test_a_hook_of_the_user_is_called_too() -> None:
@@ -49,13 +49,13 @@ def test_a_hook_of_the_user_is_called_too() -> None:
     import sys
 
     sys.modules.setdefault(__name__, sys.modules[theirs.__module__])
-    runtime_env.carry(SETUP, ())
-    runtime_env.carry(SETUP, ())  # again, it is not taken for the user's
-    assert runtime_env.extend({})["working_dir"] == "theirs"
+    runtime_env.set_runtime_env_hook(SETUP, ())
+    runtime_env.set_runtime_env_hook(SETUP, ())  # again, it is not taken for the user's
+    assert runtime_env.runtime_env_hook({})["working_dir"] == "theirs"
 
 
 def test_a_second_setup_hook_is_refused() -> None:
-    runtime_env.carry(SETUP, ())
+    runtime_env.set_runtime_env_hook(SETUP, ())
     with raises_code("setting-contradicts", "worker_process_setup_hook='acme.other'"):
-        runtime_env.extend({"worker_process_setup_hook": "acme.other"})
-    assert runtime_env.extend({"worker_process_setup_hook": SETUP})["worker_process_setup_hook"] == SETUP
+        runtime_env.runtime_env_hook({"worker_process_setup_hook": "acme.other"})
+    assert runtime_env.runtime_env_hook({"worker_process_setup_hook": SETUP})["worker_process_setup_hook"] == SETUP

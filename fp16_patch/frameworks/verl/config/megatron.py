@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fp16_patch.engines.megatron import optimizer_choice
 from fp16_patch.engines.megatron.config import SETTINGS
-from fp16_patch.engines.vllm.fp16_support import describe
+from fp16_patch.engines.vllm.fp16_support import read_model_config
 from fp16_patch.frameworks.verl.config.setting import MISSING, SECTIONS, Setting, place_under, value_of
 from fp16_patch.precision import Precision, long_name
 
@@ -89,7 +89,7 @@ def _model(config: DictConfig, role: str, fp16: bool) -> list[Setting]:
 
 def _optimizer(precision: Precision) -> list[Setting]:
     # With TransformerEngine the user may choose either Adam; without it only the plain one exists.
-    aware = optimizer_choice.choose(None).precision_aware
+    aware = optimizer_choice.choose().precision_aware
     install = "install transformer-engine on every node, or remove use_precision_aware_optimizer"
     scaling = "the setting is fp16_patch.loss_scaling.{}, on every backend"
     return [
@@ -116,5 +116,5 @@ def _optimizer(precision: Precision) -> list[Setting]:
 
 def _has_experts(config: DictConfig) -> bool:
     folder = value_of(config, "actor_rollout_ref.model.path")
-    described = describe(str(folder)) if folder else {}
+    described = read_model_config(str(folder)) if folder else {}
     return any(part.get(name) for part in (described, described.get("text_config") or {}) for name in EXPERTS)

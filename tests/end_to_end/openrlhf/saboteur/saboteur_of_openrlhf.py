@@ -45,8 +45,8 @@ def lose_the_setup(_) -> None:
     from fp16_patch import platforms
     from fp16_patch.engines.ray import runtime_env
 
-    carry = runtime_env.carry
-    runtime_env.carry = lambda *_: carry(f"{platforms.__name__}.activate", (envs.PLATFORM,))
+    set_hook = runtime_env.set_runtime_env_hook
+    runtime_env.set_runtime_env_hook = lambda *_: set_hook(f"{platforms.__name__}.activate", (envs.PLATFORM,))
 
 
 def bring_checkpoints_back(_) -> None:
