@@ -29,7 +29,7 @@ class GradientStatistics:
     """Statistics of gradients that are still multiplied by the loss scale; the same on every rank."""
 
     norm: float
-    """2-norm over all ranks; inf or NaN if one element is."""
+    """2-norm over all ranks; inf or NaN if one element is inf or NaN."""
     peak: float | None = None
     """Largest absolute element of those measured; None if it was not requested."""
     underflow_share: float | None = None
@@ -43,10 +43,7 @@ class GradientStatistics:
 
 
 def headroom_bits(peak: float) -> float | None:
-    """Return how often the scale could double before ``peak`` reaches 65504, FP16's largest number.
-
-    Return None if ``peak`` is 0.
-    """
+    """Return how often the scale could double before ``peak`` reaches 65504, FP16's largest number; None for 0."""
     return math.log2(FP16_MAX / peak) if peak else None
 
 
@@ -62,9 +59,9 @@ def gather_statistics(
     """Return the statistics of ``gradients`` over all ranks of ``group``, by one small all-gather.
 
     Collective: every rank of ``group`` calls it, also a rank without gradients. ``device`` is the device of the
-    all-gather. With ``headroom``, the peak and the underflow share are measured too. The norm takes every element,
-    the peak one of ``num_slices`` equal slices, the share a sample of that slice. Count ``offset`` up: successive
-    updates then measure other elements.
+    all-gather. With ``headroom``, the peak and the underflow share are measured too. The norm reads every element, the
+    peak one of ``num_slices`` equal slices, the share a sample of that slice. Increase ``offset`` by one at each
+    update: then successive updates measure different elements.
     """
     row = torch.zeros(4, dtype=torch.float64, device=device)  # squares, peak, zeros, sampled
     for same_device in _by_device(gradients):
@@ -107,7 +104,7 @@ def _sum_of_squares(gradients: Sequence[Gradient]) -> torch.Tensor:
 def _peak(runs: Sequence[torch.Tensor]) -> torch.Tensor:
     if not runs:
         return torch.zeros(())
-    if runs[0].is_cpu:  # ten times as fast there as the norm
+    if runs[0].is_cpu:  # there ten times as fast as the norm
         return torch.stack([bound for run in runs for bound in torch.aminmax(run)]).abs().max()
     return torch.stack(torch._foreach_norm(list(runs), torch.inf)).max()
 

@@ -20,7 +20,7 @@ class HeadroomTracker:
         """Largest absolute unscaled gradients of the last updates. The first is of all gradients, the others are each
         of one slice."""
         self.underflow_shares: deque[float] = deque(maxlen=NUM_SLICES)
-        """Underflow shares of the same slices, without those that had no gradient."""
+        """Underflow shares of the same slices. Slices without a gradient are left out."""
 
     @property
     def num_slices(self) -> int:

@@ -31,7 +31,7 @@ def save(state: State, folder: str | Path) -> Path:
 
 
 def load(path: str | Path) -> State | None:
-    """Return the state that :func:`save` wrote to the file ``path``; None without the file.
+    """Return the state that :func:`save` wrote to the file ``path``; None if the file does not exist.
 
     Raises:
         Fp16PatchError: The file is damaged, or this package did not write it.
@@ -54,7 +54,7 @@ def from_text(text: str, path: str | Path | None = None) -> State:
     """Return the state in ``text``, the inverse of :func:`to_text`; raise :class:`Fp16PatchError` if it is not one."""
     try:
         state = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:  # also numbers and nestings that Python refuses to read
+    except (TypeError, ValueError, RecursionError) as error:  # some numbers and nestings are refused by Python
         raise _unusable(f"it is not JSON ({error})", path) from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise _unusable(f"its format is not {FORMAT!r}", path)
@@ -64,7 +64,7 @@ def from_text(text: str, path: str | Path | None = None) -> State:
 def resumption(
     saved: State | None, scale: float, settings: LossScaling, folder: str | Path, missing: str = FILE
 ) -> str:
-    """Return a line for the log: the scale is ``scale`` after ``saved`` was loaded, or after it was ``missing``."""
+    """Return a line for the log: at which ``scale`` training resumes, from ``saved`` or without (``missing``)."""
     if saved is None:
         return f"WARNING: no {missing} in {folder}: the loss scale starts at {scale:g}"
     line = f"the loss scale resumes at {scale:g}"
@@ -73,7 +73,7 @@ def resumption(
         bounds = f"min_scale={settings.min_scale:g} and max_scale={settings.max_scale:g}"
         return f"WARNING: {line}: the saved {saved['scale']:g} is not within your {bounds}"
     if saved["settings"] != settings.as_dict():
-        line += f" (saved {saved['scale']:g}; settings differ from the saved ones, and yours hold)"
+        line += f" (saved {saved['scale']:g}; your settings differ from the saved ones, and yours apply)"
     return line
 
 
@@ -119,7 +119,7 @@ def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str
         yield f"history is not up to {HISTORY} entries in the order of {counts['updates']} updates"
     if not all(LIMITS[0] <= scale <= LIMITS[1] for _, scale in history):
         yield "history holds a scale that no settings allow"
-    if len(history) < HISTORY:  # all of it is there
+    if len(history) < HISTORY:  # nothing was dropped
         (first, start), moves = history[0], counts["growths"] + counts["backoffs"]
         if first != 0 or math.frexp(start)[0] != 0.5:
             yield f"history starts at {history[0]!r}, not at update 0 with an init_scale"

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compute the mismatch between rollout and training policy from their log-probs of the same sampled tokens.
 
-All arithmetic is float64. The log-ratios to be measured reach down to 1e-6, where float32's ``exp(x) - x - 1`` is
-noise: one rounding of ``exp(x)`` near 1 is 6e-8, the wanted value 5e-13.
+All arithmetic is float64. The log-ratios to be measured can be as small as 1e-6. In float32 ``exp(x) - x - 1`` is then
+noise: one rounding of ``exp(x)`` near 1 is 6e-8, and the value is 5e-13.
 
-The noise floor is therefore the storage of the inputs, not the arithmetic here. Stored as float32, a log-prob is
-off by at most ``2**-24 * |log p|``, so x by at most ``2**-24 * (|log mu| + |log pi|)``: 1.2e-7 at
-log p = -1, 1.2e-6 at log p = -10. ``k3_kl`` cannot be resolved below half its square, 7e-15 and 7e-13. FP16
-engines differ by 1e-4 or more per token, so both BF16 and FP16 mismatches stand well above it; log-probs stored in
-half precision would not.
+So the storage of the inputs limits the accuracy, not the arithmetic. Stored as float32, a log-prob is off by at most
+``2**-24 * |log p|``, so x by at most ``2**-24 * (|log mu| + |log pi|)``: 1.2e-7 at log p = -1, 1.2e-6 at
+log p = -10. The error of ``k3_kl`` is half its square, 7e-15 and 7e-13. FP16 engines differ by 1e-4 or more per token:
+BF16 and FP16 mismatches are far above this error. With log-probs stored in half precision they would not be.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
     """Compare two policies on the tokens sampled from the rollout policy.
 
     ``mu`` and ``pi`` are log-probs in nats of the rollout and the training policy, of one shape: ``[tokens]`` or
-    padded ``[batch, length]``. ``mask`` has that shape, boolean or 0/1; where it is false nothing is read, so
-    padding may hold NaN. With x = log pi - log mu, the result holds, over unmasked tokens:
+    padded ``[batch, length]``. ``mask`` has that shape, boolean or 0/1. Masked elements are not read: padding may
+    hold NaN. With x = log pi - log mu, the result holds, over unmasked tokens:
 
     - ``prob_diff_mean``: mean of |pi - mu| (probabilities);
     - ``pi_minus_mu_max``, ``pi_minus_mu_min``: the extremes of pi - mu;
     - ``log_ratio_abs_mean``: mean of |x|;
     - ``k1_kl``: mean of -x, the plain estimate of KL[mu|pi]; unbiased, but single batches may be negative;
     - ``k3_kl``: mean of ``expm1(x) - x``, Schulman's k3 estimate of KL[mu|pi]; never negative, far less noisy;
-    - ``tokens``: how many tokens were compared.
+    - ``tokens``: the number of tokens compared.
 
-    Without a token every metric but ``tokens`` is NaN. A non-finite log-prob is not filtered: it makes the result
-    non-finite.
+    Without a token every metric except ``tokens`` is NaN. A log-prob that is not finite is not left out: the result is
+    not finite either.
 
     Raises:
         ValueError: The shapes differ.
@@ -52,8 +51,8 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
         return dict.fromkeys(METRIC_NAMES, math.nan) | {"tokens": 0.0}
 
     log_ratio = log_pi - log_mu
-    # pi - mu, as the larger of the two times (1 - exp(-|x|)): subtracting two exponentials would lose the digits
-    # that matter, and this form cannot overflow.
+    # pi - mu is the larger of the two times (1 - exp(-|x|)), with a sign. Subtracting two exponentials would lose the
+    # digits that matter. This form cannot overflow.
     diff = log_ratio.sign() * torch.maximum(log_mu, log_pi).exp() * -torch.expm1(-log_ratio.abs())
     values = torch.stack(
         [
@@ -71,7 +70,7 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
 def k3(log_ratio: torch.Tensor) -> torch.Tensor:
     """Return ``exp(x) - 1 - x`` elementwise for float64 x, to about 1e-14 relative wherever it does not overflow.
 
-    Near zero ``expm1(x) - x`` cancels too (at x = 1e-8 half the digits are gone), so there its Taylor series
+    Near zero ``expm1(x) - x`` loses digits too (half of them at x = 1e-8). There the Taylor series
     x**2/2! + x**3/3! + ... is summed.
     """
     small = log_ratio.clamp(-_SERIES_BELOW, _SERIES_BELOW)

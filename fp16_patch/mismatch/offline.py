@@ -20,7 +20,7 @@ class OfflineMismatch:
     - ``slope_per_1000_tokens_standard_error``: None for fewer than three answers;
     - ``sequence_kl``: mean of log mu - log pi over answers, the k1 estimate of KL[mu|pi];
     - ``sequence_kl_standard_error``: None for one answer;
-    - ``answers`` and ``tokens``: how many were measured.
+    - ``answers`` and ``tokens``: the numbers measured.
     """
 
     slope_per_1000_tokens: float | None
