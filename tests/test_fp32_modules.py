@@ -171,7 +171,7 @@ def test_autocast_is_off_inside_and_on_around() -> None:
         assert torch.is_autocast_enabled("cpu")
 
 
-def test_half_precision_inputs_are_widened_wherever_they_are_and_others_left_alone() -> None:
+def test_half_precision_inputs_are_widened_and_others_left_alone() -> None:
     seen: list[Any] = []
 
     class Anything(nn.Linear):

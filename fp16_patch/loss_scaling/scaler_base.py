@@ -15,6 +15,7 @@ from fp16_patch.loss_scaling.gradient_statistics import gather_statistics, gradi
 from fp16_patch.loss_scaling.gradients import Gradient
 from fp16_patch.loss_scaling.headroom import NUM_SLICES, HeadroomTracker
 from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
+from fp16_patch.loss_scaling.update import Update
 from fp16_patch.precision.loss_scaling import LossScaling
 
 
@@ -30,6 +31,8 @@ class ScalerBase:
     def __init__(self, settings: LossScaling) -> None:
         self.rule = ScaleRule(settings)
         self.headroom = HeadroomTracker()
+        self.last_headroom: tuple[float | None, float | None] = (None, None)
+        """Headroom in bits and underflow share, as :meth:`measure_headroom` found them last."""
 
     @property
     def settings(self) -> LossScaling:
@@ -75,10 +78,8 @@ class ScalerBase:
     def _show_scale(self, scale: float) -> None:
         self.rule.scale = scale
 
-    def measure_headroom(
-        self, gradients: Iterable[Gradient], device: torch.device, *, unscaled: bool = False
-    ) -> tuple[float | None, float | None]:
-        """Return headroom in bits and underflow share, measured on one slice of ``gradients``; collective.
+    def measure_headroom(self, gradients: Iterable[Gradient], device: torch.device, *, unscaled: bool = False) -> None:
+        """Measure headroom and underflow share on one slice of ``gradients``, for ``last_headroom``; collective.
 
         Set ``unscaled`` if the gradients are divided by the scale already.
         """
@@ -87,4 +88,15 @@ class ScalerBase:
         statistics = gather_statistics(one_slice, device, self.process_group, offset=updates // NUM_SLICES)
         if unscaled and statistics.peak is not None:
             statistics = replace(statistics, peak=statistics.peak * scale)
-        return self.headroom.add(statistics, scale)
+        self.last_headroom = self.headroom.add(statistics, scale)
+
+    def describe_update(self, loss_scale: float, grad_norm: Any) -> Update:
+        """Return the result of the last update, with the headroom that was measured last.
+
+        ``loss_scale`` is what its loss was multiplied by. ``grad_norm``, a number or a scalar tensor, is ignored if
+        the update was skipped.
+        """
+        if self.counts.consecutive:
+            return Update(skipped=True, grad_norm=None, loss_scale=loss_scale)
+        headroom, share = self.last_headroom
+        return Update(False, float(grad_norm), loss_scale, headroom_bits=headroom, underflow_share=share)

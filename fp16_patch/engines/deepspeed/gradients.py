@@ -11,19 +11,16 @@ from fp16_patch.loss_scaling.gradients import Gradient
 Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 
-def measure_headroom(engine: Engine, scaler: Any) -> tuple[float | None, float | None]:
-    """Return headroom in bits and underflow share, measured on a sixteenth of the gradients; collective.
+def measure_headroom(engine: Engine, scaler: Any) -> None:
+    """Measure headroom and underflow share of a sixteenth of the gradients, for ``scaler.last_headroom``; collective.
 
-    Return None and None where the optimizer is on the CPU, because its gradients have left the device by now, and
-    where gradients are accumulated in FP16.
+    Measure nothing if the optimizer is on the CPU, because its gradients have left the device by now, or if
+    gradients are accumulated in FP16.
     """
     import torch
 
-    if engine.zero_use_cpu_optimizer() or engine.get_data_types()[1] != torch.float32:
-        return None, None
-    gradients = _gradients(engine.optimizer, scaler.embedding_param_ids)
-    measured: tuple[float | None, float | None] = scaler.measure_headroom(gradients, engine.device)
-    return measured
+    if not engine.zero_use_cpu_optimizer() and engine.get_data_types()[1] == torch.float32:
+        scaler.measure_headroom(_gradients(engine.optimizer, scaler.embedding_param_ids), engine.device)
 
 
 def _gradients(optimizer: Any, embedding_param_ids: frozenset[int]) -> Iterator[Gradient]:

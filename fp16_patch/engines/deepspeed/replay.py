@@ -18,7 +18,7 @@ Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 @dataclass
 class _LastBatch:
-    """The last micro-batch of an engine as a function, the engine's role, and how to train it in BF16."""
+    """Hold the last micro-batch of an engine as a function, the engine's role, and how to train it in BF16."""
 
     run: Callable[[], object] | None = None
     role: str = "model"
@@ -38,7 +38,7 @@ def trace_if_asked(engine: Engine, scaler: Any, run: Callable[[], object], *, ro
     """Trace ``run`` if it belongs to update ``fp16_patch.trace_update``, and return whether it ran.
 
     Call it in place of a micro-batch's forward and backward: ``run`` is that pass, not an additional one. The report
-    is of the last micro-batch of that update.
+    shows the last micro-batch of that update.
     """
     update = Precision.current().trace_update
     if update is None or not engine.is_gradient_accumulation_boundary():
@@ -49,7 +49,7 @@ def trace_if_asked(engine: Engine, scaler: Any, run: Callable[[], object], *, ro
 def stop_after_too_many(engine: Engine, scaler: Any, update: Any) -> None:
     """Raise :class:`Fp16PatchError`, on every rank, once ``max_consecutive_skips`` updates in a row were skipped.
 
-    The last micro-batch that :func:`remember` was given is run again, at the scale it had. The engine is of no use
+    The last micro-batch that :func:`remember` was given is run again, at the scale it had. Do not use the engine
     afterwards.
     """
     last = attached(engine, _LastBatch)
@@ -87,4 +87,4 @@ def _new_replay(engine: Engine, scaler: Any, role: str, in_bf16: str = "train in
             return watch_parameters(((name, getattr(p, "ds_tensor", p)) for name, p in named), lambda part: part)
 
     fallbacks = Fallbacks(in_bf16, fp32_modules=False)  # DeepSpeed makes the whole model half precision
-    return Replay(scaler, ZeroTrace, role, fallbacks, is_writer=engine.global_rank == 0)
+    return Replay(scaler, ZeroTrace, role, fallbacks)

@@ -22,7 +22,7 @@ Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 @dataclass
 class _LastStep:
-    """Hold what an engine's last ``step()`` was."""
+    """Hold the update that an engine's last ``step()`` made."""
 
     update: Update | None = None
 
@@ -36,7 +36,7 @@ def get_loss_scaler(engine: Engine) -> Any:
 
 
 def last_update(engine: Engine) -> Update | None:
-    """Return the update that the engine's last ``step()`` was. None if it only accumulated, or has no scaler."""
+    """Return the update that the last ``step()`` made; None if it only accumulated or the engine has no scaler."""
     return attached(engine, _LastStep).update
 
 
@@ -88,26 +88,16 @@ def track_updates(original: Any, self: Engine, *args: Any, **kwargs: Any) -> Any
         return original(self, *args, **kwargs)
     from fp16_patch.engines.deepspeed import replay
     from fp16_patch.engines.deepspeed.gradients import measure_headroom
-    from fp16_patch.loss_scaling.update import Update
 
     last = attached(self, _LastStep)
     last.update = None
-    measured: list[tuple[float | None, float | None]] = []
     updates, loss_scale = scaler.counts.updates, scaler.get_scale()
-    with scaler.defer_scale_update(on_finite_gradients=lambda: measured.append(measure_headroom(self, scaler))):
+    with scaler.defer_scale_update(on_finite_gradients=lambda: measure_headroom(self, scaler)):
         result = original(self, *args, **kwargs)
     if scaler.counts.updates == updates:  # it only accumulated
         return result
-    skipped = scaler.counts.consecutive > 0
-    if skipped:  # DeepSpeed keeps the last norm
+    if scaler.counts.consecutive:  # skipped: DeepSpeed keeps the last norm
         self._global_grad_norm = self.optimizer._global_grad_norm = None
-    headroom, share = measured[0] if measured else (None, None)
-    last.update = Update(
-        skipped=skipped,
-        grad_norm=None if skipped else float(self._global_grad_norm),
-        loss_scale=loss_scale,
-        headroom_bits=headroom,
-        underflow_share=share,
-    )
-    replay.stop_after_too_many(self, scaler, last.update)
+    last.update = update = scaler.describe_update(loss_scale, self._global_grad_norm)
+    replay.stop_after_too_many(self, scaler, update)
     return result

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss scaler's state in Megatron checkpoints.
+"""Read and write the loss scaler's state in Megatron checkpoints.
 
-Megatron saves it with the optimizer, by ``state_dict`` and ``sharded_state_dict``: its own three entries, and one of
-this package.
+Megatron saves its own three entries and one of this package with the optimizer, in ``state_dict`` and
+``sharded_state_dict``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fp16_patch.loss_scaling.scale_rule import ScaleRule
 ENTRY = "fp16_patch"
 """Counts, history and settings as one text: Megatron merges and compares nested entries of checkpoints."""
 NATIVE_KEYS = {"scale", "growth_tracker", "hysteresis_tracker"}
-_ALLOWED = "the state of Megatron's DynamicGradScaler, with or without this package's entry"
 
 
 def resumption(optimizer: Optimizer, folder: str | Path) -> str:
@@ -64,17 +63,17 @@ def read_state(saved: Any, settings: LossScaling) -> state_file.State | None:
     Raises:
         Fp16PatchError: ``saved`` is something else. Equal input gives an equal error on every rank.
     """
+    if isinstance(saved, Mapping) and not saved:  # a static scale, or none
+        return None
+    if not isinstance(saved, Mapping) or not saved.keys() >= NATIVE_KEYS:
+        raise _unusable(_unknown_content(saved))
+    native = _from_megatron(saved, settings)
+    if ENTRY not in saved:
+        return native
     try:
-        if isinstance(saved, Mapping) and not saved:  # a static scale, or none
-            return None
-        if not isinstance(saved, Mapping) or not saved.keys() >= NATIVE_KEYS:
-            raise _unusable(_unknown_content(saved))
-        native = _from_megatron(saved, settings)
-        if ENTRY not in saved:
-            return native
         ours = state_file.from_text(saved[ENTRY])
     except Fp16PatchError as error:
-        raise error if error.allowed == _ALLOWED else _unusable(error.what) from error
+        raise _unusable(error.what) from error
     theirs = (float(saved["scale"]), saved["growth_tracker"], saved["hysteresis_tracker"])
     if theirs != (ours["scale"], ours["growth_tracker"], ours["hysteresis_left"]):
         raise _unusable(f"its entry {ENTRY!r} has another scale or other trackers than Megatron's entries, {theirs}")
@@ -82,7 +81,7 @@ def read_state(saved: Any, settings: LossScaling) -> state_file.State | None:
 
 
 def _from_megatron(saved: Mapping[str, Any], settings: LossScaling) -> state_file.State:
-    """Return a state without settings and counts of its own: Megatron saves neither."""
+    """Return a state with the counts at 0 and the settings of this run: Megatron saves neither."""
     try:
         scale = float(saved["scale"])
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor with several elements
@@ -106,7 +105,7 @@ def _unusable(why: str) -> Fp16PatchError:
     return Fp16PatchError(
         f"the loss scaler's state in this checkpoint's optimizer section cannot be used: {why}",
         code="scaler-state-unusable",
-        allowed=_ALLOWED,
+        allowed="the state of Megatron's DynamicGradScaler, with or without this package's entry",
         next_step="resume from another checkpoint, or without its optimizer section: the loss scale then starts at "
-        "init_scale, and Adam's moments anew",
+        "init_scale, and Adam's moments start at zero",
     )

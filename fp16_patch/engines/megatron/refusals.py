@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron optimizers and models whose FP16 training this package cannot answer for. Asked when they are built."""
+"""Refuse Megatron optimizers and models whose FP16 training is not supported. Called when they are built."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from fp16_patch.engines.megatron import releases
-from fp16_patch.engines.megatron.sub_optimizers import Optimizer, list_sub_optimizers, main_parameters
+from fp16_patch.engines.megatron.sub_optimizers import (
+    Optimizer,
+    is_precision_aware,
+    list_sub_optimizers,
+    main_parameters,
+)
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import installed_version
 
 PARTS = ("Float16OptimizerWithFloat16Params", "DistributedOptimizer")
 OPTIMIZERS = ("adam", "sgd")
-"""Of OptimizerConfig.optimizer. Megatron itself ends on Muon with FP16, after the model is built."""
+"""Allowed values of OptimizerConfig.optimizer. Megatron itself fails on Muon with FP16, after building the model."""
 
 
 def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]:
@@ -24,18 +29,14 @@ def refusals(optimizer: Optimizer, model: Sequence[Any]) -> list[Fp16PatchError]
         return errors
     sharded = {part.config.use_distributed_optimizer for part in list_sub_optimizers(optimizer)}
     found = [error for chunk in model for error in refused_model(chunk.config) + _refused_chunk(chunk, sharded)]
-    if not found:  # else a part may hold its parameters in another way than those that are known
+    if not found:  # otherwise a part may hold its parameters in an unknown way
         found = [error for part in list_sub_optimizers(optimizer) for error in _refused_part(part)]
     for chunk in model:
         scales = chunk.config.grad_scale_func
         if scales is not None and getattr(scales, "__self__", None) is not optimizer:
-            found.append(
-                _refusal(
-                    "grad_scale_func of the model's configuration, which is not this optimizer's scale_loss,",
-                    "None or optimizer.scale_loss: the loss and the auxiliary losses need one scale",
-                    "leave it unset",
-                )
-            )
+            what = "grad_scale_func of the model's configuration, which is not this optimizer's scale_loss,"
+            allowed = "None or optimizer.scale_loss: the loss and the auxiliary losses need one scale"
+            found.append(_refusal(what, allowed, "leave it unset"))
     return list({error.what: error for error in found}.values())
 
 
@@ -67,8 +68,8 @@ def refused_model(config: Any) -> list[Fp16PatchError]:
         allowed = "fp32 or fp64: routers decide by small differences of logits"
         found.append(_refusal(what, allowed, "set moe_router_dtype=fp32"))
     for name in ("fp8", "fp4"):
-        if getattr(config, name):
-            found.append(_refusal(f"{name}={getattr(config, name)}", "None: not the precision asked for", "unset it"))
+        if value := getattr(config, name):
+            found.append(_refusal(f"{name}={value}", "None: it is not the requested precision", "unset it"))
     if config.experimental_attention_variant == "dsa" and config.dsa_indexer_loss_coeff:
         what = f"dsa_indexer_loss_coeff={config.dsa_indexer_loss_coeff:g}"
         allowed = "0: Megatron never multiplies the indexer's loss by the loss scale, but divides its gradient by it"
@@ -85,7 +86,7 @@ def _refused_part(part: Optimizer) -> list[Fp16PatchError]:
         return [*found, _refusal("fp16=False in OptimizerConfig", "True", "set it, as in the model's configuration")]
     if type(part.grad_scaler).__name__ not in ("DynamicGradScaler", "SubOptimizerScaler"):
         what = f"loss_scale={part.config.loss_scale}, a static scale,"
-        found.append(_refusal(what, "None, a dynamic one", "unset it; init_scale is where ours starts"))
+        found.append(_refusal(what, "None, a dynamic one", "unset it; set fp16_patch.loss_scaling.init_scale"))
     for parameter, main in main_parameters(part):
         accumulated = getattr(getattr(parameter, "main_grad", None), "dtype", None)
         for what, dtype in (("gradients accumulated", accumulated), ("main parameters", _main_dtype(part, main))):
@@ -97,7 +98,7 @@ def _refused_part(part: Optimizer) -> list[Fp16PatchError]:
 
 def _main_dtype(part: Optimizer, main: Any) -> Any:
     """Return the dtype of ``main``; the configured one if the inner optimizer keeps it (precision-aware)."""
-    if main is None or part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+    if main is None or is_precision_aware(part):
         return part.config.main_params_dtype
     return main.dtype
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 from fp16_patch.engines.megatron.module_names import inner_model, named_modules, named_parameters
 from fp16_patch.engines.megatron.sub_optimizers import Optimizer, require_loss_scaler
@@ -19,19 +19,6 @@ from fp16_patch.loss_scaling.update import Update
 
 STAGE = 1_000_000
 """Offset of the orders from one chunk to the next; more than the calls of modules in a pass through one chunk."""
-
-T = TypeVar("T")
-
-
-def run_pass(optimizer: Optimizer, run: Callable[[], T], *, trace_update: int | None = None, role: str = "model") -> T:
-    """Return ``run()``: forward and backward of all micro-batches of one update, by Megatron's schedules.
-
-    If this is update ``trace_update``, counted from 1, every module is traced and a report is written.
-    """
-    results: list[T] = []
-    if new_replay(optimizer, role).trace_if_due(trace_update, lambda: results.append(run())):
-        return results[0]
-    return run()
 
 
 def stop_after_too_many(
@@ -65,16 +52,13 @@ def new_replay(
     extra_pass: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Replay:
     """Return a :class:`Replay` of the model that ``optimizer`` trains."""
-    import torch.distributed as dist
-
     scaler = require_loss_scaler(optimizer)
     fallbacks = Fallbacks(in_bf16, fp32_modules=False)  # Float16Module makes the whole model half precision
-    is_writer = not dist.is_initialized() or dist.get_rank() == 0
-    return Replay(scaler, partial(trace_model, scaler), role, fallbacks, extra_pass, is_writer)
+    return Replay(scaler, partial(trace_model, scaler), role, fallbacks, extra_pass)
 
 
 class ModelTrace:
-    """What :func:`trace_model` has seen on this rank; names and orders are those in the whole model."""
+    """Hold what :func:`trace_model` observed on this rank; names and orders are those of the whole model."""
 
     def __init__(self, chunks: Sequence[Any], traces: Sequence[ModuleTrace]) -> None:
         self._chunks, self._traces = chunks, traces
@@ -107,10 +91,10 @@ class ModelTrace:
 
 @contextmanager
 def trace_model(scaler: Any) -> Iterator[ModelTrace]:
-    """Trace this rank's chunks as if the model were in one piece."""
+    """Trace this rank's chunks under the names and orders of the whole model."""
 
     def scale(outputs: Any) -> Any:
-        # The schedules ask for the scale of auxiliary losses with a one that needs no gradient: that is not a loss.
+        # To get the scale of auxiliary losses, the schedules pass a one that needs no gradient. It is not a loss.
         return scaler.scale(outputs) if outputs.requires_grad else outputs * scaler.get_scale()
 
     usual = [(chunk.config, chunk.config.grad_scale_func) for chunk in scaler.model]

@@ -56,7 +56,7 @@ def install_loss_scaler(optimizer: Optimizer, settings: LossScaling, model: Sequ
 class ChainedLossScaler(ScalerBase):
     """Move one scale for all sub-optimizers; Megatron sees one of ``sub_scalers`` in each of them.
 
-    The scale does not move before every sub-optimizer has reported: each has divided its gradients by it then. Each
+    The scale moves when every sub-optimizer has reported: by then each has divided its gradients by it. Each
     reports an overflow of any rank that shares its gradients, and all of them skip together.
     """
 
@@ -65,10 +65,8 @@ class ChainedLossScaler(ScalerBase):
         self.model = list(model)
         """The chunks of this rank."""
         self.sub_scalers = [SubOptimizerScaler(self, number) for number in range(num_sub_optimizers)]
-        self.on_finite_gradients: Callable[[], tuple[float | None, float | None]] | None = None
-        """Called in an update without overflow, before gradients are clipped. Returns headroom and underflow share."""
-        self.last_headroom: tuple[float | None, float | None] = (None, None)
-        """What ``on_finite_gradients`` returned last."""
+        self.on_finite_gradients: Callable[[], object] | None = None
+        """Called in an update without overflow, before gradients are clipped."""
         self._reports: dict[int, bool] = {}
         self._loaded: dict[int, State] = {}
         self._publish()
@@ -91,7 +89,7 @@ class ChainedLossScaler(ScalerBase):
             skipped = any(self._reports.values())
             self.clear_reports()
             if self.on_finite_gradients is not None and not skipped:
-                self.last_headroom = self.on_finite_gradients()
+                self.on_finite_gradients()
             self.rule.update(skipped=skipped)
             self._publish()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One update of a Megatron optimizer with this package's loss scaler."""
+"""Take one update of a Megatron optimizer with this package's loss scaler."""
 
 from __future__ import annotations
 
@@ -28,15 +28,7 @@ def take_step(optimizer: Optimizer) -> Update:
             code="scaler-disagrees",
             next_step="report this with your optimizer's class and configuration",
         )
-    if not made:
-        return Update(skipped=True, grad_norm=None, loss_scale=loss_scale)
-    if not hasattr(optimizer, "chained_optimizers") and not optimizer.config.clip_grad:
+    if made and not hasattr(optimizer, "chained_optimizers") and not optimizer.config.clip_grad:
         norm = optimizer.get_grad_norm()  # Megatron returns 0 where it does not clip
-    headroom, share = scaler.last_headroom
-    return Update(
-        skipped=False,
-        grad_norm=float(norm),
-        loss_scale=loss_scale,
-        headroom_bits=headroom,
-        underflow_share=share,
-    )
+    result: Update = scaler.describe_update(loss_scale, norm)
+    return result

@@ -29,7 +29,7 @@ def new_replay(engine: Engine, scaler: Any) -> Replay:
     from fp16_patch.loss_scaling.diagnosis.replay import Replay
 
     trace = partial(ModuleTrace, engine.module)
-    return Replay(scaler, trace, role, Fallbacks(IN_BF16), extra_pass, is_writer=engine.rank == 0)
+    return Replay(scaler, trace, role, Fallbacks(IN_BF16), extra_pass)
 
 
 @contextmanager

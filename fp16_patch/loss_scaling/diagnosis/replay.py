@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.log import logger
 from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis, Fallbacks
@@ -32,8 +34,6 @@ class Replay:
     fallbacks: Fallbacks = field(default_factory=Fallbacks)
     extra_pass: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Open during each traced pass. It leaves no gradients if the pass is not part of the training."""
-    is_writer: bool = True
-    """Whether this rank writes the report."""
 
     def trace_if_due(self, trace_update: int | None, run: Callable[[], object]) -> bool:
         """Trace ``run`` and write its report if ``trace_update``, counted from 1, is the next update.
@@ -72,7 +72,7 @@ class Replay:
         with self.extra_pass():
             diagnosis = Diagnosis(observe(self.trace, self.scaler, run, reason), self.fallbacks)
         folder = reports_folder()
-        if self.is_writer:
+        if not dist.is_initialized() or dist.get_rank() == 0:
             save(diagnosis, folder, stem)
             print(f"\n{render(diagnosis)}\n", flush=True)
         return diagnosis, folder / f"{stem}.txt"

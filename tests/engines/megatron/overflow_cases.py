@@ -15,7 +15,7 @@ from core_registry import case, in_layout
 from engine_ranks import Result, describe_error
 
 from fp16_patch import envs
-from fp16_patch.engines.megatron.replay import run_pass, stop_after_too_many
+from fp16_patch.engines.megatron.replay import new_replay, stop_after_too_many
 from fp16_patch.engines.megatron.step import take_step
 from fp16_patch.loss_scaling import LossScaling
 
@@ -93,7 +93,9 @@ def traced(rank: int, *, trace: int | None, **options: Any) -> Result:
     outputs = []
     for seed in range(3):
         run: Callable[[], Any] = lambda seed=seed: training.backward(seed)  # noqa: E731
-        outputs.append(run_pass(training.optimizer, run, trace_update=trace, role="actor"))
+        traced_run: Callable[[], Any] = lambda run=run: outputs.append(run())  # noqa: E731
+        if not new_replay(training.optimizer, "actor").trace_if_due(trace, traced_run):
+            traced_run()
         take_step(training.optimizer)
     report = Path(os.environ[envs.REPORTS], "trace_of_update_2_actor.json")
     modules = json.loads(report.read_text())["modules"] if report.exists() else []
