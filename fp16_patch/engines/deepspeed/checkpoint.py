@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save the loss scaler beside DeepSpeed's checkpoints as readable JSON, and resume it under this run's settings."""
+"""Save the loss scaler with DeepSpeed's checkpoints as readable JSON, and resume it under this run's settings."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def read_layout(module: torch.nn.Module, world_size: int) -> Layout:
-    """Return the layout of ``module``, which is wrapped already or not at all."""
+    """Return the layout of ``module``, which FSDP has already wrapped or never will."""
     shards, embeddings = 1, set(embedding_param_ids(module))
     for part in module.modules():
         if isinstance(part, FullyShardedDataParallel) and (handle := part._handle) is not None:
@@ -87,6 +87,6 @@ def _ranks_split_over(gradient: Any) -> int:
             allowed="sharded and replicated gradients",
             next_step="redistribute it to its parameter's placements before the update",
         )
-    # Not is_shard(): it says no for FSDP2's placement of a tensor that tensor parallelism splits too.
+    # Not is_shard(): it is False for FSDP2's placement of a tensor that tensor parallelism splits too.
     split = [i for i, place in enumerate(gradient.placements) if not place.is_replicate()]
     return math.prod(gradient.device_mesh.size(i) for i in split)

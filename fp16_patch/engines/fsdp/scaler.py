@@ -95,9 +95,9 @@ class FsdpLossScaler(ShardedGradScaler, ScalerBase):  # type: ignore[misc]  # to
         state = self._per_optimizer_states[id(optimizer)]
         if state["stage"] is not OptState.READY:
             raise Fp16PatchError(
-                "these gradients were divided by the loss scale already, and would be again",
+                "these gradients are already divided by the loss scale; clip_and_step would divide them again",
                 code="gradients-unscaled-twice",
-                allowed="unscale_ and step, or clip_and_step; one update, one of the two",
+                allowed="either unscale_ and step, or clip_and_step, in one update",
                 next_step="remove the call of unscale_, or of step, before clip_and_step",
             )
         state["found_inf_per_device"] = {self._scale.device: self._scale.new_tensor(float(not finite))}
@@ -107,7 +107,7 @@ class FsdpLossScaler(ShardedGradScaler, ScalerBase):  # type: ignore[misc]  # to
         if self._scale is None:
             self._lazy_init_scale_growth_tracker(torch.device(self._device))
         scale = self.get_scale()
-        if not self.settings.min_scale <= scale <= self.settings.max_scale:  # also NaN, and what no inverse has in FP32
+        if not self.settings.min_scale <= scale <= self.settings.max_scale:  # NaN too
             raise self._unusable(scale)
         return self._scale
 

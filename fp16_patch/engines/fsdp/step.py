@@ -87,5 +87,5 @@ def _step(optimizer: Any, gradients: list[torch.Tensor], factor: float) -> None:
     for gradient in gradients:
         by_device.setdefault(gradient.device, []).append(gradient)
     for same_device in by_device.values():
-        torch._foreach_mul_(same_device[::-1], factor)  # the last ones read are still in the cache
+        torch._foreach_mul_(same_device[::-1], factor)  # the last gradients that were read are still in the cache
     optimizer.step()

@@ -76,7 +76,7 @@ def read_state(saved: Any, settings: LossScaling) -> state_file.State | None:
         raise _unusable(error.what) from error
     theirs = (float(saved["scale"]), saved["growth_tracker"], saved["hysteresis_tracker"])
     if theirs != (ours["scale"], ours["growth_tracker"], ours["hysteresis_left"]):
-        raise _unusable(f"its entry {ENTRY!r} has another scale or other trackers than Megatron's entries, {theirs}")
+        raise _unusable(f"its entry {ENTRY!r} differs in scale or trackers from Megatron's entries, {theirs}")
     return ours
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of Megatron's OptimizerConfig that FP16 concerns."""
+"""Write the settings of Megatron's OptimizerConfig that concern FP16."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SETTINGS = {
 
 
 def optimizer_config(settings: LossScaling) -> dict[str, Any]:
-    """Return the fields that say the same as ``settings``, so that what Megatron prints and saves is true.
+    """Return the fields that agree with ``settings``, so that Megatron prints and saves true values.
 
-    It has no words for ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``; the scaler
-    that :func:`~fp16_patch.engines.megatron.scaler.install_loss_scaler` installs knows them all.
+    They cannot express ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``; the scaler
+    that :func:`~fp16_patch.engines.megatron.scaler.install_loss_scaler` installs uses them all.
     """
     dynamic = {"loss_scale": None}  # a number would be a fixed scale
     return dynamic | {theirs: getattr(settings, ours) for theirs, ours in SETTINGS.items()}

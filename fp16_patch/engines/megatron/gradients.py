@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank's gradients as a Megatron optimizer holds them: divided by the scale and not clipped yet."""
+"""Read one rank's gradients from a Megatron optimizer: divided by the scale and not clipped yet."""
 
 from __future__ import annotations
 

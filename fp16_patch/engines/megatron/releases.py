@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The releases of megatron-core whose optimizers this was written against and run with."""
+"""Name the releases of megatron-core that this package was written for and tested with."""
 
 DISTRIBUTION = "megatron-core"
 RELEASES = "==0.16.1"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizers inside a Megatron optimizer (dense parameters, experts, ...), their parameters and their scaler."""
+"""List the sub-optimizers of a Megatron optimizer (dense parameters, experts, ...), with parameters and scaler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def require_loss_scaler(optimizer: Optimizer) -> Any:
     """Return the optimizer's ``ChainedLossScaler``; raise :class:`Fp16PatchError` if it has none."""
     if (scaler := get_loss_scaler(optimizer)) is None:
         raise Fp16PatchError(
-            "this Megatron optimizer was not given this package's loss scaling",
+            "this Megatron optimizer does not have this package's loss scaler",
             code="loss-scaling-missing",
             allowed="an optimizer that install_loss_scaler() was called with",
             next_step="call fp16_patch.engines.megatron.scaler.install_loss_scaler where it is built",

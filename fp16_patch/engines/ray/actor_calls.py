@@ -9,7 +9,7 @@ from typing import Any
 from fp16_patch.errors import Fp16PatchError
 
 SECONDS = 300.0
-"""Seconds that a process may take to answer before it counts as missing."""
+"""Seconds to wait for a process before it counts as missing."""
 
 
 def answers(calls: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +30,6 @@ def answers(calls: Mapping[str, Any]) -> dict[str, Any]:
                 code="process-missing",
                 allowed="a report from every process before training starts",
                 next_step="check that fp16-patch is installed on that node, and that nothing removes its variables "
-                "from that process's environment",
+                "from the environment of that process",
             ) from error
     return found

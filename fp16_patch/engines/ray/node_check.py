@@ -22,7 +22,7 @@ def check_every_node() -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ask = ray.remote(num_cpus=0)(versions)  # pickled by reference: it cannot run where we are not installed
+    ask = ray.remote(num_cpus=0)(versions)  # pickled by reference: fails on a node without this package
     nodes = [node for node in ray.nodes() if node["Alive"]]
     calls = [  # not a dict: nodes may share an address
         (

@@ -305,7 +305,7 @@ def test_an_update_without_a_check_is_refused_and_not_counted() -> None:
 
 
 def test_a_check_after_unscaling_is_refused() -> None:
-    """The gradients have been divided by the scale already, and would be again."""
+    """The gradients are already divided by the scale; clip_and_step would divide them again."""
     scaler = new_scaler()
     scaler.ensure_scale()
     scaler._per_optimizer_states[id(OPTIMIZER)]["stage"] = torch.amp.grad_scaler.OptState.UNSCALED
