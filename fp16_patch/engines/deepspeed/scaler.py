@@ -19,6 +19,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
 from fp16_patch.loss_scaling.scaler_base import ScalerBase
+from fp16_patch.loss_scaling.update import Update
 
 
 class DeepSpeedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc]  # deepspeed is read through Any
@@ -30,6 +31,8 @@ class DeepSpeedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc] 
     def __init__(self, settings: LossScaling, embedding_param_ids: frozenset[int] = frozenset()) -> None:
         ScalerBase.__init__(self, settings)
         self.embedding_param_ids = embedding_param_ids
+        self.last_update: Update | None = None
+        """The update that the engine's last ``step()`` made; None if it only accumulated."""
         self._open_steps = 0
         self._deferred_overflow: bool | None = None
         self._on_finite_gradients: Callable[[], None] | None = None

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fp16_patch.attached_state import attached
 from fp16_patch.engines.deepspeed.releases import RELEASE
 from fp16_patch.errors import combine_errors
 from fp16_patch.patching import ProcessKind, wrap
@@ -20,13 +18,6 @@ _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 
-@dataclass
-class _LastStep:
-    """Hold the update that an engine's last ``step()`` made."""
-
-    update: Update | None = None
-
-
 def get_loss_scaler(engine: Engine) -> Any:
     """Return the engine's :class:`DeepSpeedLossScaler`, or None if it trains without one (BF16, FP32, reference)."""
     from fp16_patch.engines.deepspeed.scaler import DeepSpeedLossScaler
@@ -37,7 +28,7 @@ def get_loss_scaler(engine: Engine) -> Any:
 
 def last_update(engine: Engine) -> Update | None:
     """Return the update that the last ``step()`` made; None if it only accumulated or the engine has no scaler."""
-    return attached(engine, _LastStep).update
+    return getattr(get_loss_scaler(engine), "last_update", None)
 
 
 @wrap(
@@ -89,8 +80,7 @@ def track_updates(original: Any, self: Engine, *args: Any, **kwargs: Any) -> Any
     from fp16_patch.engines.deepspeed import replay
     from fp16_patch.engines.deepspeed.gradients import measure_headroom
 
-    last = attached(self, _LastStep)
-    last.update = None
+    scaler.last_update = None
     updates, loss_scale = scaler.counts.updates, scaler.get_scale()
     with scaler.defer_scale_update(on_finite_gradients=lambda: measure_headroom(self, scaler)):
         result = original(self, *args, **kwargs)
@@ -98,6 +88,6 @@ def track_updates(original: Any, self: Engine, *args: Any, **kwargs: Any) -> Any
         return result
     if scaler.counts.consecutive:  # skipped: DeepSpeed keeps the last norm
         self._global_grad_norm = self.optimizer._global_grad_norm = None
-    last.update = update = scaler.describe_update(loss_scale, self._global_grad_norm)
-    replay.stop_after_too_many(self, scaler, update)
+    scaler.last_update = scaler.describe_update(loss_scale, self._global_grad_norm)
+    replay.stop_after_too_many(self, scaler, scaler.last_update)
     return result
