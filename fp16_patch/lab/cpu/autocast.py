@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fp16_patch.lab.cpu.releases import VERL
-from fp16_patch.patching import ProcessKind, wrap
+from fp16_patch.lab.cpu.releases import VERL_RANK
+from fp16_patch.patching import wrap
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 @wrap(
     "verl.utils.torch_functional:logprobs_from_logits_v2",
-    release=VERL,
-    processes={ProcessKind.TRAINER_RANK},
+    **VERL_RANK,
     reason="CPU autocast rounds log-probs to the training dtype, which makes BF16's mismatch look about five times "
     "too large. CUDA autocast and flash-attn's cross entropy compute them in FP32.",
     upstream="CPU autocast's op lists differ from CUDA's by design",
@@ -32,8 +31,7 @@ def _cpu_logprobs_fp32(original: Any, logits: torch.Tensor, labels: torch.Tensor
 
 @wrap(
     "verl.utils.torch_functional:entropy_from_logits",
-    release=VERL,
-    processes={ProcessKind.TRAINER_RANK},
+    **VERL_RANK,
     reason="CPU autocast rounds the softmax, the products and the sum to the training dtype. CUDA autocast computes "
     "the softmax in FP32.",
     upstream="CPU autocast's op lists differ from CUDA's by design",

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import DEEPSPEED, OPENRLHF
-from fp16_patch.patching import ProcessKind, replace, wrap
+from fp16_patch.lab.cpu.releases import DEEPSPEED_RANK, OPENRLHF_RANK
+from fp16_patch.patching import replace, wrap
 
 
 @replace(
     "deepspeed.accelerator.cpu_accelerator:CPU_Accelerator.is_fp16_supported",
-    release=DEEPSPEED,
-    processes={ProcessKind.TRAINER_RANK},
+    **DEEPSPEED_RANK,
     reason="DeepSpeed refuses FP16 if oneDNN has no FP16 kernels. matmul.py computes FP16 products itself, and "
     "PyTorch has every other operator in FP16.",
     upstream="DeepSpeed asks oneDNN, not PyTorch; not reported",
@@ -25,8 +24,7 @@ def _cpu_deepspeed_fp16(self: Any) -> bool:
 
 @replace(
     "deepspeed.comm.torch:build_shm_op",
-    release=DEEPSPEED,
-    processes={ProcessKind.TRAINER_RANK},
+    **DEEPSPEED_RANK,
     reason="DeepSpeed compiles a C++ all-reduce for the ranks of one machine, which takes a minute at start-up and "
     "needs a compiler. gloo gives the same sums.",
     upstream="no setting turns it off; not reported",
@@ -40,8 +38,7 @@ def _cpu_deepspeed_no_shared_memory_op() -> None:
 @wrap(
     "openrlhf.utils.deepspeed.deepspeed_utils:get_train_ds_config",
     also_bound=("openrlhf.utils.deepspeed.deepspeed:get_train_ds_config",),
-    release=OPENRLHF,
-    processes={ProcessKind.TRAINER_RANK},
+    **OPENRLHF_RANK,
     reason="DeepSpeed compiles its fused Adam at start-up. Its setting torch_adam selects torch.optim.AdamW, the same "
     "algorithm. OpenRLHF has no argument for it.",
     upstream="OpenRLHF passes no setting of its optimizer through; not reported",

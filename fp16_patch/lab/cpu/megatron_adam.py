@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import MEGATRON_CORE
-from fp16_patch.patching import ProcessKind, wrap
+from fp16_patch.lab.cpu.releases import MEGATRON_CORE_RANK
+from fp16_patch.patching import wrap
 
 OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 
 
 @wrap(
     f"{OPTIMIZER}.state_dict",
-    release=MEGATRON_CORE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_CORE_RANK,
     reason="state_dict asserts that torch's Adam has counted its steps, which Adam does only from its first step on. "
     "A checkpoint can then neither be loaded into a new process nor saved before the first update.",
     upstream="not reported",
@@ -37,8 +36,7 @@ def _cpu_megatron_adam_before_steps(original: Any, self: Any) -> Any:
 
 @wrap(
     f"{OPTIMIZER}.load_state_dict",
-    release=MEGATRON_CORE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_CORE_RANK,
     reason="load_state_dict gives all parameters one shared step count, which each of them advances, and the format "
     "dp_reshardable leaves it at zero. Bias correction is then wrong, without an error. The patch gives each "
     "parameter its own count, as saved.",
@@ -57,8 +55,7 @@ def _cpu_megatron_adam_steps(original: Any, self: Any, state_dict: Any) -> None:
 
 @wrap(
     f"{OPTIMIZER}._set_main_param_and_optimizer_states",
-    release=MEGATRON_CORE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_CORE_RANK,
     reason="Megatron copies every state of torch's Adam, including the step count. The format that is independent of "
     "the layout has no count per parameter, so loading ends in a KeyError. The patch passes the current count; the "
     "saved one is set afterwards.",

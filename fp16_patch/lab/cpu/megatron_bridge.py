@@ -6,16 +6,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import MEGATRON_BRIDGE
-from fp16_patch.patching import ProcessKind, replace, wrap
+from fp16_patch.lab.cpu.releases import MEGATRON_BRIDGE_RANK
+from fp16_patch.patching import replace, wrap
 
 _LOCAL_EXPERT = re.compile(r"\.local_experts\.(\d+)\.(.+)$")
 
 
 @replace(
     "megatron.bridge.models.gpt_provider:transformer_engine_layer_spec",
-    release=MEGATRON_BRIDGE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_BRIDGE_RANK,
     reason="The bridge builds every GPT model from TransformerEngine's layers unless the provider is given others, "
     "which no configuration file can do. It also has a specification of megatron-core's own layers, and knows their "
     "names in Hugging Face checkpoints.",
@@ -31,8 +30,7 @@ def _cpu_megatron_bridge_local_layers(config: Any) -> Any:
 
 @wrap(
     "megatron.bridge.models.conversion.param_mapping:MegatronParamMapping.scatter_to_tp_ranks",
-    release=MEGATRON_BRIDGE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_BRIDGE_RANK,
     reason="gloo reads a tensor that is not contiguous as if it were. Row-parallel weights arrive wrong, without an "
     "error.",
     upstream="torch.distributed.scatter over gloo does not check; not reported",
@@ -44,8 +42,7 @@ def _cpu_megatron_bridge_contiguous_splits(original: Any, self: Any, splits: Any
 
 @wrap(
     "megatron.bridge.models.conversion.model_bridge:_megatron_local_name_to_global",
-    release=MEGATRON_BRIDGE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_BRIDGE_RANK,
     reason="Without TransformerEngine experts are not grouped, and they keep their local number. With expert "
     "parallelism every rank then loads the experts of the first rank, without an error.",
     upstream="not reported",
@@ -67,8 +64,7 @@ def _cpu_megatron_bridge_expert_numbers(
 
 @wrap(
     "megatron.bridge.models.conversion.param_mapping:MegatronParamMapping.gather_from_ep_ranks",
-    release=MEGATRON_BRIDGE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_BRIDGE_RANK,
     reason="The bridge expects the number of an expert at the end of the name, where grouped experts have it. The "
     "export of experts that are not grouped ends in a ValueError.",
     upstream="not reported",

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import MEGATRON_CORE
-from fp16_patch.patching import ProcessKind, replace, wrap
+from fp16_patch.lab.cpu.releases import MEGATRON_CORE_RANK
+from fp16_patch.patching import replace, wrap
 
 
 @replace(
     "megatron.core.tensor_parallel.random:_set_cuda_rng_state",
-    release=MEGATRON_CORE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_CORE_RANK,
     reason="Megatron sets the state of CUDA's generator. Without a GPU torch queues each call, with a stack trace, "
     "and never makes it. On this platform everything draws from the CPU's generator.",
     upstream="Megatron has no device interface; not reported",
@@ -27,8 +26,7 @@ def _cpu_megatron_random_state(new_state: Any, device: int = -1, graph_safe: boo
 
 @wrap(
     "megatron.core.transformer.dot_product_attention:DotProductAttention.forward",
-    release=MEGATRON_CORE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_CORE_RANK,
     reason="verl passes a padding mask with one row per sequence. TransformerEngine's causal attention ignores it; "
     "megatron-core's takes it for a mask of every pair of tokens. Padding is on the right, so causal attention "
     "already hides it from every token that counts.",
@@ -46,8 +44,7 @@ def _cpu_megatron_causal_mask(
 @wrap(
     "megatron.core.transformer.moe.moe_utils:maybe_move_tensor_to_cpu",
     also_bound=("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",),
-    release=MEGATRON_CORE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_CORE_RANK,
     reason="The function returns a tensor that is already on the CPU unchanged, even with as_numpy=True. all_to_all "
     "needs the numbers.",
     upstream="not reported",
@@ -63,8 +60,7 @@ def _cpu_megatron_expert_splits(original: Any, tensor: Any, as_numpy: bool = Fal
 @replace(
     "megatron.core.transformer.moe.moe_utils:router_gating_linear",
     also_bound=("megatron.core.transformer.moe.router:router_gating_linear",),
-    release=MEGATRON_CORE,
-    processes={ProcessKind.TRAINER_RANK},
+    **MEGATRON_CORE_RANK,
     reason="The function tests whether TransformerEngine's product is None. Without TransformerEngine the name does "
     "not exist, and every MoE model ends in a NameError. torch's linear in the same dtype has the same gradients.",
     upstream="not reported",

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from fp16_patch import envs
 from fp16_patch.engines.vllm.precision import register_row
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.cpu.releases import VLLM_CPU
-from fp16_patch.patching import ProcessKind, plan, register_import_hooks, wrap
+from fp16_patch.lab.cpu.releases import VLLM_WORKER
+from fp16_patch.patching import plan, register_import_hooks, wrap
 
 if TYPE_CHECKING:
     import torch
@@ -105,8 +105,7 @@ class RoundedLinear:
 
 @wrap(
     "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
-    release=VLLM_CPU,
-    processes={ProcessKind.VLLM_WORKER},
+    **VLLM_WORKER,
     reason=f"An instrument for experiments, applied only if {VARIABLE} is set: the outputs of linear layers have that "
     "many bits of significand.",
     upstream="not a defect",

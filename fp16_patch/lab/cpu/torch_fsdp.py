@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import TORCH, VERL
-from fp16_patch.patching import ProcessKind, replace, wrap
+from fp16_patch.lab.cpu.releases import TORCH_RANK, VERL_RANK
+from fp16_patch.patching import replace, wrap
 
 GLOO = "cpu:gloo"
 
 
 @wrap(
     "verl.utils.distributed:initialize_global_process_group_ray",
-    release=VERL,
-    processes={ProcessKind.TRAINER_RANK},
+    **VERL_RANK,
     reason='verl passes "cpu:gloo,{device}:{backend}", which names cpu twice on this platform. torch refuses that.',
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",
     remove_when="verl's process group backend is right for device cpu",
@@ -25,8 +24,7 @@ def _cpu_process_group(original: Any, timeout_second: int | None = None, backend
 
 @wrap(
     "torch.distributed.fsdp.sharded_grad_scaler:ShardedGradScaler.__init__",
-    release=TORCH,
-    processes={ProcessKind.TRAINER_RANK},
+    **TORCH_RANK,
     reason="verl creates the scaler without a device. With the default, cuda, it disables itself if there is no CUDA: "
     "gradients would not be scaled, with only a warning. The default becomes cpu. An explicit device is kept.",
     upstream="verl passes no device (verl/workers/engine/fsdp/transformer_impl.py); not reported",
@@ -38,8 +36,7 @@ def _cpu_grad_scaler_device(original: Any, self: Any, device: str = "cpu", *args
 
 @replace(
     "torch.distributed.fsdp._init_utils:_check_module_states_for_sync_module_states",
-    release=TORCH,
-    processes={ProcessKind.TRAINER_RANK},
+    **TORCH_RANK,
     reason="FSDP1 refuses to broadcast weights that are not on an accelerator. gloo broadcasts them from main memory.",
     upstream="FSDP1 is in maintenance; not reported",
     remove_when="verl drops FSDP1",
@@ -51,8 +48,7 @@ def _cpu_fsdp1_sync_module_states(module_states: list[Any]) -> None: ...
 @wrap(
     "torch.distributed.fsdp._init_utils:_init_core_state",
     also_bound=("torch.distributed.fsdp.fully_sharded_data_parallel:_init_core_state",),
-    release=TORCH,
-    processes={ProcessKind.TRAINER_RANK},
+    **TORCH_RANK,
     reason="The reference model is created with CPUOffload, which pins memory. Pinning needs an accelerator, and the "
     "parameters are already in main memory.",
     upstream="FSDP1 is in maintenance; not reported",
@@ -72,8 +68,7 @@ def _cpu_fsdp1_no_offload(
 
 @wrap(
     "verl.utils.fsdp_utils:apply_fsdp2",
-    release=VERL,
-    processes={ProcessKind.TRAINER_RANK},
+    **VERL_RANK,
     reason="The reference model is created with CPUOffloadPolicy(pin_memory=True). Pinning needs an accelerator.",
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",
     remove_when="verl pins memory only if there is an accelerator",

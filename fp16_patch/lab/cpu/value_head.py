@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import VERL
-from fp16_patch.patching import ProcessKind, replace
+from fp16_patch.lab.cpu.releases import VERL_RANK
+from fp16_patch.patching import replace
 
 
 @replace(
     "verl.utils.model:load_valuehead_model",
-    release=VERL,
-    processes={ProcessKind.TRAINER_RANK},
+    **VERL_RANK,
     reason="verl hard-codes flash_attention_2 for the value head. The patch takes the attention from the model's "
     "configuration. Models that only trl can give a value head are not supported.",
     upstream="https://github.com/verl-project/verl/pull/3405 (open)",

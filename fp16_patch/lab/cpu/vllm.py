@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import VLLM_CPU
-from fp16_patch.patching import ProcessKind, add, wrap
+from fp16_patch.lab.cpu.releases import VLLM_WORKER
+from fp16_patch.patching import add, wrap
 
 
 @wrap(
     "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
-    release=VLLM_CPU,
-    processes={ProcessKind.VLLM_WORKER},
+    **VLLM_WORKER,
     reason="vLLM packs each linear weight and frees the original, so the first weight update fails and the worker "
     "dies. Keeping the originals costs the memory of one more copy of the weights.",
     upstream="not reported; the CPU backend is written for serving",
@@ -29,8 +28,7 @@ def _vllm_cpu_keep_linear_weights(original: Any, layer: Any, remove_weight: bool
 
 @wrap(
     "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:UnquantizedFusedMoEMethod._setup_kernel",
-    release=VLLM_CPU,
-    processes={ProcessKind.VLLM_WORKER},
+    **VLLM_WORKER,
     reason="vLLM packs experts at the first load only. After a weight update the kernel reads unpacked weights as "
     "packed ones, and its results are wrong without an error.",
     upstream="not reported; on GPUs the same symptom was https://github.com/vllm-project/vllm/issues/42821",
@@ -46,8 +44,7 @@ def _vllm_cpu_repack_experts(original: Any, self: Any, layer: Any, w13: Any, w2:
 @add(
     "vllm.model_executor.models.utils:WeightsMapper.get_unstacked_mapper",
     name="vllm-weights-mapper-name",
-    release=VLLM_CPU,
-    processes={ProcessKind.VLLM_WORKER},
+    **VLLM_WORKER,
     reason="verl 0.9 loads LoRA adapters with get_unstacked_mapper, which vLLM has renamed to get_rename_mapper.",
     upstream="verl/utils/vllm/utils.py; not reported",
     remove_when="verl asks for get_rename_mapper",

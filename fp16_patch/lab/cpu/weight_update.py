@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fp16_patch.lab.cpu.releases import OPENRLHF
+from fp16_patch.lab.cpu.releases import OPENRLHF, OPENRLHF_RANK
 from fp16_patch.patching import ProcessKind, wrap
 
 
@@ -35,8 +35,7 @@ def _cpu_openrlhf_update_weight(
 
 @wrap(
     "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.moving_average",
-    release=OPENRLHF,
-    processes={ProcessKind.TRAINER_RANK},
+    **OPENRLHF_RANK,
     reason="OpenRLHF computes the moving average on cuda (--train.enable_ema).",
     upstream="the device is hard-coded; not reported",
     remove_when="OpenRLHF averages on the model's device",
