@@ -31,6 +31,7 @@ WRONG_LOG_PROBS = f"this loss expects the rollout's log-probs; the trainer sends
 ADD_BYPASS = f"add {BYPASS_KEY}=true, which sets the loss, or remove {LOSS_MODE}"
 UNREAD = f"no loss reads it unless {BYPASS_KEY} is true"
 MOVE = f"move its settings to {CORRECTION}, or set {BYPASS_KEY}=true"
+NOT_BOTH = f"remove {BYPASS_KEY} or fp16_patch.keep_log_probs"
 NOT_COMPUTED = "fp16_patch.keep_log_probs needs the {} log-probs, which are not computed then"
 
 
@@ -48,7 +49,7 @@ def settings(config: DictConfig, precision: Precision) -> list[Setting]:
         Setting(LOSS_CORRECTION, sets=correction, stock=(MISSING,), why=NOT_PASSED_ON, when=bypass, asked_by=asked_by),
         Setting(LOSS_MODE, allowed=("vanilla",), why=WRONG_LOG_PROBS, next_step=ADD_BYPASS, when=lone_loss),
         Setting(LOSS_CORRECTION, allowed=(None,), why=UNREAD, next_step=MOVE, when=not bypass and not lone_loss),
-        Setting(BYPASS_KEY, allowed=(False, None), why=pi, when=keep),
+        Setting(BYPASS_KEY, allowed=(False, None), why=pi, next_step=NOT_BOTH, when=keep),
         Setting(LOG_PROBS, allowed=(True,), why=mu, when=keep),
     ]
 
