@@ -64,8 +64,7 @@ class LossScaling:
         if self.min_scale > self.max_scale:
             raise refuse("min_scale", self.min_scale, f"at most max_scale={self.max_scale:g}")
         if not self.min_scale <= self.init_scale <= self.max_scale:
-            allowed = f"min_scale={self.min_scale:g} to max_scale={self.max_scale:g}"
-            raise refuse("init_scale", self.init_scale, allowed)
+            raise refuse("init_scale", self.init_scale, f"min_scale={self.min_scale:g} to max_scale={self.max_scale:g}")
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> LossScaling:

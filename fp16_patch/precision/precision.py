@@ -80,8 +80,7 @@ class Precision:
             raise refuse("trace_update", self.trace_update, "null, or a whole number counted from 1", "fp16_patch")
         if self.trace_update is not None and self.train_dtype != "fp16":
             raise Fp16PatchError(
-                f"fp16_patch.trace_update={self.trace_update}: training in {self.train_dtype} has no loss scale to "
-                "trace",
+                f"fp16_patch.trace_update={self.trace_update}: training in {self.train_dtype} has no loss scale",
                 code="setting-contradicts",
                 allowed="a train dtype of fp16",
                 next_step="remove fp16_patch.trace_update",
@@ -110,12 +109,8 @@ class Precision:
                     next_step="use the flag's own option, +precision@_global_=fp16, and override from there",
                 )
         loss_scaling = node.get("loss_scaling")
-        given = {
-            **node,
-            "loss_scaling": LossScaling.from_mapping({} if loss_scaling is None else loss_scaling),
-            "fp32_modules": node.get("fp32_modules") or (),
-        }
-        return cls(**given)
+        scaling = LossScaling.from_mapping({} if loss_scaling is None else loss_scaling)
+        return cls(**{**node, "loss_scaling": scaling, "fp32_modules": node.get("fp32_modules") or ()})
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the configuration node, ready for JSON: the inverse of :meth:`from_mapping`."""
@@ -132,8 +127,7 @@ class Precision:
         Raises:
             Fp16PatchError: If the flag is off in this process.
         """
-        precision = cls.from_environment()
-        if precision is None:
+        if (precision := cls.from_environment()) is None:
             raise Fp16PatchError(
                 f"{envs.PRECISION} is not set in this process: the flag was not propagated to it",
                 code="flag-not-propagated",

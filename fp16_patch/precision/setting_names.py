@@ -28,15 +28,14 @@ def check_settings(settings: Sequence[str]) -> None:
     """
     for word in settings:
         if not word.startswith(PREFIX) or "=" not in word:
+            what, next_step = "comes before the -- and is not a setting of this package", "put the command after the --"
+            if word in NAMES:
+                what, next_step = "is a setting without a value", f"write {word}=<value>"
             raise Fp16PatchError(
-                f"{word!r} is a setting without a value"
-                if word in NAMES
-                else f"{word!r} comes before the -- and is not a setting of this package",
+                f"{word!r} {what}",
                 code="setting-misplaced",
                 allowed="fp16_patch.<name>=<value>, such as fp16_patch.loss_scaling.init_scale=1024",
-                next_step=f"write {word}=<value>"
-                if word in NAMES
-                else "put the command and its own arguments after the --",
+                next_step=next_step,
             )
     check_overrides(settings)
 
@@ -62,16 +61,15 @@ def check_overrides(words: Iterable[str]) -> None:
                 )
             )
         name = word.lstrip("+").partition("=")[0]
-        if not name.startswith(PREFIX) or name in NAMES:
-            continue
-        close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.75)
-        problems.append(
-            Fp16PatchError(
-                f"{word!r} is not a setting of this package",
-                code="unknown-setting",
-                allowed=", ".join(NAMES),
-                next_step=f"did you mean {close[0]}?" if close else "correct the spelling, or remove it",
+        if name.startswith(PREFIX) and name not in NAMES:
+            close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.75)
+            problems.append(
+                Fp16PatchError(
+                    f"{word!r} is not a setting of this package",
+                    code="unknown-setting",
+                    allowed=", ".join(NAMES),
+                    next_step=f"did you mean {close[0]}?" if close else "correct the spelling, or remove it",
+                )
             )
-        )
     if problems:
         raise combine_errors(problems)

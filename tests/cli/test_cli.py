@@ -16,8 +16,9 @@ from fp16_patch.cli import doctor, main
 from fp16_patch.cli import patches as listing
 from fp16_patch.frameworks.openrlhf import plan as openrlhf
 from fp16_patch.frameworks.openrlhf import reports
-from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN, required
-from fp16_patch.patching import Patch, ProcessKind, Release, validate_plan
+from fp16_patch.frameworks.verl.controller import KINDS
+from fp16_patch.frameworks.verl.plan import ALL_PATCHES, PLAN
+from fp16_patch.patching import Patch, ProcessKind, Release, registry, validate_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +96,7 @@ def test_hooks_have_a_table_of_their_own_and_scoped_patches_a_mark(monkeypatch, 
 
 def test_the_plan_is_sound():
     validate_plan(ALL_PATCHES)
-    needed = required(("fsdp2", "megatron"))
+    needed = registry.required(ALL_PATCHES, KINDS, {"fsdp", "megatron"})
     assert set(needed) == {kind for patch in ALL_PATCHES for kind in patch.processes}
     for kind, patches in needed.items():
         assert all(patch.processes == {kind} for patch in patches)

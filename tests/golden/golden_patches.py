@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fp16_patch.patching import Patch, ProcessKind, find_definitions, installed_version
+from fp16_patch.patching import Patch, ProcessKind, find_definitions, installed_version, registry
 
 FILE = Path(__file__).with_name("patches.json")
 Plan = dict[str, tuple[Patch, ...]]
@@ -54,13 +54,22 @@ def plans() -> dict[str, Plan]:
 def required() -> dict[str, dict[str, tuple[Patch, ...]]]:
     """Return, for each framework and trainer: kind of process -> the patches its ledger must show."""
     from fp16_patch.frameworks.openrlhf.reports import REQUIRED
-    from fp16_patch.frameworks.verl import plan as verl
+    from fp16_patch.frameworks.verl import controller
+    from fp16_patch.frameworks.verl.plan import ALL_PATCHES
 
     openrlhf = {kind: patches for kind, patches in REQUIRED.items() if patches and kind != ProcessKind.TRAINER_RANK}
     controllers = (ProcessKind.CONTROLLER, ProcessKind.COORDINATOR, ProcessKind.ASYNC_CONTROLLER)
-    combinations = (("fsdp",), ("fsdp2",), ("megatron",), ("fsdp2", "megatron"))
+    combinations = {
+        "fsdp": {"fsdp"},
+        "fsdp2": {"fsdp"},
+        "megatron": {"megatron"},
+        "fsdp2+megatron": {"fsdp", "megatron"},
+    }
     return {
-        **{f"verl {'+'.join(strategies)}": verl.required(strategies) for strategies in combinations},
+        **{
+            f"verl {strategies}": registry.required(ALL_PATCHES, controller.KINDS, engines)
+            for strategies, engines in combinations.items()
+        },
         "openrlhf": openrlhf,
         "openrlhf, shipped with the class": {
             kind: tuple(patch for patch in openrlhf[kind] if patch.shipped) for kind in controllers

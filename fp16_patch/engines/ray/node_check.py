@@ -23,13 +23,13 @@ def check_every_node() -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0)(versions)  # pickled by reference: fails on a node without this package
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     calls = [  # not a dict: nodes may share an address
         (
             node["NodeManagerAddress"],
             ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(),
         )
-        for node in nodes
+        for node in ray.nodes()
+        if node["Alive"]
     ]
     here = versions()
     problems: list[Fp16PatchError] = []

@@ -6,7 +6,6 @@ They run in verl's task runner. An error raised there stops the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +104,7 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
     runner = [this_process(ProcessKind.TASK_RUNNER.value, status(), {})]
     by_kind = dict(zip(KINDS, (runner, trainers, servers, workers), strict=True))
     patches = registry.declared_under("fp16_patch.frameworks.verl")
-    require(by_kind, registry.required(patches, KINDS, engines(_strategies(trainer))))
+    require(by_kind, registry.required(patches, KINDS, _engines(trainer)))
     return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
 
 
@@ -118,15 +117,11 @@ def _publish_if_due(trainer: Trainer, when: str) -> None:
         progress.due = AFTER if when == BEFORE else None
 
 
-def engines(strategies: Iterable[str]) -> set[str]:
-    """Return the engines, as patches name them, of these trainer strategies."""
-    return {"fsdp" if strategy == "fsdp2" else strategy for strategy in strategies}
-
-
-def _strategies(trainer: Trainer) -> set[str]:
-    """Return the strategies of this run's trainer ranks. A reference has its actor's strategy."""
+def _engines(trainer: Trainer) -> set[str]:
+    """Return the engines of this run's trainer ranks, as patches name them. A reference has its actor's engine."""
     critic = [trainer.config.critic.strategy] if getattr(trainer, "critic_wg", None) is not None else []
-    return {trainer.config.actor_rollout_ref.actor.strategy, *critic}
+    strategies = [trainer.config.actor_rollout_ref.actor.strategy, *critic]
+    return {"fsdp" if strategy == "fsdp2" else strategy for strategy in strategies}
 
 
 def _driver_report(flag: Any) -> dict[str, Any]:
@@ -142,5 +137,4 @@ def changes_of(flag: Any) -> list[dict[str, Any]]:
     """Return what the flag changed in the configuration, as plain data. A value may be a whole section."""
     from omegaconf import OmegaConf
 
-    found: list[dict[str, Any]] = OmegaConf.to_container(flag.changes)
-    return found
+    return list(OmegaConf.to_container(flag.changes))

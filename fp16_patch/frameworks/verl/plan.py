@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say which patches apply when which module of verl is imported, and what each kind of process must show."""
+"""Say which patches apply when which module of verl is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from fp16_patch.frameworks.verl import controller, mismatch, receiver_failures, rollout, trainer, trainer_megatron
 from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint, engine, fp32_modules
-from fp16_patch.patching import Patch, ProcessKind, registry
+from fp16_patch.patching import registry
 
 ALL_PATCHES = registry.declared_in(
     *(controller, mismatch, trainer),
@@ -21,8 +19,3 @@ PLAN = registry.plan(ALL_PATCHES)
 No process imports a module of verl only to be patched: each gets the patches of what it uses. verl itself imports
 every engine that is installed.
 """
-
-
-def required(strategies: Iterable[str]) -> dict[ProcessKind, tuple[Patch, ...]]:
-    """Return the patches that each kind of process must show, in a run with these trainer strategies."""
-    return registry.required(ALL_PATCHES, controller.KINDS, controller.engines(strategies))
