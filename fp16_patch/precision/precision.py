@@ -16,6 +16,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision.loss_scaling import LossScaling, check_keys, refuse
 
 DTYPES = ("train_dtype", "rollout_dtype")
+ROLLOUT_OVERFLOW = ("stop", "mask")
 
 _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 PRECISIONS = tuple(_LONG)
@@ -69,13 +70,26 @@ class Precision:
     """The update, counted from 1, whose overflow report is written even if it does not overflow."""
     keep_log_probs: bool = False
     """Whether to save the log-probs of both engines, token by token, next to the precision report."""
+    rollout_overflow: str = "stop"
+    """What follows if the rollout returns log-probs that are inf or NaN: ``"stop"`` ends the run, ``"mask"`` takes
+    the answers out of the loss and out of their group's mean and deviation."""
+    rollout_overflow_max_share: float = 0.1
+    """Share of a step's answers above which ``"mask"`` ends the run too."""
+    allow_truncated_sampling: bool = False
+    """Whether vLLM may sample from another distribution than the trainer computes (top_p, top_k, penalties, ...)."""
 
     def __post_init__(self) -> None:
         for key in DTYPES:
             object.__setattr__(self, key, short_name(f"fp16_patch.{key}", getattr(self, key)))
         object.__setattr__(self, "fp32_modules", _patterns(self.fp32_modules))
-        if type(self.keep_log_probs) is not bool:
-            raise refuse("keep_log_probs", self.keep_log_probs, "true, false", "fp16_patch")
+        for key in ("keep_log_probs", "allow_truncated_sampling"):
+            if type(getattr(self, key)) is not bool:
+                raise refuse(key, getattr(self, key), "true, false", "fp16_patch")
+        if self.rollout_overflow not in ROLLOUT_OVERFLOW:
+            raise refuse("rollout_overflow", self.rollout_overflow, ", ".join(ROLLOUT_OVERFLOW), "fp16_patch")
+        share = self.rollout_overflow_max_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise refuse("rollout_overflow_max_share", share, "a number from 0 to below 1", "fp16_patch")
         if self.trace_update is not None and (type(self.trace_update) is not int or self.trace_update < 1):
             raise refuse("trace_update", self.trace_update, "null, or a whole number counted from 1", "fp16_patch")
         if self.trace_update is not None and self.train_dtype != "fp16":

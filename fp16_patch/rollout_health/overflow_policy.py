@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decide what happens to a step in which the rollout returned log-probs that are not finite: stop, or mask.
+
+An activation beyond 65504 becomes infinite in FP16. The logits are then NaN, vLLM samples token 0, and the log-prob
+of every token of that answer from there on is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.precision import Precision
+from fp16_patch.rollout_health.non_finite import NonFinite
+
+SHOWN_TOKENS = 8
+"""Token ids shown of the first affected answer, from its first affected position on."""
+
+NEXT_STEP = (
+    "train and sample this model in BF16 (+precision@_global_=bf16, or --ds.param_dtype bf16). "
+    "fp16_patch.fp32_modules does not help here: it changes the trainer only, and vLLM still computes in FP16. "
+    "To drop such answers and go on, set fp16_patch.rollout_overflow=mask"
+)
+
+
+def answers_to_mask(found: NonFinite, tokens: torch.Tensor, step: int, precision: Precision) -> torch.Tensor:
+    """Return the answers that must leave the loss, boolean ``[answers]``.
+
+    Args:
+        found: The non-finite log-probs of the rollout.
+        tokens: Sampled token ids, padded ``[answers, length]`` as the log-probs were.
+        step: The training step, for the message.
+        precision: Says whether to stop or to mask, and the share of answers above which a run stops in any case.
+
+    Raises:
+        Fp16PatchError: The run must stop.
+    """
+    if found.first is None:
+        return found.affected
+    answers, share = len(found.affected), found.share
+    limit = precision.rollout_overflow_max_share
+    if precision.rollout_overflow == "mask" and share <= limit:
+        return found.affected
+    answer, position = found.first
+    sampled = tokens[answer, position : position + SHOWN_TOKENS].tolist()
+    allowed = (
+        "finite log-probs from the rollout engine"
+        if precision.rollout_overflow == "stop"
+        else f"at most {limit:g} of a step's answers (fp16_patch.rollout_overflow_max_share)"
+    )
+    raise Fp16PatchError(
+        f"step {step}: vLLM returned log-probs that are inf or NaN for {found.tokens} tokens in {found.answers} of "
+        f"{answers} answers ({share:.1%}). The first is at position {position} of answer {answer}; the token ids "
+        f"sampled from there on are {sampled}",
+        code="rollout-overflow",
+        allowed=allowed,
+        next_step=NEXT_STEP,
+    )
+
+
+def check_lengths(log_probs: Sequence[int], tokens: Sequence[int], step: int) -> None:
+    """Check that each answer has one log-prob for each sampled token.
+
+    Args:
+        log_probs: Number of log-probs of each answer.
+        tokens: Number of tokens of each answer.
+        step: The training step, for the message.
+
+    Raises:
+        Fp16PatchError: An answer has fewer or more.
+    """
+    for answer, (found, wanted) in enumerate(zip(log_probs, tokens, strict=True)):
+        if found != wanted:
+            raise Fp16PatchError(
+                f"step {step}: answer {answer} has {wanted} tokens and {found} log-probs from the rollout",
+                code="log-probs-incomplete",
+                allowed="one log-prob for each sampled token",
+                next_step="look at the agent loop or rollout function that returns the log-probs",
+            )
