@@ -79,3 +79,13 @@ def check_lengths(log_probs: Sequence[int], tokens: Sequence[int], step: int) ->
                 allowed="one log-prob for each sampled token",
                 next_step="look at the agent loop or rollout function that returns the log-probs",
             )
+
+
+def refuse_logits(rows: int, step: int) -> Fp16PatchError:
+    """Return the error for logits that are not finite, in a run that does not ask vLLM for log-probs."""
+    return Fp16PatchError(
+        f"step {step}: {rows} rows of vLLM's logits were NaN or +inf; the tokens sampled from them are arbitrary",
+        code="rollout-overflow",
+        allowed="finite logits from the rollout engine",
+        next_step=f"{NEXT_STEP}, which needs the rollout's log-probs",
+    )

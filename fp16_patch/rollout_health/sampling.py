@@ -8,7 +8,7 @@ sample from something else, and its log-probs are those of the changed distribut
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
@@ -49,15 +49,19 @@ def distribution_parameters(parameters: Any) -> list[tuple[str, str]]:
     return found
 
 
-def changed_requests(counts: Mapping[tuple[str, str], int], expected: Mapping[str, Any]) -> Changed:
-    """Return the counts of the parameters that do not have their expected value.
+def changed_requests(counts: Mapping[tuple[str, str], int], accepted: Collection[tuple[str, str]]) -> Changed:
+    """Return the counts of the parameters that have another value than an accepted one.
 
     Args:
         counts: Requests for each (parameter, value) of :func:`distribution_parameters`.
-        expected: ``temperature``, and other parameters that the configuration sets and the user has accepted.
+        accepted: The trainer's temperature, and what else the user has accepted, as :func:`accept` gives them.
     """
-    wanted = {name: f"{value:g}" if name == "temperature" else f"{value}" for name, value in expected.items()}
-    return Counter({(name, value): count for (name, value), count in counts.items() if wanted.get(name) != value})
+    return Counter({request: count for request, count in counts.items() if request not in accepted})
+
+
+def accept(**parameters: float) -> set[tuple[str, str]]:
+    """Return parameters as :func:`distribution_parameters` would name them."""
+    return {(name, f"{value:g}" if name == "temperature" else f"{value}") for name, value in parameters.items()}
 
 
 def metrics(changed: Changed) -> dict[str, float]:

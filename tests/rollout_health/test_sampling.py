@@ -10,6 +10,7 @@ import pytest
 
 from fp16_patch.rollout_health.sampling import (
     NEUTRAL,
+    accept,
     changed_requests,
     distribution_parameters,
     metrics,
@@ -37,22 +38,22 @@ def test_a_parameter_that_changes_the_distribution_is_named(name: str, value: An
 
 def test_the_configured_temperature_and_accepted_settings_are_no_change() -> None:
     counts = {("temperature", "0.7"): 3, ("top_p", "0.9"): 3}
-    assert not changed_requests(counts, {"temperature": 0.7, "top_p": 0.9})
-    assert changed_requests(counts, {"temperature": 1.0}) == {("temperature", "0.7"): 3, ("top_p", "0.9"): 3}
+    assert not changed_requests(counts, accept(temperature=0.7, top_p=0.9))
+    assert changed_requests(counts, accept(temperature=1.0)) == counts
 
 
 def test_metrics_count_by_parameter() -> None:
-    changed = changed_requests({("top_p", "0.8"): 2, ("top_p", "0.9"): 1, ("min_p", "0.1"): 4}, {})
+    changed = changed_requests({("top_p", "0.8"): 2, ("top_p", "0.9"): 1, ("min_p", "0.1"): 4}, ())
     assert metrics(changed) == {
         "rollout/changed_sampling": 7.0,
         "rollout/changed_sampling/min_p": 4.0,
         "rollout/changed_sampling/top_p": 3.0,
     }
-    assert metrics(changed_requests({}, {})) == {"rollout/changed_sampling": 0.0}
+    assert metrics(changed_requests({}, ())) == {"rollout/changed_sampling": 0.0}
 
 
 def test_the_error_names_parameter_value_and_count() -> None:
-    error = refuse_changed(changed_requests({("top_p", "0.8"): 2}, {}), 3, 1.0)
+    error = refuse_changed(changed_requests({("top_p", "0.8"): 2}, ()), 3, 1.0)
     assert error.code == "sampling-changed"
     assert "top_p=0.8 (2 requests)" in str(error)
 
