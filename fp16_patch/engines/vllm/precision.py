@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fp16_patch.engines.vllm.logits import count_rows
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import ProcessKind, Release, attach, scoped, status
 from fp16_patch.report.dtypes import dtype_shares, format_dtypes
@@ -93,6 +94,7 @@ def observe_compute_logits(compute_logits: Callable[..., Any], worker: Any) -> C
         logits = compute_logits(*args, **kwargs)
         if logits is not None:  # tensor-parallel ranks other than 0 may get none
             record_dtype(worker, "logits", logits.dtype)
+            count_rows(worker, logits)
         return logits
 
     return observed

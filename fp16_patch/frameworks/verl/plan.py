@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
-from fp16_patch.frameworks.verl import controller, mismatch, receiver_failures, rollout, trainer, trainer_megatron
+from fp16_patch.engines.vllm import sampling
+from fp16_patch.frameworks.verl import (
+    controller,
+    mismatch,
+    receiver_failures,
+    rollout,
+    rollout_health,
+    trainer,
+    trainer_megatron,
+)
 from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint, engine, fp32_modules
 from fp16_patch.patching import registry
 
 ALL_PATCHES = registry.declared_in(
     *(controller, mismatch, trainer),
     *(engine, checkpoint, fp32_modules),
-    *(trainer_megatron, receiver_failures, rollout),
+    *(trainer_megatron, receiver_failures, rollout, rollout_health, sampling),
 )
 
 PLAN = registry.plan(ALL_PATCHES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS, take_rows
 from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
 from fp16_patch.frameworks.verl.releases import RELEASE, VLLM_WORKER
 from fp16_patch.patching import ProcessKind, add, hook, replace
@@ -39,6 +40,19 @@ async def return_worker_answers(self: Any, *args: Any, **kwargs: Any) -> Any:
 def fp16_patch_report(self: Any) -> str:
     """Return this vLLM worker's report as JSON."""
     return report_method(None)(self)
+
+
+@add(
+    f"{_EXTENSION}.{NON_FINITE_LOGITS}",
+    name="worker-non-finite-logits",
+    **_WORKER,
+    reason="a run that does not ask vLLM for log-probs shows an overflow in vLLM's logits only",
+    upstream="none: our own proof",
+    remove_when="never",
+)
+def fp16_patch_non_finite_logits(self: Any) -> int:
+    """Return the rows of logits of this vLLM worker that were NaN or +inf since the last call."""
+    return take_rows(self)
 
 
 @hook(

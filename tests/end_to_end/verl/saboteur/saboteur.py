@@ -10,6 +10,7 @@ from types import ModuleType
 from fp16_patch.patching import undo, when_imported
 
 ENGINE = "verl.workers.engine.fsdp.transformer_impl"
+SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 EXTENSION = "verl.workers.rollout.vllm_rollout.utils"
 
 
@@ -68,6 +69,20 @@ def spoil_every_update(_: ModuleType) -> None:
     transformer_impl.FSDPEngineWithLMHead.forward_step = spoilt
 
 
+def nan_log_prob(module: ModuleType) -> None:
+    """A rollout engine that returns NaN for one token of one answer, and never again."""
+    generate, done = module.vLLMHttpServer.generate, []
+
+    async def generate_with_nan(self, *args, **kwargs):
+        output = await generate(self, *args, **kwargs)
+        if not done and len(output.log_probs or ()) > 1:
+            done.append(1)
+            output.log_probs[1] = float("nan")
+        return output
+
+    module.vLLMHttpServer.generate = generate_with_nan
+
+
 def after_ours(callback):
     """A callback registered while others run comes after all of them."""
     return lambda module: when_imported(module.__name__, callback)
@@ -78,5 +93,6 @@ def after_ours(callback):
     "change_the_source": lambda: when_imported(EXTENSION, change_the_source),
     "die_in_third_update": lambda: when_imported(ENGINE, die_in_third_update),
     "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
+    "nan_log_prob": lambda: when_imported(SERVER, after_ours(nan_log_prob)),
     "fail_while_receiving": lambda: when_imported(EXTENSION, after_ours(fail_while_receiving)),
 }[os.environ["SABOTAGE"]]()
