@@ -130,14 +130,14 @@ def publish(
     when: str,
     extra_allowed: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
-    """Save the report of these processes, print it before the first update, and check it.
+    """Save the report of these processes, print it before training and before the first update, and check it.
 
     Args:
         precision: What the flag asks for.
         processes: The report of each process.
         changes: The settings that the flag changed.
         path: The file to write.
-        when: ``"before the first update"`` or ``"after the first update"``.
+        when: ``"before training"``, ``"before the first update"`` or ``"after the first update"``.
         extra_allowed: As for :func:`precision_violations`.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patch verl's trainer loop: check every process, and report the precision before and after the first update.
+"""Patch verl's trainer loop: check every process, and report the precision before training and its first update.
 
 They run in verl's task runner. An error raised there stops the run.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray import node_check
+from fp16_patch.engines.vllm import sampling
 from fp16_patch.frameworks.verl import mismatch, reports
 from fp16_patch.frameworks.verl.releases import TASK_RUNNER
 from fp16_patch.patching import ProcessKind, hook, registry, status, wrap
@@ -24,7 +25,7 @@ _TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
 KINDS = (ProcessKind.TASK_RUNNER, ProcessKind.TRAINER_RANK, ProcessKind.VLLM_SERVER, ProcessKind.VLLM_WORKER)
 """The kinds of processes of a run of verl that must show their patches."""
 
-BEFORE, AFTER = "before the first update", "after the first update"
+START, BEFORE, AFTER = "before training", "before the first update", "after the first update"
 
 _replicas: list[Any] = []  # every RolloutReplica made in this process: policy, reward model, teachers
 
@@ -33,7 +34,7 @@ _replicas: list[Any] = []  # every RolloutReplica made in this process: policy, 
 class ReportProgress:
     """State on a trainer."""
 
-    due: str | None = BEFORE
+    due: str | None = START
     """When its next precision report is due; None after the last one."""
 
 
@@ -48,6 +49,18 @@ def check_processes(original: Any, self: Trainer) -> Any:
     result = original(self)
     gather(self)
     return result
+
+
+@hook(
+    f"{_TRAINER}.fit",
+    name="precision-report-start",
+    **TASK_RUNNER,
+    reason="a run that only validates, or has no step, has no update to report at; saves what is known before training",
+)
+def report_before_training(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """Save the precision report before the first validation. Later reports complete it."""
+    _publish_if_due(self, START)
+    return original(self, *args, **kwargs)
 
 
 @hook(
@@ -103,18 +116,18 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
     servers, workers = reports.from_rollout(_replicas, trainer.llm_server_manager.get_replicas())
     runner = [this_process(ProcessKind.TASK_RUNNER.value, status(), {})]
     by_kind = dict(zip(KINDS, (runner, trainers, servers, workers), strict=True))
-    patches = registry.declared_under("fp16_patch.frameworks.verl")
+    patches = (*registry.declared_under("fp16_patch.frameworks.verl"), *registry.declared_in(sampling))
     require(by_kind, registry.required(patches, KINDS, _engines(trainer)))
     return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
 
 
 def _publish_if_due(trainer: Trainer, when: str) -> None:
-    """Gather the reports, check them against the flag, save them, and print them the first time."""
+    """Gather the reports, check them against the flag, save them, and print them before training and updates."""
     progress = attached(trainer, ReportProgress)
     if progress.due == when:
         flag = trainer.config.fp16_patch
         precision_report.publish(Precision.current(), gather(trainer), changes_of(flag), flag.report_path, when)
-        progress.due = AFTER if when == BEFORE else None
+        progress.due = {START: BEFORE, BEFORE: AFTER}.get(when)
 
 
 def _engines(trainer: Trainer) -> set[str]:

@@ -45,7 +45,7 @@ def fp16_patch_report(self: Any) -> str:
 @add(
     f"{_EXTENSION}.{NON_FINITE_LOGITS}",
     name="worker-non-finite-logits",
-    **_WORKER,
+    **VLLM_WORKER,
     reason="a run that does not ask vLLM for log-probs shows an overflow in vLLM's logits only",
     upstream="none: our own proof",
     remove_when="never",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
 from fp16_patch.engines.vllm.sampling import take_requests
-from fp16_patch.frameworks.verl.releases import RELEASE
-from fp16_patch.patching import ProcessKind, wrap
+from fp16_patch.frameworks.verl.releases import TASK_RUNNER
+from fp16_patch.patching import wrap
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health import sampling
 
@@ -32,8 +32,7 @@ Batch = Any  # transfer_queue's KVBatchMeta: keys of a step's answers, not their
 
 _TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
 _OURS: dict[str, Any] = {
-    "release": RELEASE,
-    "processes": {ProcessKind.TASK_RUNNER},
+    **TASK_RUNNER,
     "upstream": "none: our own proof",
     "remove_when": "verl checks the log-probs of its rollout engine",
 }
@@ -57,7 +56,7 @@ _MASKED: set[str] = set()  # keys of this step's masked answers; verl's advantag
     reason="a policy that overflows in vLLM returns NaN log-probs, and verl trains on them without a word",
     **_OURS,
 )
-def check_step(original: Callable[..., Any], self: Trainer, batch: Batch, metrics: dict[str, Any]) -> Any:
+def check_step(original: Any, self: Trainer, batch: Batch, metrics: dict[str, Any]) -> Any:
     """Check the rollout of this step, and count the trainer's own log-probs that are not finite."""
     start = time.perf_counter()
     check_sampling(self, metrics)
@@ -104,8 +103,8 @@ def _find(batch: Batch, name: str, step: int | None = None) -> NonFinite:
 
     data = _get(batch, name, "response_mask")
     if step is not None:
-        lengths = (data[field].offsets().diff().tolist() for field in (name, "response_mask"))
-        check_lengths(*lengths, step=step)
+        log_probs, tokens = (data[field].offsets().diff().tolist() for field in (name, "response_mask"))
+        check_lengths(log_probs, tokens, step)
     padded = data.to_padded_tensor()
     return find_non_finite(padded[name], padded["response_mask"])
 
@@ -146,7 +145,7 @@ def _mask(batch: Batch, masked: torch.Tensor) -> None:
     "deviation either",
     **_OURS,
 )
-def leave_groups(original: Callable[..., Any], data: Any, batch_keys: list[str], *args: Any, **kwargs: Any) -> Any:
+def leave_groups(original: Any, data: Any, batch_keys: list[str], *args: Any, **kwargs: Any) -> Any:
     """Give each masked answer a group of its own, and an answer that is left alone in its group no advantage."""
     if not _MASKED:
         return original(data, batch_keys, *args, **kwargs)
@@ -204,7 +203,7 @@ def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
     reason="validation has sampling settings of its own; its requests are not those of the next training step",
     **_OURS,
 )
-def drop_validation_requests(original: Callable[..., Any], self: Trainer, *args: Any, **kwargs: Any) -> Any:
+def drop_validation_requests(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Count the requests made so far for the next step, and forget those of the validation."""
     attached(self, RolloutState).requests += _take_requests(self)
     result = original(self, *args, **kwargs)
