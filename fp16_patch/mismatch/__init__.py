@@ -10,5 +10,6 @@ METRIC_NAMES = (
     "k1_kl",
     "k3_kl",
     "tokens",
+    "non_finite_tokens",
 )
 """What :func:`fp16_patch.mismatch.metrics.mismatch_metrics` returns; logged with the prefix."""

@@ -34,10 +34,10 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
     - ``log_ratio_abs_mean``: mean of |x|;
     - ``k1_kl``: mean of -x, the plain estimate of KL[mu|pi]; unbiased, but single batches may be negative;
     - ``k3_kl``: mean of ``expm1(x) - x``, Schulman's k3 estimate of KL[mu|pi]; never negative, far less noisy;
-    - ``tokens``: the number of tokens compared.
+    - ``tokens``: the number of tokens compared;
+    - ``non_finite_tokens``: the number of tokens left out, because a log-prob of theirs is inf or NaN.
 
-    Without a token every metric except ``tokens`` is NaN. A log-prob that is not finite is not left out: the result is
-    not finite either.
+    Without a token to compare every metric except the two counts is NaN.
 
     Raises:
         ValueError: The shapes differ.
@@ -45,10 +45,12 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
     if not mu.shape == pi.shape == mask.shape:
         raise ValueError(f"mu {tuple(mu.shape)}, pi {tuple(pi.shape)} and mask {tuple(mask.shape)} must have one shape")
     unmasked = mask.detach().bool()
-    log_mu = mu.detach()[unmasked].to(torch.float64)
-    log_pi = pi.detach()[unmasked].to(torch.float64)
+    finite = unmasked & mu.detach().isfinite() & pi.detach().isfinite()
+    log_mu = mu.detach()[finite].to(torch.float64)
+    log_pi = pi.detach()[finite].to(torch.float64)
+    counts = {"tokens": float(log_mu.numel()), "non_finite_tokens": float(unmasked.sum() - finite.sum())}
     if log_mu.numel() == 0:
-        return dict.fromkeys(METRIC_NAMES, math.nan) | {"tokens": 0.0}
+        return dict.fromkeys(METRIC_NAMES, math.nan) | counts
 
     log_ratio = log_pi - log_mu
     # pi - mu is the larger of the two times (1 - exp(-|x|)), with a sign. Subtracting two exponentials would lose the
@@ -64,7 +66,7 @@ def mismatch_metrics(mu: torch.Tensor, pi: torch.Tensor, mask: torch.Tensor) -> 
             k3(log_ratio).mean(),
         ]
     ).tolist()
-    return dict(zip(METRIC_NAMES, [*values, float(log_mu.numel())], strict=True))
+    return dict(zip(METRIC_NAMES, values, strict=False)) | counts
 
 
 def k3(log_ratio: torch.Tensor) -> torch.Tensor:

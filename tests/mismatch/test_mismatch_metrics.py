@@ -32,6 +32,7 @@ def exact(mu: list[float], pi: list[float]) -> dict[str, float]:
             "k1_kl": float(-sum(x) / n),
             "k3_kl": float(sum(mpmath.exp(v) - 1 - v for v in x) / n),
             "tokens": float(n),
+            "non_finite_tokens": 0.0,
         }
 
 
@@ -110,15 +111,24 @@ def test_padded_and_flat_agree_and_padding_is_never_read() -> None:
 
 def test_an_empty_mask_gives_nan_and_no_tokens() -> None:
     got = mismatch_metrics(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
-    assert got.pop("tokens") == 0
-    assert len(got) == len(METRIC_NAMES) - 1
+    assert got.pop("tokens") == got.pop("non_finite_tokens") == 0
+    assert len(got) == len(METRIC_NAMES) - 2
     assert all(math.isnan(v) for v in got.values())
 
 
-def test_impossible_token_is_not_hidden() -> None:
-    got = mismatch_metrics(torch.tensor([-1.0, -1.0]), torch.tensor([-math.inf, -1.0]), torch.ones(2))
-    assert got["k3_kl"] == math.inf
-    assert got["pi_minus_mu_min"] == pytest.approx(-math.exp(-1))
+def test_tokens_that_are_not_finite_are_counted_and_left_out() -> None:
+    mu = torch.tensor([-1.0, -1.0, math.nan, -2.0])
+    pi = torch.tensor([-math.inf, -1.5, -1.0, -2.0])
+    got = mismatch_metrics(mu, pi, torch.tensor([1, 1, 1, 0]))
+    assert (got["tokens"], got["non_finite_tokens"]) == (1, 2)
+    finite = mismatch_metrics(mu[1:2], pi[1:2], torch.ones(1))
+    assert {**got, "non_finite_tokens": 0.0} == finite
+
+
+def test_without_a_finite_token_the_metrics_are_nan() -> None:
+    got = mismatch_metrics(torch.full((2,), math.nan), torch.zeros(2), torch.ones(2))
+    assert (got.pop("tokens"), got.pop("non_finite_tokens")) == (0, 2)
+    assert all(math.isnan(value) for value in got.values())
 
 
 def test_shapes_must_agree() -> None:

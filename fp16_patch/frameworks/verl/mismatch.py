@@ -82,7 +82,8 @@ def metrics(engine: Engine, seen: list[LogProbs]) -> dict[str, list[float]]:
     if not mask.any():  # a rank that got padding only
         return {}
     found = mismatch_metrics(mu, pi, mask)
-    found["tokens"] *= engine.get_data_parallel_size()
+    for count in ("tokens", "non_finite_tokens"):
+        found[count] *= engine.get_data_parallel_size()
     return {f"{METRIC_PREFIX}{name}": [value] for name, value in found.items()}
 
 

@@ -26,6 +26,7 @@ def test_the_first_update_of_a_step_measures_and_no_other(results: Outcomes, str
         assert second == fourth == {}, "a policy that has moved is no longer the one that sampled"
         for found, expected in ((first, result["expected"][0]), (third, result["expected"][2])):
             expected["tokens"] *= 2  # of both ranks: verl takes the mean
+            assert expected["non_finite_tokens"] == 0
             for name, value in expected.items():
                 assert found[f"mismatch/{name}"] == [pytest.approx(value, rel=1e-6)], name
 
