@@ -71,6 +71,10 @@ REFUSED = {
     ("fp16_patch.keep_log_probs=true", "actor_rollout_ref.rollout.calculate_log_probs=false"): (
         "actor_rollout_ref.rollout.calculate_log_probs=False"
     ),
+    ("fp16_patch.rollout_overflow=mask", "actor_rollout_ref.rollout.calculate_log_probs=false"): (
+        "actor_rollout_ref.rollout.calculate_log_probs=False"
+    ),
+    ("fp16_patch.rollout_overflow=ignore",): "fp16_patch.rollout_overflow='ignore'",
     (
         "fp16_patch.keep_log_probs=true",
         "algorithm.rollout_correction.bypass_mode=true",

@@ -32,6 +32,7 @@ ADD_BYPASS = f"add {BYPASS_KEY}=true, which sets the loss, or remove {LOSS_MODE}
 UNREAD = f"no loss reads it unless {BYPASS_KEY} is true"
 MOVE = f"move its settings to {CORRECTION}, or set {BYPASS_KEY}=true"
 NOT_BOTH = f"remove {BYPASS_KEY} or fp16_patch.keep_log_probs"
+NOT_MASKED = "fp16_patch.rollout_overflow=mask finds the answers by the rollout's log-probs, which are not computed then"
 NOT_COMPUTED = "fp16_patch.keep_log_probs needs the {} log-probs, which are not computed then"
 
 
@@ -51,6 +52,7 @@ def settings(config: DictConfig, precision: Precision) -> list[Setting]:
         Setting(LOSS_CORRECTION, allowed=(None,), why=UNREAD, next_step=MOVE, when=not bypass and not lone_loss),
         Setting(BYPASS_KEY, allowed=(False, None), why=pi, next_step=NOT_BOTH, when=keep),
         Setting(LOG_PROBS, allowed=(True,), why=mu, when=keep),
+        Setting(LOG_PROBS, allowed=(True,), why=NOT_MASKED, when=precision.rollout_overflow == "mask"),
     ]
 
 
