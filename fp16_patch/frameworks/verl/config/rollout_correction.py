@@ -32,7 +32,9 @@ ADD_BYPASS = f"add {BYPASS_KEY}=true, which sets the loss, or remove {LOSS_MODE}
 UNREAD = f"no loss reads it unless {BYPASS_KEY} is true"
 MOVE = f"move its settings to {CORRECTION}, or set {BYPASS_KEY}=true"
 NOT_BOTH = f"remove {BYPASS_KEY} or fp16_patch.keep_log_probs"
-NOT_MASKED = "fp16_patch.rollout_overflow=mask finds the answers by the rollout's log-probs, which are not computed then"
+NOT_MASKED = (
+    "fp16_patch.rollout_overflow=mask finds the answers by the rollout's log-probs, which are not computed then"
+)
 NOT_COMPUTED = "fp16_patch.keep_log_probs needs the {} log-probs, which are not computed then"
 
 
