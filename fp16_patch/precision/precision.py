@@ -68,6 +68,8 @@ class Precision:
     """Shell-style patterns of module names that the trainer computes in FP32."""
     trace_update: int | None = None
     """The update, counted from 1, whose overflow report is written even if it does not overflow."""
+    trace_rollout: int | None = None
+    """The step, counted from 1, in which one answer's forward pass in vLLM is traced module by module."""
     keep_log_probs: bool = False
     """Whether to save the log-probs of both engines, token by token, next to the precision report."""
     rollout_overflow: str = "stop"
@@ -90,8 +92,10 @@ class Precision:
         share = self.rollout_overflow_max_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
             raise refuse("rollout_overflow_max_share", share, "a number from 0 to below 1", "fp16_patch")
-        if self.trace_update is not None and (type(self.trace_update) is not int or self.trace_update < 1):
-            raise refuse("trace_update", self.trace_update, "null, or a whole number counted from 1", "fp16_patch")
+        for key in ("trace_update", "trace_rollout"):
+            number = getattr(self, key)
+            if number is not None and (type(number) is not int or number < 1):
+                raise refuse(key, number, "null, or a whole number counted from 1", "fp16_patch")
         if self.trace_update is not None and self.train_dtype != "fp16":
             raise Fp16PatchError(
                 f"fp16_patch.trace_update={self.trace_update}: training in {self.train_dtype} has no loss scale",

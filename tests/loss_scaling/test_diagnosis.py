@@ -13,6 +13,7 @@ from diagnosed_models import AT_FLOOR, BF16, ONES, WIDTH, Model, Module, examine
 from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.fp32_modules import compute_in_fp32, find_fp32_modules
 from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.loss_scaling.diagnosis.advice import TRAINER_ONLY
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleTrace
 from fp16_patch.loss_scaling.diagnosis.observations import Losses, observe
 from fp16_patch.loss_scaling.diagnosis.report import render
@@ -24,6 +25,7 @@ def test_an_activation_overflows() -> None:
     assert "100 % of the output of embed (Linear) is inf or NaN, and its inputs are finite" in found.summary
     assert "no loss scale helps: activations are not scaled" in found.advice
     assert "keep embed in FP32: fp16_patch.fp32_modules=[embed]" in found.advice
+    assert TRAINER_ONLY in found.advice
     assert BF16 in found.advice
     assert "init_scale" not in said(found)
 

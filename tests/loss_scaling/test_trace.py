@@ -281,3 +281,20 @@ def test_a_trace_without_any_call_is_empty() -> None:
     with ModuleTrace(new()) as trace:
         pass
     assert trace.rows() == []
+
+
+def test_a_module_that_writes_into_its_inputs_is_still_the_first() -> None:
+    """vLLM's fused RMSNorm adds the residual in place: after the call its inputs are as infinite as its outputs."""
+
+    class AddInPlace(Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mul_(2.0**15)
+
+    model = torch.nn.Sequential(torch.nn.Identity(), AddInPlace(), torch.nn.Identity())
+    x = torch.full((2, 2), 4.0, dtype=torch.float16)
+    for in_place, found in ((False, []), (True, ["1"])):
+        with torch.inference_mode(), ModuleTrace(model, in_place=in_place) as trace:
+            model(x.clone())
+        overflowed = [row.module for row in trace.rows() if row.module and row.forward_overflow is not None]
+        assert overflowed == found
+        assert hooks_of(model) == 0

@@ -95,6 +95,9 @@ def test_fewer_log_probs_than_tokens_are_refused() -> None:
         {"rollout_overflow_max_share": math.nan},
         {"rollout_overflow_max_share": True},
         {"allow_truncated_sampling": "yes"},
+        {"trace_rollout": 0},
+        {"trace_rollout": True},
+        {"trace_rollout": 1.5},
     ],
 )
 def test_unknown_values_of_the_settings_are_refused(settings: dict[str, object]) -> None:

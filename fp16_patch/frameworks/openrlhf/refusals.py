@@ -64,6 +64,9 @@ def _our_settings(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
     if modules := list(precision.fp32_modules):
         why = "DeepSpeed casts the whole model to half precision"
         yield _refusal("fp16_patch.fp32_modules", modules, why, "unset", "remove it; on verl's FSDP engines it works")
+    if precision.trace_rollout is not None:
+        why = "no trace of vLLM's modules on OpenRLHF"
+        yield _refusal("fp16_patch.trace_rollout", precision.trace_rollout, why, "unset", "remove it; on verl it works")
     if precision.keep_log_probs and args.algo.advantage.is_correction_level == "off":
         key = "--algo.advantage.is_correction_level"
         why = "OpenRLHF then does not ask vLLM for log-probs, which fp16_patch.keep_log_probs needs"

@@ -7,6 +7,7 @@ from typing import Any
 
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS, take_rows
 from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
+from fp16_patch.engines.vllm.trace import TRACE_START, TRACE_TAKE, start_trace, take_trace
 from fp16_patch.frameworks.verl.releases import RELEASE, VLLM_WORKER
 from fp16_patch.patching import ProcessKind, add, hook, replace
 
@@ -53,6 +54,32 @@ def fp16_patch_report(self: Any) -> str:
 def fp16_patch_non_finite_logits(self: Any) -> int:
     """Return the rows of logits of this vLLM worker that were NaN or +inf since the last call."""
     return take_rows(self)
+
+
+@add(
+    f"{_EXTENSION}.{TRACE_START}",
+    name="worker-trace-start",
+    **VLLM_WORKER,
+    reason="an overflow in vLLM is reported with the module where it began; does nothing unless the task runner asks",
+    upstream="none: our own proof",
+    remove_when="never",
+)
+def fp16_patch_trace_start(self: Any) -> bool:
+    """Trace the modules of this vLLM worker from now on; False where module hooks do not fire."""
+    return start_trace(self)
+
+
+@add(
+    f"{_EXTENSION}.{TRACE_TAKE}",
+    name="worker-trace-take",
+    **VLLM_WORKER,
+    reason="ends that trace and sends its rows to the task runner",
+    upstream="none: our own proof",
+    remove_when="never",
+)
+def fp16_patch_trace_take(self: Any) -> str:
+    """Return what the trace of this vLLM worker has seen, as JSON."""
+    return take_trace(self)
 
 
 @hook(

@@ -17,7 +17,9 @@ from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
 from fp16_patch.engines.vllm.sampling import take_requests
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.releases import TASK_RUNNER
+from fp16_patch.frameworks.verl.rollout_trace import add_trace, trace_step
 from fp16_patch.patching import wrap
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health import sampling
@@ -84,14 +86,21 @@ def check_log_probs(trainer: Trainer, batch: Batch, metrics: dict[str, Any]) -> 
         rows = sum(_ask_workers(_policy_replicas(trainer)))
         metrics["rollout/non_finite_logits"] = float(rows)
         if rows:
-            raise refuse_logits(rows, step)
+            raise add_trace(refuse_logits(rows, step), trainer, batch, None)
+        if Precision.current().trace_rollout == step:
+            trace_step(trainer, batch, None)
         return
     found = _find(batch, "rollout_log_probs", step=step)
     metrics |= found.metrics("rollout")
     precision = Precision.current()
     if found.first is not None:
-        masked = answers_to_mask(found, _padded(batch, "responses"), step, precision)
+        try:
+            masked = answers_to_mask(found, _padded(batch, "responses"), step, precision)
+        except Fp16PatchError as error:
+            raise add_trace(error, trainer, batch, found.first) from None
         _mask(batch, masked)
+    if precision.trace_rollout == step:
+        trace_step(trainer, batch, found.first)
     if precision.rollout_overflow == "mask":
         metrics["rollout/masked_answers"] = float(len(_MASKED))
 

@@ -20,6 +20,10 @@ PLAIN_NAME = re.compile(r"(?!(true|false|null|inf|nan)$)[a-z_]\w*(\.\w+)*", re.I
 """What Hydra reads as text without quotes."""
 WRAPPER_LEVELS = re.compile(r"^(base_model\.model\.)?(pretrained_model\.)?|\.(base_layer|lora_\w+)(\..*)?$")
 """What PEFT and trl add to module names. :func:`~fp16_patch.fp32_modules.find_fp32_modules` takes names without."""
+TRAINER_ONLY = (
+    f"{KEY} changes the trainer only: an FP16 rollout still computes these modules in FP16, and the same activation "
+    "overflows there"
+)
 CHECK_THE_LOSS = "look at advantages, rewards, log-probs and the loss mask of this batch"
 NOT_PRECISION = "precision is not the cause: no loss scale, no FP32 module and no BF16 helps"
 
@@ -84,6 +88,8 @@ class Diagnosis:
     def _fallbacks(self) -> list[str]:
         names = self._fp32_names() if self.fallbacks.fp32_modules else []
         in_fp32 = [f"keep {' and '.join(names)} in FP32: {fp32_override(names)}"] if names else []
+        if in_fp32 and self.cause.kind is CauseKind.FORWARD_FP16:
+            in_fp32.append(TRAINER_ONLY)
         return [*in_fp32, self.fallbacks.in_bf16]
 
     def _fp32_names(self) -> list[str]:

@@ -119,11 +119,12 @@ class ModuleTrace:
     """Trace every module inside ``module`` from construction until the context is left, also on an error.
 
     Read the results after the pass. ``module`` may be wrapped by FSDP1 or FSDP2, and may use gradient checkpointing of
-    either kind.
+    either kind. ``in_place``: check each module's inputs before its call, as a module may write its result into them.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, *, in_place: bool = False) -> None:
         self._module = module
+        self._inputs_nonfinite: dict[torch.nn.Module, torch.Tensor | None] = {}
         self._activations: dict[torch.nn.Module, Extremes] = {}
         self._gradients: dict[torch.nn.Module, Extremes] = {}
         self._dtypes: dict[torch.nn.Module, str] = {}
@@ -133,14 +134,20 @@ class ModuleTrace:
         }
         self._owners = _owners_of_parameters(module)
         self._handles = [part.register_forward_hook(self._after_forward, with_kwargs=True) for part in self._parts]
+        if in_place:
+            self._handles += [part.register_forward_pre_hook(self._before, with_kwargs=True) for part in self._parts]
         self._handles.append(module.register_forward_pre_hook(self._new_pass))
 
     def _new_pass(self, module: torch.nn.Module, inputs: Any) -> None:
         self._forwards = self._backwards = 0
 
+    def _before(self, part: torch.nn.Module, inputs: Any, named: Mapping[str, Any]) -> None:
+        self._inputs_nonfinite[part] = _input_nonfinite(inputs, named)
+
     def _after_forward(self, part: torch.nn.Module, inputs: Any, named: Mapping[str, Any], outputs: Any) -> None:
         order, self._forwards = self._forwards, self._forwards + 1
-        input_nonfinite = _input_nonfinite(inputs, named)
+        known = part in self._inputs_nonfinite
+        input_nonfinite = self._inputs_nonfinite.pop(part) if known else _input_nonfinite(inputs, named)
         for output in tensors_in(outputs):
             self._dtypes.setdefault(part, str(output.dtype).removeprefix("torch."))
             self._activations.setdefault(part, Extremes()).add(output, order, input_nonfinite)
@@ -206,8 +213,13 @@ def merge_rows(rows: Sequence[ModuleRow], group: Any = None) -> list[ModuleRow]:
 
     Collective. A mean is taken over the ranks on which the module was called, or got a gradient.
     """
+    return merge_ranks(gather(list(rows), group))
+
+
+def merge_ranks(ranks: Iterable[Iterable[ModuleRow]]) -> list[ModuleRow]:
+    """Return the rows of several ranks as one list, merged as :func:`merge_rows` does."""
     alike: dict[str, list[ModuleRow]] = {}
-    for one_rank in gather(list(rows), group):
+    for one_rank in ranks:
         for row in one_rank:
             alike.setdefault(row.module, []).append(row)
     return sorted((_merged(same) for same in alike.values()), key=lambda row: row.forward_order)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -19,11 +20,12 @@ TWO_TURNS = (
 )
 
 
-def test_a_masked_answer_leaves_the_loss_and_is_counted(run_verl, monkeypatch):
+def test_a_masked_answer_leaves_the_loss_and_is_counted(run_verl, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(HERE / "saboteur"))
     monkeypatch.setenv("SABOTAGE", "nan_log_prob")
     run = run_verl(
         "fp16_patch.rollout_overflow=mask",
+        "fp16_patch.trace_rollout=1",
         "algorithm.rollout_correction.rollout_is=token",
         f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{CPU},saboteur'",
     )
@@ -37,6 +39,9 @@ def test_a_masked_answer_leaves_the_loss_and_is_counted(run_verl, monkeypatch):
         assert step["actor/update_skipped"] == 0
         assert math.isfinite(step["actor/grad_norm"])
         assert 0 < step["mismatch/log_ratio_abs_mean"] < 1e-3, "the mismatch of the finite tokens"
+    trace = json.loads((tmp_path / "run" / "fp16" / "trace_of_rollout_1.json").read_text())
+    assert trace["found"].startswith("every module is finite in vLLM"), "only its log-prob was spoilt"
+    assert "model.layers.0.mlp.down_proj" in [row["module"] for row in trace["modules"]]
 
 
 @pytest.mark.parametrize("log_probs", [True, False])
@@ -52,6 +57,9 @@ def test_a_policy_that_overflows_in_vllm_only_stops_in_the_first_step(run_verl, 
     assert "step 1: " in run.result.error
     assert "fp16_patch.rollout_overflow=mask" in run.result.error, run.why()
     assert ("[0, 0" if log_probs else "rows of vLLM's logits") in run.result.error, run.why()
+    assert "first module not finite in vLLM: model.embed_tokens (VocabParallel" in run.result.error, run.why()
+    trace = json.loads((tmp_path / "run" / "fp16" / "rollout_overflow.json").read_text())
+    assert (trace["step"], trace["first"]) == (1, "model.embed_tokens")
 
 
 def test_sampling_that_only_an_agent_loop_passes_stops_the_run(run_verl, monkeypatch):

@@ -119,6 +119,11 @@ def test_what_cannot_be_honoured_is_refused(arguments: Arguments, given: tuple[s
     check_error(problem, "setting-refused", named, "allowed: ", "next step: ")
 
 
+def test_vllm_s_modules_are_not_traced_on_openrlhf(arguments: Arguments) -> None:
+    (problem,) = refusals.unsupported(arguments(), Precision(trace_rollout=1))
+    check_error(problem, "setting-refused", "fp16_patch.trace_rollout 1", "on verl")
+
+
 def test_log_probs_cannot_be_kept_that_vllm_is_not_asked_for(arguments: Arguments) -> None:
     args = arguments(algo__advantage__is_correction_level="off")
     (problem,) = refusals.unsupported(args, Precision(keep_log_probs=True))

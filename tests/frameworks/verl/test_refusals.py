@@ -67,6 +67,8 @@ REFUSED = {
     ("fp16_patch.fp32_modules=7",): "fp16_patch.fp32_modules=7",
     ("fp16_patch.trace_update=0",): "fp16_patch.trace_update=0",
     ("fp16_patch.train_dtype=bf16", "fp16_patch.trace_update=2"): "fp16_patch.trace_update=2",
+    ("fp16_patch.trace_rollout=0",): "fp16_patch.trace_rollout=0",
+    ("fp16_patch.trace_rollout=2",): f"{ROLLOUT}.enforce_eager=False",
     ("fp16_patch.keep_log_probs=2",): "fp16_patch.keep_log_probs=2",
     ("fp16_patch.keep_log_probs=true", "actor_rollout_ref.rollout.calculate_log_probs=false"): (
         "actor_rollout_ref.rollout.calculate_log_probs=False"

@@ -18,6 +18,7 @@ from fp16_patch.frameworks.verl.config.setting import SECTIONS, refusal, value_o
 from fp16_patch.frameworks.verl.config.table import fsdp_section
 from fp16_patch.frameworks.verl.refusals import resume
 from fp16_patch.frameworks.verl.refusals.megatron_installation import installation_problems
+from fp16_patch.frameworks.verl.rollout_trace import EAGER
 from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import for_critics_only
 from fp16_patch.precision import Precision
 
@@ -42,6 +43,7 @@ def problems(config: DictConfig, precision: Precision, critic: bool) -> list[Fp1
         *_model(config, precision),
         *_fp32_modules(precision, critic, on_megatron),
         *_bounds_read_as_a_number(config),
+        *_rollout_trace(config, precision),
         *(resume.problems(config, on_megatron) if precision.train_dtype == "fp16" else ()),
     ]
 
@@ -86,6 +88,14 @@ def _fp32_modules(precision: Precision, critic: bool, on_megatron: bool) -> Iter
         if for_critics_only(pattern) and not critic:
             why = "only a critic has such a module, and this run has none"
             yield refusal(key, pattern, why, "names of the actor's modules", f"remove it from {key}")
+
+
+def _rollout_trace(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    """Refuse to trace modules whose hooks would not fire."""
+    if precision.trace_rollout is not None and not config.actor_rollout_ref.rollout.enforce_eager:
+        why = "module hooks do not fire in vLLM's compiled model and CUDA graphs"
+        next_step = f"set {EAGER}=True for this run, or remove fp16_patch.trace_rollout"
+        yield refusal(EAGER, False, why, "True, with fp16_patch.trace_rollout", next_step)
 
 
 def _bounds_read_as_a_number(config: DictConfig) -> Iterator[Fp16PatchError]:
