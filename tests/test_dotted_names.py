@@ -32,7 +32,7 @@ FROM = re.compile(r"from\s+fp16_patch((?:\.\w+)*)\s+import\s+(\([^)]*\)|[^\n;'\"
 
 SETTINGS = {*NAMES, "fp16_patch.loss_scaling", "fp16_patch.NAME"}
 """Keys of the configuration; NAME stands for any of them."""
-FORMATS = {"fp16_patch.loss_scaler", "fp16_patch.overflow_report", "fp16_patch.settings"}
+FORMATS = {f"fp16_patch.{name}" for name in ("loss_scaler", "overflow_report", "rollout_overflow", "settings")}
 """Names of file formats, ``fp16_patch.<name>/<number>``."""
 ENTRY_POINT_GROUPS = {"fp16_patch.commands", "fp16_patch.patches"}
 WRONG_ON_PURPOSE = {

@@ -35,7 +35,9 @@ def add_trace(error: Fp16PatchError, trainer: Trainer, batch: Batch, first: tupl
         found = _trace_and_save(trainer, batch, lengths, STEM)
     except Exception as cause:  # the overflow is what stops the run, whatever happens to its trace
         found = f"no trace of vLLM's modules: {cause}"
-    return Fp16PatchError(f"{error.what}; {found}", code=error.code, allowed=error.allowed, next_step=error.next_step)
+    return Fp16PatchError(
+        f"{error.what}; {found}", code="rollout-overflow", allowed=error.allowed, next_step=error.next_step
+    )
 
 
 def trace_step(trainer: Trainer, batch: Batch, first: tuple[int, int] | None) -> None:
