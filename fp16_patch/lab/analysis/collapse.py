@@ -6,11 +6,13 @@
   is measured from zero, or from the lowest reward if that is negative. The collapse begins at the last step whose
   smoothed reward was within a third of that fall, or six standard deviations, of the peak. A fall that recovers is a
   warning.
-- **gradient norm**: logged as NaN or infinity at ``NOT_FINITE_STEPS`` logged steps in a row. An update that the loss
-  scaler skips logs no norm and does not count.
+- **gradient norm**, **reward**: logged as NaN or infinity at ``NOT_FINITE_STEPS`` logged steps in a row. An update that
+  the loss scaler skips logs no norm and does not count.
 - **mismatch**: the smoothed mean abs(pi - mu), or KL[mu|pi] if that is not logged, is at least ``GROWTH`` times its
   early level for one window. The early level is the median of the first tenth of the run. On a log scale the growth
   must also exceed ``NOISE_STDS``. This is a warning only: runs with a correction tolerate it.
+- **not finite**: a reward or a mismatch that is NaN or infinite in any step is a warning. The curves above leave these
+  steps out.
 
 Independent noise on a level or rising curve is never a collapse: its smoothed curve would have to stay eight standard
 deviations below its own peak. With this ``FALL`` the paper's BF16 run of GRPO (0.73 at step 370, 0.60 at its last step
@@ -34,6 +36,8 @@ _BEGIN_STDS = 6.0
 NOT_FINITE_STEPS = 3
 GROWTH = 2.0
 _MIN_WINDOWS, _ROUNDING = 4, 1e-9
+_KINDS = {"grad_norm": "gradient norm", "reward": "reward", "prob_diff_mean": "mean abs(pi - mu)", "k3_kl": "KL"}
+"""Series -> ``Sign.kind``."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Sign:
     """One sign of trouble, which begins at ``step``.
 
     ``before`` and ``after`` are the values of the curve, if any. ``recovered`` is the step at which the smoothed curve
-    crossed the threshold back.
+    crossed the threshold back. ``not_finite`` says how often a curve is not finite, if that is the sign.
     """
 
     kind: str
@@ -49,10 +53,11 @@ class Sign:
     before: float | None = None
     after: float | None = None
     recovered: int | None = None
+    not_finite: str = ""
 
     def __str__(self) -> str:
-        if self.kind == "gradient norm":
-            return f"the gradient norm is not finite from step {self.step} on"
+        if self.not_finite:
+            return f"the {self.kind} is {self.not_finite}"
         changed = f"{self.before:.3g} to {self.after:.3g}"
         back = "" if self.recovered is None else f"; recovered by step {self.recovered}"
         if self.kind == "reward":
@@ -82,10 +87,11 @@ class Collapse:
 def detect_collapse(series: Series, window: int) -> Collapse:
     """Check a run's curves, smoothed over ``window`` training steps, for the signs above."""
     steps, rewards = series.points("reward")
-    falls, broken = find_reward_falls(steps, rewards, window), find_broken_norms(series)
-    growth = find_mismatch_growth(series, window)
-    signs = [sign for sign in (*falls, broken) if sign is not None and sign.recovered is None]
-    warnings = [sign for sign in (*falls, growth) if sign is not None and sign not in signs]
+    falls, growth = find_reward_falls(steps, rewards, window), find_mismatch_growth(series, window)
+    lasting = [find_lasting_non_finite(series, name) for name in ("grad_norm", "reward")]
+    single = [find_non_finite_steps(series, name) for name in ("reward", "prob_diff_mean", "k3_kl")]
+    signs = [sign for sign in (*falls, *lasting) if sign is not None and sign.recovered is None]
+    warnings = [sign for sign in (*falls, growth, *single) if sign is not None and sign not in signs]
     return Collapse(
         found=bool(signs) if signs or _long_enough(steps, window) else None,
         step=min((sign.step for sign in signs), default=None),
@@ -112,18 +118,28 @@ def find_reward_falls(steps: Sequence[int], rewards: Sequence[float], window: in
     return found
 
 
-def find_broken_norms(series: Series) -> Sign | None:
-    """Return the first of ``NOT_FINITE_STEPS`` steps in a row whose gradient norm is NaN or infinite."""
-    broken = [step in series.broken_norms for step in series.steps]
+def find_lasting_non_finite(series: Series, name: str) -> Sign | None:
+    """Return the first of ``NOT_FINITE_STEPS`` steps in a row at which a series is NaN or infinite."""
+    not_finite = set(series.non_finite_steps(name))
+    broken = [step in not_finite for step in series.steps]
     for i in range(len(broken) - NOT_FINITE_STEPS + 1):
         if all(broken[i : i + NOT_FINITE_STEPS]):
-            return Sign("gradient norm", series.steps[i])
+            step = series.steps[i]
+            return Sign(_KINDS[name], step, not_finite=f"not finite from step {step} on")
     return None
+
+
+def find_non_finite_steps(series: Series, name: str) -> Sign | None:
+    """Return the first step at which a series is NaN or infinite, and their count."""
+    if name not in series.non_finite:
+        return None
+    found = series.non_finite[name]
+    return Sign(_KINDS[name], found.steps[0], not_finite=f"{found}, first at step {found.steps[0]}")
 
 
 def find_mismatch_growth(series: Series, window: int) -> Sign | None:
     """Return the first growth of the mismatch that lasts. ``step`` is where it crosses the threshold."""
-    kind, name = ("mean abs(pi - mu)", "prob_diff_mean") if series.known("prob_diff_mean") else ("KL", "k3_kl")
+    name = "prob_diff_mean" if series.known("prob_diff_mean") else "k3_kl"
     pairs = [(step, math.log(value)) for step, value in zip(*series.points(name), strict=True) if value > 0]
     steps, logs = [step for step, _ in pairs], [value for _, value in pairs]
     if not _long_enough(steps, window):
@@ -136,7 +152,7 @@ def find_mismatch_growth(series: Series, window: int) -> Sign | None:
         return None
     start, end = found
     recovered = steps[end] if end < len(steps) else None
-    return Sign(kind, steps[start], math.exp(early), math.exp(max(curve[start:end])), recovered)
+    return Sign(_KINDS[name], steps[start], math.exp(early), math.exp(max(curve[start:end])), recovered)
 
 
 def _long_enough(steps: Sequence[int], window: int) -> bool:

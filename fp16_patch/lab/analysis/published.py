@@ -25,14 +25,14 @@ _SERIES = {
     "KL of whole answers": "sequence_kl",
 }
 """Words in the name of a published number -> our series, or a field of ``OfflineMismatch``."""
-NOT_COMPARABLE, NO_DATA = "not comparable", "no data"
+NOT_COMPARABLE, NO_DATA, NOT_FINITE = "not comparable", "no data", "not finite"
 
 
 @dataclass(frozen=True)
 class PaperComparison:
     """A published number, the arm's ``own`` number at ``own_step``, and the verdict.
 
-    ``verdict`` is within, above, below, not reached, unknown, no data or not comparable.
+    ``verdict`` is within, above, below, not reached, unknown, no data, not finite or not comparable.
     """
 
     arm: str
@@ -50,7 +50,7 @@ class PaperComparison:
     @property
     def drawable(self) -> bool:
         """Whether the number may be drawn next to the arm's curve."""
-        return self.verdict not in (NOT_COMPARABLE, NO_DATA)
+        return self.verdict not in (NOT_COMPARABLE, NO_DATA, NOT_FINITE)
 
 
 def series_name(what: str) -> str | None:
@@ -95,12 +95,16 @@ def _compare(
 ) -> _Own:
     name = series_name(number.what)
     steps, values = _points(arm, offline, name, window)
+    not_finite = _not_finite(arm.series, name)
     if not steps:
-        return None, None, NO_DATA, f"no {name or 'such number'} was logged"
+        nothing = (NOT_FINITE, not_finite) if not_finite else (NO_DATA, f"no {name or 'such number'} was logged")
+        return None, None, *nothing
     at = _matching_index(number, steps, values)
     own, step, last = values[at], steps[at], steps[-1]
     if changed:
         return own, step, NOT_COMPARABLE, "not as the recipe: " + "; ".join(changed)
+    if not_finite:
+        return own, step, NOT_FINITE, not_finite
     if number.step is not None and last < number.step:
         return own, step, "not reached", f"the run has {last} steps, the number is of {number.step}"
     if number.step is None and not arm.ended:
@@ -109,6 +113,13 @@ def _compare(
     if abs(difference) <= number.tolerance * (1 + 1e-9):
         return own, step, "within", None
     return own, step, "above" if difference > 0 else "below", f"by {abs(difference):.3g}"
+
+
+def _not_finite(series: Series, name: str | None) -> str | None:
+    """Return in how many steps the series of a published number is not finite, or None."""
+    if name == "evaluation" and len(series.evaluation) == 1:
+        name = next(iter(series.evaluation))
+    return f"{name} {series.non_finite[name]}" if name in series.non_finite else None
 
 
 def _points(arm: ArmRun, offline: OfflineMismatch | None, name: str | None, window: int) -> Points:

@@ -25,8 +25,9 @@ class RewardEnds:
 class Headline:
     """The ratios BF16 over FP16 of the mean mismatch, and the reward and skipped updates of each arm.
 
-    A ratio uses the steps that both arms logged, so an arm that stopped early is compared on equal steps. It is None if
-    an arm of either precision is missing or has no finite value, or if FP16's mean is zero.
+    A ratio uses the steps that both arms logged, so an arm that stopped early is compared on equal steps. Steps at
+    which either arm's metric is not finite are left out, and ``how`` counts them. The ratio is None if an arm of either
+    precision is missing or has no finite value, or if FP16's mean is zero.
     """
 
     prob_diff_ratio: float | None
@@ -39,23 +40,34 @@ class Headline:
 
 def summarize(arms: Sequence[ArmRun]) -> Headline:
     """Compare the first BF16 arm with the first FP16 arm, and summarize every arm."""
-    pair = {arm.precision: arm for arm in reversed(arms)}
-    bf16, fp16 = pair.get("bf16"), pair.get("fp16")
-    common = frozenset(bf16.series.steps) & frozenset(fp16.series.steps) if bf16 and fp16 else frozenset()
+    pair = compared_pair(arms)
+    logged = [frozenset(arm.series.steps) for arm in pair]
+    common = logged[0].intersection(*logged) if logged else frozenset()
+    left_out = {
+        name: common & {step for arm in pair for step in arm.series.non_finite_steps(name)}
+        for name in ("prob_diff_mean", "k3_kl")
+    }
 
     def mean_ratio(name: str) -> float | None:
-        if bf16 is None or fp16 is None:
-            return None
-        return ratio(*(mean_or_none(arm.series.known(name, common)) for arm in (bf16, fp16)))
+        steps = common - left_out[name]
+        return ratio(*(mean_or_none(arm.series.known(name, steps)) for arm in pair)) if pair else None
 
+    excluded = [f"{name} in {len(steps)} steps" for name, steps in left_out.items() if steps]
+    how = "mean over the training steps both arms logged, BF16 over FP16"
     return Headline(
         prob_diff_ratio=mean_ratio("prob_diff_mean"),
         k3_kl_ratio=mean_ratio("k3_kl"),
-        how="mean over the training steps both arms logged, BF16 over FP16",
+        how=f"{how}; left out because not finite: {', '.join(excluded)}" if excluded else how,
         steps_compared=len(common),
         reward={arm.name: _reward_ends(arm) for arm in arms},
         skipped_updates={arm.name: arm.skipped_updates for arm in arms},
     )
+
+
+def compared_pair(arms: Sequence[ArmRun]) -> tuple[ArmRun, ...]:
+    """Return the first BF16 arm and the first FP16 arm, which ratios compare; nothing if one is missing."""
+    first = {arm.precision: arm for arm in reversed(arms)}
+    return (first["bf16"], first["fp16"]) if {"bf16", "fp16"} <= first.keys() else ()
 
 
 def mean_or_none(values: Sequence[float]) -> float | None:

@@ -69,6 +69,6 @@ def _costs(series: Series, reward: float, window: int) -> Costs | None:
 
 
 def _total(series: Series, name: str, until: int) -> float | None:
-    """Return the sum over all steps up to ``until``, with the mean in place of steps that were not logged."""
+    """Return the sum over all steps up to ``until``, with the mean in place of steps without a finite value."""
     logged = [value for step, value in zip(*series.points(name), strict=True) if step <= until]
     return fmean(logged) * until if logged else None

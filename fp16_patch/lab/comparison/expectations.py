@@ -9,11 +9,21 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fp16_patch.errors import Fp16PatchError, combine_errors
+from fp16_patch.lab.analysis.summary import compared_pair
 from fp16_patch.lab.comparison.model import CheckedExpectation, RunReport
 from fp16_patch.lab.logs.runs import ArmRun
 from fp16_patch.lab.logs.series import finite_number
 from fp16_patch.lab.recipes.schema import Expectation, Recipe
 
+_SERIES = {
+    "prob_diff_ratio": ("prob_diff_mean",),
+    "k3_kl_ratio": ("k3_kl",),
+    "to_reward": ("reward",),
+    "collapse": ("reward", "grad_norm"),
+    "seconds_per_step": ("seconds",),
+    "last_loss_scale": ("loss_scale",),
+}
+"""Part of a number's path -> the series that it is computed from. Other parts are names of series, or of none."""
 _VERDICT = {True: "met", False: "NOT MET"}
 
 
@@ -21,7 +31,7 @@ def check_expectation(expectation: Expectation, report: RunReport, arms: Sequenc
     """Compare the report's number with the bounds.
 
     ``met`` is None if the report has no such number, or if it depends on an arm that has not ended. A number that is
-    not of one arm depends on all of them.
+    not of one arm depends on all of them. A number of a series that is not finite at some step is never met.
     """
     path = expectation.metric.split(".")
     found: Any = report
@@ -33,6 +43,9 @@ def check_expectation(expectation: Expectation, report: RunReport, arms: Sequenc
     named = [arm for arm in arms if arm.name in path]
     if not all(arm.ended for arm in named or arms):
         met = None
+    not_finite = _not_finite(path, named or compared_pair(arms))
+    if not_finite:
+        met = False
     return CheckedExpectation(
         expected=str(expectation),
         metric=expectation.metric,
@@ -42,7 +55,15 @@ def check_expectation(expectation: Expectation, report: RunReport, arms: Sequenc
         met=met,
         verdict=_VERDICT[met] if met is not None else "no data" if value is None else "unknown",
         source=expectation.source,
+        why=not_finite,
     )
+
+
+def _not_finite(path: Sequence[str], arms: Sequence[ArmRun]) -> str:
+    """Return in how many steps each series behind a number is not finite. Numbers of no arm compare ``arms``."""
+    names = dict.fromkeys(name for part in path for name in _SERIES.get(part, (part,)))
+    found = {f"{arm.name} {name}": arm.series.non_finite.get(name) for arm in arms for name in names}
+    return "; ".join(f"{name} {steps}" for name, steps in found.items() if steps)
 
 
 def check_metrics(recipe: Recipe) -> None:

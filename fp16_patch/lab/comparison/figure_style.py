@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,6 +31,7 @@ LINES = ("-", "--", ":", "-.")
 STYLE = Path(__file__).with_name("figure.mplstyle")
 GREY = "#666666"
 _DPI, _MAX_MARKERS = 130, 60
+_NOT_FINITE: dict[str, Any] = {"marker": "x", "markersize": 7, "linestyle": "none", "zorder": 5}
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ def plot_smoothed(axes: Axes, curve: Curve, name: str, window: int) -> None:
         plot(axes, curve, (steps, smooth(steps, values, window)))
 
 
-def finish(axes: Axes, title: str, y_label: str, x_label: str = "training step") -> None:
-    """Set title and labels, and say so if nothing was drawn."""
+def finish(
+    axes: Axes, title: str, y_label: str, x_label: str = "training step", not_finite: Sequence[str] = ()
+) -> None:
+    """Set title and labels, add the lines of :func:`mark_non_finite`, and say so if nothing was logged."""
     axes.set_title(title)
-    axes.set_xlabel(x_label)
+    axes.set_xlabel("\n".join([x_label, *not_finite]))
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    if not axes.get_legend_handles_labels()[0]:
+    if not axes.get_legend_handles_labels()[0] and not not_finite:
         axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color=GREY)
 
 
@@ -100,6 +104,18 @@ def add_note(axes: Axes, words: str) -> None:
     """Write a small note at the bottom left."""
     text = axes.text(0.012, 0.05, words, transform=axes.transAxes, fontsize=9.5, color=GREY, zorder=1)
     text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+
+
+def mark_non_finite(axes: Axes, curves: Curves, *names: str) -> list[str]:
+    """Draw a cross near the upper edge at each step at which a series is NaN or infinite; return a line per arm."""
+    lines = []
+    for curve in curves:
+        for name in (name for name in names if name in curve.report.non_finite):
+            found = curve.report.non_finite[name]
+            at_the_edge = axes.get_xaxis_transform()
+            axes.plot(found.steps, [0.97] * len(found.steps), color=curve.colour, transform=at_the_edge, **_NOT_FINITE)
+            lines.append(f"{curve.label}: {found} (x)")
+    return list(dict.fromkeys(lines))
 
 
 def new_figure(inches: tuple[float, float]) -> Figure:

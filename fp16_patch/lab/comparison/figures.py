@@ -21,6 +21,7 @@ from fp16_patch.lab.comparison.figure_style import (
     build_curves,
     finish,
     legend,
+    mark_non_finite,
     new_figure,
     plot,
     plot_smoothed,
@@ -84,7 +85,8 @@ def _overview(comparison: Comparison, curves: Curves, reward: Panel) -> Figure:
 def _reward(axes: Axes, curves: Curves, *, window: int) -> None:
     for curve in curves:
         plot_smoothed(axes, curve, "reward", window)
-    finish(axes, "Reward", f"mean of the batch, over {window} steps")
+    not_finite = mark_non_finite(axes, curves, "reward")
+    finish(axes, "Reward", f"mean of the batch, over {window} steps", not_finite=not_finite)
 
 
 def _prob_diff(axes: Axes, curves: Curves) -> None:
@@ -107,7 +109,8 @@ def _extremes(axes: Axes, curves: Curves) -> None:
         if steps == low_steps:
             axes.fill_between(steps, low, high, color=curve.colour, alpha=0.18, linewidth=0)
     axes.axhline(0, color="#888888", linewidth=0.8)
-    finish(axes, "Largest and smallest π - μ of a step", "probability")
+    not_finite = mark_non_finite(axes, curves, "pi_minus_mu_max", "pi_minus_mu_min")
+    finish(axes, "Largest and smallest π - μ of a step", "probability", not_finite=not_finite)
 
 
 def _loss_scale(curves: Curves) -> Figure:
@@ -119,7 +122,7 @@ def _loss_scale(curves: Curves) -> Figure:
         steps, scale = curve.arm.series.points("loss_scale")
         if steps:
             above.step(steps, scale, curve.line, where="post", color=curve.colour, label=curve.label)
-        elif curve.arm.series.steps:
+        elif curve.arm.series.steps and not curve.arm.series.is_logged("loss_scale"):
             unscaled.append(curve.label)
         skips = dict(zip(*curve.arm.series.points("update_skipped"), strict=True))
         skipped = {step: count for step, count in skips.items() if count}
@@ -134,7 +137,8 @@ def _loss_scale(curves: Curves) -> Figure:
         )
         highest = max([highest, *skipped.values()])
     below.set_ylim(0, highest)
-    finish(above, "Loss scale", "factor (log₂ scale)", x_label="")
+    not_finite = mark_non_finite(above, curves, "loss_scale")
+    finish(above, "Loss scale", "factor (log₂ scale)", x_label="", not_finite=not_finite)
     legend(figure, above)
     if unscaled:
         add_note(above, f"{', '.join(unscaled)}: no loss scaling")
@@ -145,7 +149,7 @@ def _loss_scale(curves: Curves) -> Figure:
 
 
 def _log_lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str) -> None:
-    """Draw one line per arm on a log axis. Points that are not positive are omitted, with a note."""
+    """Draw one line per arm on a log axis. Points that are not positive or not finite are noted."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
@@ -158,7 +162,7 @@ def _log_lines(axes: Axes, curves: Curves, name: str, title: str, y_label: str) 
         plot(axes, curve, ([step for step, _ in drawn], [value for _, value in drawn]))
     if omitted:
         add_note(axes, f"{omitted} point{'s' * (omitted > 1)} ≤ 0 not drawn")
-    finish(axes, title, y_label)
+    finish(axes, title, y_label, not_finite=mark_non_finite(axes, curves, name))
 
 
 def _scientific(value: float) -> str:

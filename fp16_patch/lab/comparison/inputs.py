@@ -117,7 +117,7 @@ def _arm(recipe: Recipe, name: str, paths: list[Path]) -> ArmRun:
 
 
 def _require_reward(series: Series, metrics: StepMetrics, name: str, paths: list[Path]) -> None:
-    if series.known("reward"):
+    if series.is_logged("reward"):
         return
     logged = list(dict.fromkeys(key for data in metrics.by_step.values() for key in data))
     raise Fp16PatchError(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparison as data: computed once, then rendered to JSON, the terminal, figures and HTML.
 
-Field names are the keys of ``report.json``, so they do not change. Missing numbers are None, never NaN.
+Field names are the keys of ``report.json``, so they do not change. Missing numbers are None, never NaN. ``non_finite``
+of an arm names the series that were logged as NaN or infinite, and where.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from fp16_patch.lab.analysis.collapse import Collapse, detect_collapse
+from fp16_patch.lab.analysis.health import HealthCount, count_health
 from fp16_patch.lab.analysis.published import PaperComparison, compare_with_paper
 from fp16_patch.lab.analysis.run_diff import describe_arm_differences, describe_run_differences
 from fp16_patch.lab.analysis.seeds import RepeatedArm, summarize_seeds
@@ -19,7 +21,7 @@ from fp16_patch.lab.analysis.smoothing import default_window, smooth
 from fp16_patch.lab.analysis.summary import Headline, mean_or_none, summarize
 from fp16_patch.lab.analysis.time_to_reward import TimeToReward, default_reward, measure_time_to_reward
 from fp16_patch.lab.logs.runs import ArmRun, Run
-from fp16_patch.lab.logs.series import Series
+from fp16_patch.lab.logs.series import NonFiniteSteps, Series
 from fp16_patch.mismatch.offline import OfflineMismatch, measure_offline
 
 RECIPE_SECTIONS = ("reproduces", "model", "data", "algorithm", "hardware")
@@ -27,7 +29,7 @@ RECIPE_SECTIONS = ("reproduces", "model", "data", "algorithm", "hardware")
 
 @dataclass(frozen=True)
 class Means:
-    """Means over all steps."""
+    """Means over all steps with a finite value."""
 
     prob_diff_mean: float | None
     k3_kl: float | None
@@ -36,7 +38,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Extremes:
-    """Extremes over all steps."""
+    """Extremes over all steps with a finite value."""
 
     pi_minus_mu_max: float | None
     pi_minus_mu_min: float | None
@@ -44,7 +46,7 @@ class Extremes:
 
 @dataclass(frozen=True)
 class ArmReport:
-    """What the comparison reports of one arm."""
+    """What the comparison reports of one arm. ``health`` holds the counts that are above 0."""
 
     precision: str
     status: str
@@ -63,11 +65,16 @@ class ArmReport:
     offline: OfflineMismatch | None
     series: Mapping[str, Sequence[float | None]]
     evaluation: Mapping[str, Mapping[str, Sequence[float]]]
+    non_finite: Mapping[str, NonFiniteSteps]
+    health: Mapping[str, HealthCount]
 
 
 @dataclass(frozen=True)
 class CheckedExpectation:
-    """An expectation of the recipe with the report's value. ``met`` is None if unknown."""
+    """An expectation of the recipe with the report's value. ``met`` is None if unknown.
+
+    ``why`` says which series of the value are not finite in how many steps; empty if all are finite.
+    """
 
     expected: str
     metric: str
@@ -77,6 +84,7 @@ class CheckedExpectation:
     met: bool | None
     verdict: str
     source: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,8 @@ def _arm_report(arm: ArmRun, window: int) -> ArmReport:
         offline=None if arm.log_probs is None else measure_offline(arm.log_probs),
         series={"step": series.steps, **series.values, "reward_smoothed": _smoothed_reward(series, window)},
         evaluation={name: {"step": steps, "score": scores} for name, (steps, scores) in series.evaluation.items()},
+        non_finite=series.non_finite,
+        health=count_health(series),
     )
 
 

@@ -15,7 +15,16 @@ from matplotlib.lines import Line2D
 
 from fp16_patch.lab.analysis.published import PaperComparison, evaluation_points, series_name
 from fp16_patch.lab.analysis.smoothing import smooth
-from fp16_patch.lab.comparison.figure_style import GREY, Curve, Curves, finish, new_figure, plot, plot_smoothed
+from fp16_patch.lab.comparison.figure_style import (
+    GREY,
+    Curve,
+    Curves,
+    finish,
+    mark_non_finite,
+    new_figure,
+    plot,
+    plot_smoothed,
+)
 
 _PANELS = {
     "reward": ("Training reward", "mean of the batch, over {window} steps"),
@@ -48,8 +57,10 @@ def draw_paper_figure(curves: Curves, window: int) -> Figure:
         for curve in curves:
             _draw_curve(axes, curve, name, window)
             _draw_published(axes, curve, [row for row in curve.published if series_name(row.what) == name])
+        scores = {key for curve in curves for key in curve.report.evaluation}
+        not_finite = mark_non_finite(axes, curves, *(scores if name == "evaluation" else [name]))
         title, y_label = _PANELS[name]
-        finish(axes, title, y_label.format(window=window))
+        finish(axes, title, y_label.format(window=window), not_finite=not_finite)
     handles = [Line2D([], [], color=c.colour, linestyle=c.line, label=c.label) for c in curves if c.arm.series.steps]
     handles += _mark_handles(curves)
     if handles:
@@ -88,7 +99,7 @@ def _draw_published(axes: Axes, curve: Curve, rows: Sequence[PaperComparison]) -
 
 
 def _logged(curve: Curve, name: str) -> bool:
-    return bool(evaluation_points(curve.arm.series)[0] if name == "evaluation" else curve.arm.series.known(name))
+    return len(curve.arm.series.evaluation) == 1 if name == "evaluation" else curve.arm.series.is_logged(name)
 
 
 def _mark_handles(curves: Curves) -> list[Line2D]:

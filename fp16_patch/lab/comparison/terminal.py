@@ -9,9 +9,11 @@ from textwrap import indent
 from typing import Any
 
 from fp16_patch import text_table
+from fp16_patch.lab.analysis.health import LABELS
 from fp16_patch.lab.analysis.published import PaperComparison
+from fp16_patch.lab.analysis.summary import RewardEnds
 from fp16_patch.lab.analysis.time_to_reward import COSTS, TimeToReward
-from fp16_patch.lab.comparison.model import ArmReport, RunReport
+from fp16_patch.lab.comparison.model import ArmReport, CheckedExpectation, RunReport
 from fp16_patch.mismatch.offline import OfflineMismatch
 
 
@@ -21,15 +23,16 @@ def render_text(report: RunReport, label: str, folder: Path | None) -> str:
     ends = [head.reward[name] for name in report.arms]
     rows = [
         ["steps", *(f"{arm.steps} ({arm.status})" for arm in arms), ""],
-        ["mean |pi - mu|", *(show(arm.mean.prob_diff_mean, ".2e") for arm in arms), show(head.prob_diff_ratio, ".1f")],
-        ["KL[mu|pi] (k3), nats/token", *(show(arm.mean.k3_kl, ".2e") for arm in arms), show(head.k3_kl_ratio, ".1f")],
-        ["reward, first 3 -> last 3", *(f"{show(e.first3, '.3f')} -> {show(e.last3, '.3f')}" for e in ends), ""],
+        ["mean |pi - mu|", *_means(arms, "prob_diff_mean"), show(head.prob_diff_ratio, ".1f")],
+        ["KL[mu|pi] (k3), nats/token", *_means(arms, "k3_kl"), show(head.k3_kl_ratio, ".1f")],
+        ["reward, first 3 -> last 3", *(_reward(arm, end) for arm, end in zip(arms, ends, strict=True)), ""],
         ["collapse", *(str(arm.collapse) for arm in arms), ""],
         *_to_reward(report),
         *_offline(arms),
+        *([label, *counts, ""] for label, *counts in health_rows(arms)),
         ["skipped updates", *(show(arm.skipped_updates, "d") for arm in arms), ""],
-        ["last loss scale", *(show(arm.last_loss_scale, "g") for arm in arms), ""],
-        ["seconds a step, median", *(show(arm.seconds_per_step, ".1f") for arm in arms), ""],
+        ["last loss scale", *(show_series(arm, "loss_scale", arm.last_loss_scale, "g") for arm in arms), ""],
+        ["seconds a step, median", *(show_series(arm, "seconds", arm.seconds_per_step, ".1f") for arm in arms), ""],
     ]
     lines = [f"\n{label}{' ' * bool(label)}{report.recipe['name']}: {report.recipe['title']}\n"]
     lines.append(indent(text_table.plain(["", *report.arms, "bf16 / fp16"], rows, right=True), "  "))
@@ -37,12 +40,20 @@ def render_text(report: RunReport, label: str, folder: Path | None) -> str:
     lines += [f"  note: {note}" for note in report.notes]
     if report.expected:
         lines.append("\nexpected")
-        lines += [f"  {e.verdict:<8} {e.expected}   found {show(e.value, '.4g')}" for e in report.expected]
+        lines += [f"  {e.verdict:<8} {e.expected}   found {show_found(e)}" for e in report.expected]
     lines += _published(report.published)
     for name, arm in report.arms.items():
         if folder is not None and arm.status not in ("completed", "not run"):
             lines.append(f"\n{name} {arm.status}: {folder / name / 'train.log'}")
     return "\n".join(lines)
+
+
+def _means(arms: Sequence[ArmReport], name: str) -> list[str]:
+    return [show_series(arm, name, getattr(arm.mean, name), ".2e") for arm in arms]
+
+
+def _reward(arm: ArmReport, ends: RewardEnds) -> str:
+    return with_non_finite(arm, "reward", f"{show(ends.first3, '.3f')} -> {show(ends.last3, '.3f')}")
 
 
 def _to_reward(report: RunReport) -> list[list[str]]:
@@ -86,11 +97,33 @@ def show(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def show_series(arm: ArmReport, name: str, value: float | None, form: str) -> str:
+    """Return a number computed from a series, and at how many of its steps that was not finite."""
+    return with_non_finite(arm, name, show(value, form))
+
+
+def with_non_finite(arm: ArmReport, name: str, text: str) -> str:
+    """Add to ``text`` at how many steps the series was not finite, if at any."""
+    return f"{text}, {arm.non_finite[name]}" if name in arm.non_finite else text
+
+
+def show_found(expectation: CheckedExpectation) -> str:
+    """Return the value that an expectation is checked against, and which of its series are not finite."""
+    return "; ".join(filter(None, [show(expectation.value, ".4g"), expectation.why]))
+
+
+def health_rows(arms: Sequence[ArmReport]) -> list[list[str]]:
+    """Return a row with a cell per arm for each count of :data:`LABELS` that is above 0 in an arm."""
+    names = [name for name in LABELS if any(name in arm.health for arm in arms)]
+    return [[LABELS[name], *(str(arm.health.get(name, "-")) for arm in arms)] for name in names]
+
+
 def show_cost(found: TimeToReward, name: str, arm: ArmReport, cost: str, form: str) -> str:
     """Return what the arm called ``name`` took to reach the reward."""
     if (costs := found.arms[name]) is None:
-        return "not reached" if arm.steps else "-"
-    return show(getattr(costs, cost), form)
+        return with_non_finite(arm, "reward", "not reached" if arm.steps else "-")
+    series = "reward" if cost == "steps" else cost
+    return show_series(arm, series, getattr(costs, cost), form)
 
 
 def show_measured(offline: OfflineMismatch | None, name: str, form: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fp16_patch.lab.duration import duration
-from fp16_patch.lab.logs.series import metric_value
+from fp16_patch.lab.logs.series import has_metric, metric_value
 
 _TOTAL_STEPS = re.compile(r"Total training steps: (\d+)")
 
@@ -63,7 +63,7 @@ class Progress:
             step, data = int(row["step"]), dict(row["data"])
         except (ValueError, KeyError, TypeError):
             return
-        if metric_value(data, "reward") is None:  # verl logs validation under a step number of its own
+        if not has_metric(data, "reward"):  # verl logs validation under a step number of its own
             return
         self._step_ends.append((step, time.monotonic()))
         self._reached, self.phase = len(self._phases), f"step {step + 1}"
@@ -81,11 +81,12 @@ class Progress:
 
 
 def step_line(step: int, total: int | None, data: dict[str, Any], remaining_s: float | None) -> str:
-    """Return one training step as one line, with ``-`` for what was not logged."""
+    """Return one training step as one line, with ``-`` for what was not logged and ``nan`` for what is not finite."""
 
     def show(name: str, form: str) -> str:
         value = metric_value(data, name)
-        return "-" if value is None else format(value, form)
+        missing = "nan" if has_metric(data, name) else "-"
+        return missing if value is None else format(value, form)
 
     return (
         f"step {step:>3}/{total or '?'}  reward {show('reward', '.3f')}  |pi-mu| {show('prob_diff_mean', '.2e')}"

@@ -81,6 +81,10 @@ class ArmRun:
         count = finite_number(counts.get("skipped")) if isinstance(counts, dict) else None
         return [] if count is None else [count]
 
+    def _non_finite(self) -> str:
+        found = [f"{name} in {len(bad.steps)} of {bad.logged} steps" for name, bad in self.series.non_finite.items()]
+        return f"{', '.join(found)}; means and ratios leave these steps out"
+
     def notes(self) -> list[str]:
         """Return one line for each thing that is missing."""
         steps = len(self.series.steps)
@@ -93,7 +97,8 @@ class ArmRun:
         problems = {
             f"{_STATUS_WORDS.get(self.status, self.status)} after {steps} steps": self.status != "completed",
             "logged no training step": steps == 0 and not running,
-            "logged no mismatch metrics": steps > 0 and not self.series.known("k3_kl"),
+            "logged no mismatch metrics": steps > 0 and not self.series.is_logged("k3_kl"),
+            f"logged numbers that are not finite: {self._non_finite()}": self.series.non_finite,
             f"has unreadable lines in metrics.jsonl: {self.series.unreadable_lines}": self.series.unreadable_lines,
             "counts the skipped updates of these steps only": self.status != "completed"
             and self.series.known("updates_skipped_total")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,14 @@ METRIC_KEYS = {
     "updates_skipped_total": ("actor/updates_skipped_total/max",),
     "grad_norm": ("actor/grad_norm", "actor_grad_norm"),
     "seconds": ("timing_s/step", "timing/step_total"),
+    "rollout_non_finite_tokens": ("rollout/non_finite_tokens",),
+    "rollout_non_finite_answers": ("rollout/non_finite_answers",),
+    "rollout_non_finite_logits": ("rollout/non_finite_logits",),
+    "rollout_masked_answers": ("rollout/masked_answers",),
+    "rollout_changed_sampling": ("rollout/changed_sampling",),
+    "trainer_non_finite_tokens": ("trainer/non_finite_tokens",),
+    "mismatch_non_finite_tokens": (f"{METRIC_PREFIX}non_finite_tokens",),
+    "loss_not_finite": ("actor/loss_not_finite",),
 }
 """Series name -> logged keys. Where verl and OpenRLHF differ, verl's comes first.
 
@@ -32,6 +40,13 @@ The second key of a mismatch metric is verl's own, for runs without our metrics.
 
 COUNTS = ("samples", "response_tokens")
 """Counts per step. OpenRLHF logs the mean response and the number of samples, verl all tokens and both means."""
+_COUNTED = (
+    "rollout/num_samples",
+    "rollout/response_length_mean",
+    "response_length/mean",
+    "prompt_length/mean",
+    "perf/total_num_tokens",
+)
 
 _EVALUATION = re.compile(r"val-core/.+/mean@\d+|eval_.+_pass1")
 """Keys of evaluation scores: verl's mean over the rollouts of each problem, and OpenRLHF's."""
@@ -40,12 +55,23 @@ Points = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
+class NonFiniteSteps:
+    """The steps at which a metric was logged as NaN or infinite, ascending. ``logged`` counts all its steps."""
+
+    steps: list[int]
+    logged: int
+
+    def __str__(self) -> str:
+        return f"not finite in {len(self.steps)} of {self.logged} steps"
+
+
+@dataclass(frozen=True)
 class Series:
     """The series of one run.
 
     ``steps`` are the logged training steps, ascending. Each list in ``values`` has the same length, with None where a
-    metric is missing or not finite. ``broken_norms`` are the steps whose gradient norm is NaN or infinite.
-    ``evaluation`` maps each score's logged key to its steps and values.
+    metric is missing or not finite. ``non_finite`` says which of the two, for each series and each evaluation score
+    that has a step which is not finite. ``evaluation`` maps each score's logged key to its steps and finite values.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -53,8 +79,16 @@ class Series:
         default_factory=lambda: {name: [] for name in (*METRIC_KEYS, *COUNTS)}
     )
     unreadable_lines: int = 0
-    broken_norms: frozenset[int] = frozenset()
+    non_finite: dict[str, NonFiniteSteps] = field(default_factory=dict)
     evaluation: dict[str, Points] = field(default_factory=dict)
+
+    def is_logged(self, name: str) -> bool:
+        """Return whether a step logged a value of this series, finite or not."""
+        return name in self.non_finite or bool(self.known(name))
+
+    def non_finite_steps(self, name: str) -> list[int]:
+        """Return the steps at which this series was logged as NaN or infinite."""
+        return self.non_finite[name].steps if name in self.non_finite else []
 
     def known(self, name: str, steps: frozenset[int] | None = None) -> list[float]:
         """Return the values of one series that are not None, on ``steps`` if given, in order."""
@@ -87,28 +121,39 @@ def build_series(rows: StepMetrics) -> Series:
     """Build the series of a run from either framework's keys."""
     found = sorted(rows.by_step.items())
     # Rows without a training reward are validation only.
-    training = {step: data for step, data in found if any(key in data for key in METRIC_KEYS["reward"])}
+    training = {step: data for step, data in found if has_metric(data, "reward")}
     values = {name: [metric_value(data, name) for data in training.values()] for name in METRIC_KEYS}
     counts = [_counts(data) for data in training.values()]
-    broken = {
-        step
-        for step, data in training.items()
-        if any(key in data for key in METRIC_KEYS["grad_norm"]) and metric_value(data, "grad_norm") is None
-    }
+    non_finite = {name: _non_finite(training, METRIC_KEYS[name], values[name]) for name in METRIC_KEYS}
+    for i, name in enumerate(COUNTS):
+        values[name] = [count[i] for count in counts]
+        non_finite[name] = _non_finite(training, _COUNTED, values[name])
     evaluation: dict[str, Points] = {}
-    for step, data in found:
-        for key in filter(_EVALUATION.fullmatch, data):
-            if (score := finite_number(data[key])) is not None:
-                steps, scores = evaluation.setdefault(key, ([], []))
-                steps.append(step)
-                scores.append(score)
+    for key in dict.fromkeys(key for _, data in found for key in filter(_EVALUATION.fullmatch, data)):
+        rows_with_score = {step: data for step, data in found if key in data}
+        scores = [finite_number(data[key]) for data in rows_with_score.values()]
+        pairs = [(step, score) for step, score in zip(rows_with_score, scores, strict=True) if score is not None]
+        evaluation[key] = ([step for step, _ in pairs], [score for _, score in pairs])
+        non_finite[key] = _non_finite(rows_with_score, [key], scores)
     return Series(
         steps=list(training),
-        values=values | {name: [count[i] for count in counts] for i, name in enumerate(COUNTS)},
+        values=values,
         unreadable_lines=rows.unreadable,
-        broken_norms=frozenset(broken),
+        non_finite={name: steps for name, steps in non_finite.items() if steps.steps},
         evaluation=evaluation,
     )
+
+
+def _non_finite(
+    rows: Mapping[int, Mapping[str, Any]], keys: Sequence[str], values: Sequence[float | None]
+) -> NonFiniteSteps:
+    """Return the steps without a value that logged NaN or infinity under one of ``keys``."""
+    bad = [
+        step
+        for (step, data), value in zip(rows.items(), values, strict=True)
+        if value is None and any(key in data and finite_number(data[key]) is None for key in keys)
+    ]
+    return NonFiniteSteps(bad, logged=len(bad) + sum(value is not None for value in values))
 
 
 def _counts(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -122,8 +167,13 @@ def _counts(data: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return samples, None if samples is None or mean is None else samples * mean
 
 
+def has_metric(data: Mapping[str, Any], name: str) -> bool:
+    """Return whether one of :data:`METRIC_KEYS` is in a step's metrics, finite or not."""
+    return any(key in data for key in METRIC_KEYS[name])
+
+
 def metric_value(data: Mapping[str, Any], name: str) -> float | None:
-    """Return the value of one of :data:`METRIC_KEYS` in a step's metrics."""
+    """Return the value of one of :data:`METRIC_KEYS` in a step's metrics, None if it is missing or not finite."""
     return next((finite_number(data[key]) for key in METRIC_KEYS[name] if key in data), None)
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from fp16_patch.lab.analysis.published import series_name
 from fp16_patch.lab.comparison.compare import compare
+from fp16_patch.lab.comparison.inputs import read_inputs
+from fp16_patch.lab.comparison.model import build_comparison
 from fp16_patch.lab.loading.load import available, load
 
 pytest.importorskip("matplotlib")
@@ -90,6 +92,19 @@ def test_run_with_other_settings_is_not_comparable(write_run: Write, rises: Any,
     end = rows(smaller)["fp16", "training reward at the end"]
     assert (end["verdict"], end["why"]) == ("not comparable", "not as the recipe: data.train_batch_size: 64 and 8")
     assert end["own"] == pytest.approx(0.98, abs=0.01)
+
+
+@pytest.mark.parametrize("bad", [{20}, set(range(1, 2101))], ids=["one step", "all"])
+def test_a_reward_that_is_not_finite_is_not_within(run: Path, bad: set[int]) -> None:
+    metrics = run / "fp16" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines:
+        if line["step"] in bad:
+            line["data"]["critic/score/mean"] = None
+    metrics.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    published = build_comparison(read_inputs([str(run)])).reports[""].published
+    end = next(row for row in published if (row.arm, row.what) == ("fp16", "training reward at the end"))
+    assert (end.verdict, end.why) == ("not finite", f"reward not finite in {len(bad)} of 2100 steps")
 
 
 def test_several_evaluations_are_ambiguous(run: Path) -> None:

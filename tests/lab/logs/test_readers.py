@@ -34,7 +34,7 @@ def test_reads_verl_file_logger(tmp_path: Path) -> None:
     )
     series = read(file)
     assert (series.steps, series.known("reward"), series.unreadable_lines) == ([1, 2], [0.5, 0.6], 1)
-    assert series.broken_norms == {1}
+    assert series.non_finite_steps("grad_norm") == [1]
     assert series.evaluation == {"val-core/aime_2024/acc/mean@32": ([0], [0.2])}
     assert series.values["samples"] == [16.0, None]
     assert series.values["response_tokens"] == [480.0, None]
@@ -48,7 +48,7 @@ def test_reads_wandb_history_of_both_frameworks(tmp_path: Path) -> None:
         '{"_step": 1, "critic/score/mean": 0.5, "actor/grad_norm": "NaN", "val-core/x/acc/mean@8": null}',
         '{"_step": 2, "critic/score/mean": 0.6, "actor/grad_norm": 0.2}',
     )
-    assert (read(verl).steps, read(verl).broken_norms, read(verl).evaluation) == ([1, 2], {1}, {})
+    assert (read(verl).steps, read(verl).non_finite_steps("grad_norm"), read(verl).evaluation) == ([1, 2], [1], {})
     openrlhf = text(
         tmp_path / "openrlhf.jsonl",
         '{"_step": 0, "train/global_step": 1, "train/rollout/reward_mean": 0.5, "train/rollout/num_samples": 128, '
@@ -82,7 +82,7 @@ def test_reads_history_as_csv(tmp_path: Path) -> None:
     )
     series = read(file)
     assert (series.steps, series.known("reward"), series.known("grad_norm")) == ([1, 2], [0.5, 0.6], [0.25])
-    assert series.broken_norms == {1}
+    assert series.non_finite_steps("grad_norm") == [1]
 
 
 def test_refuses_chart_of_several_runs(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_reads_tensorboard_events(tmp_path: Path) -> None:
         series = read(path)
         assert series.steps == [1, 2, 3, 4, 5]
         assert series.known("reward") == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
-        assert series.broken_norms == {2}
+        assert series.non_finite_steps("grad_norm") == [2]
 
 
 def test_refuses_events_of_several_runs(tmp_path: Path) -> None:

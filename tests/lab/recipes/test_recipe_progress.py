@@ -75,6 +75,14 @@ def test_steps_show_progress_of_the_total_found_in_the_log(tmp_path: Path, said:
     assert "left 0:0" in said[1]
 
 
+def test_a_step_that_is_not_finite_is_shown(tmp_path: Path, said: list[str]) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    progress = Progress(tmp_path / "l", metrics, said.append, phases=VERL, total_steps=9)
+    metrics.write_text(row(1, **{"critic/score/mean": None, "mismatch/k3_kl": None}))
+    progress.update()
+    assert "step   1/9  reward nan  |pi-mu| -  KL nan" in said[0]
+
+
 def test_silence_is_broken_by_a_sign_of_life(tmp_path: Path, said: list[str]) -> None:
     progress = Progress(tmp_path / "l", tmp_path / "m", said.append, phases=VERL, total_steps=1, heartbeat_s=0.0)
     progress.update()
