@@ -105,18 +105,25 @@ def render(precision: Precision, roles: Rows) -> str:
     return f"{title}\n{'-' * len(title)}\n{text_table.plain(['', *names], cells)}"
 
 
+def _render_sampling(sampling: Sequence[Mapping[str, Any]]) -> list[str]:
+    listed = ", ".join(f"{entry['key']}={entry['value']} ({entry['accepted_by']})" for entry in sampling)
+    return [f"sampling that changes mu, accepted: {listed}"] if listed else []
+
+
 def as_document(
     precision: Precision,
     roles: Rows,
     processes: Iterable[Mapping[str, Any]],
     changes: Iterable[Mapping[str, Any]],
+    sampling: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Return the report as it is saved, ready for JSON."""
+    """Return the report as it is saved, ready for JSON. ``sampling`` as for :func:`publish`."""
     return {
         "precision": precision.name,
         "flag": precision.as_mapping(),
         "roles": roles,
         "config_changes": list(changes),
+        "sampling": list(sampling),
         "processes": list(processes),
         "versions": versions(),
     }
@@ -129,6 +136,7 @@ def publish(
     path: str,
     when: str,
     extra_allowed: Mapping[str, tuple[str, ...]] | None = None,
+    sampling: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Save the report of these processes, print it before training and before the first update, and check it.
 
@@ -139,16 +147,18 @@ def publish(
         path: The file to write.
         when: ``"before training"``, ``"before the first update"`` or ``"after the first update"``.
         extra_allowed: As for :func:`precision_violations`.
+        sampling: Accepted settings that change mu, each with ``key``, ``value``, ``why`` and ``accepted_by``.
 
     Raises:
         Fp16PatchError: The file cannot be written, or the flag does not allow the value of a row. The error names
             every such row.
     """
     roles = merge_roles(processes)
-    document = as_document(precision, roles, processes, changes) | {"when": when}
+    document = as_document(precision, roles, processes, changes, sampling) | {"when": when}
     write_atomically(path, json.dumps(document, indent=2) + "\n")
     if when.startswith("before"):
-        print(f"\n{render(precision, roles)}\nsaved: {path}\n", flush=True)
+        lines = [render(precision, roles), *_render_sampling(sampling), f"saved: {path}"]
+        print("\n" + "\n".join(lines) + "\n", flush=True)
     if problems := precision_violations(roles, precision, extra_allowed):
         raise combine_errors(problems)
 

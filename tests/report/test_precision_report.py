@@ -162,6 +162,7 @@ def test_the_document_is_json_and_says_what_ran() -> None:
     change = {"key": "actor_rollout_ref.rollout.dtype", "before": "bfloat16", "after": "float16"}
     process = report("trainer rank 0", actor=ACTOR)
     document = as_document(FP16, {"actor": ACTOR}, [process], [change])
+    assert document["sampling"] == []
     assert json.loads(json.dumps(document)) == document
     assert document["flag"] == FP16.as_mapping()
     assert document["config_changes"] == [change]
@@ -178,6 +179,20 @@ def test_publishing_replaces_the_file_and_prints_the_first_report(
     assert json.loads(path.read_text())["when"] == "after the first update"
     assert os.listdir(path.parent) == [path.name]
     assert capsys.readouterr().out.count("fp16_patch precision report") == 1
+
+
+def test_accepted_sampling_is_in_the_report_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, accepted_by = tmp_path / "precision_report.json", "fp16_patch.allow_truncated_sampling=true"
+    accepted = [
+        {"key": "rollout.top_p", "value": 0.9, "why": "cut", "accepted_by": accepted_by},
+        {"key": "rollout.top_k", "value": 20, "why": "cut", "accepted_by": accepted_by},
+    ]
+    publish(FP16, [report("0", actor=ACTOR)], [], str(path), "before the first update", sampling=accepted)
+    assert json.loads(path.read_text())["sampling"] == accepted
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sampling")]
+    assert line.endswith(f"rollout.top_p=0.9 ({accepted_by}), rollout.top_k=20 ({accepted_by})")
+    publish(FP16, [report("0", actor=ACTOR)], [], str(path), "before the first update")
+    assert "sampling that changes mu" not in capsys.readouterr().out
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one_whole(tmp_path: Path) -> None:
