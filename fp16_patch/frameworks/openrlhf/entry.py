@@ -24,6 +24,7 @@ from fp16_patch.frameworks.openrlhf import config, plan, refusals
 from fp16_patch.frameworks.openrlhf.releases import RELEASE
 from fp16_patch.log import logger
 from fp16_patch.patching import ProcessKind, apply, when_imported, wrap
+from fp16_patch.rollout_health.sampling_settings import warning
 
 MODULE = "openrlhf.cli.train_ppo_ray"
 SETUP = "fp16_patch.frameworks.openrlhf.worker.activate"
@@ -89,7 +90,8 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
     changes = config.rewrite(args, precision)
     report = os.path.abspath(settings.get("report_path") or os.path.join(args.ckpt.path, "precision_report.json"))
     driver = {"host": platform.node(), "pid": os.getpid()}
-    record = {"driver": driver, "changes": changes, "report_path": report}
+    accepted = refusals.accepted_sampling(args, precision)
+    record = {"driver": driver, "changes": changes, "report_path": report, "sampling": accepted}
     os.environ |= {
         envs.PRECISION: precision.to_environment(),
         envs.REPORTS: os.path.dirname(report),
@@ -98,6 +100,8 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
     runtime_env.set_runtime_env_hook(SETUP, CARRIED)
     lines = [f"\n  {change['key']}: {change['before']} -> {change['after']}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
+    for setting in accepted:
+        logger.warning("%s", warning(setting))
 
 
 @wrap(

@@ -14,14 +14,43 @@ from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, m
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf.config import ARGUMENTS
 from fp16_patch.precision import Precision
+from fp16_patch.rollout_health.sampling_settings import CUT, LOWEST_TEMPERATURE, TOO_COLD, SamplingSetting, judge
 
 Args = Any  # OpenRLHF's arguments, nested as its utils/config.py nests them
 
 
 def unsupported(args: Args, precision: Precision) -> list[Fp16PatchError]:
     """Return an error for every argument of this run that the flag cannot honour."""
-    found = [*_rollout(args, precision), *_our_settings(args, precision)]
+    found = [
+        *_rollout(args, precision),
+        *_our_settings(args, precision),
+        *judge(_sampling(args), precision, log_probs_are_read(args))[0],
+    ]
     return [*found, *_fp16_training(args)] if precision.train_dtype == "fp16" else found
+
+
+def log_probs_are_read(args: Args) -> bool:
+    """Return whether OpenRLHF asks vLLM for log-probs: an importance weight and mismatch metrics then read them."""
+    return bool(args.algo.advantage.is_correction_level != "off")
+
+
+def accepted_sampling(args: Args, precision: Precision) -> list[dict[str, Any]]:
+    """Return the sampling settings that change mu and are accepted, as the precision report lists them."""
+    return judge(_sampling(args), precision, log_probs_are_read(args))[1]
+
+
+def _sampling(args: Args) -> Iterator[SamplingSetting]:
+    """Yield the arguments that change what vLLM samples from.
+
+    Another temperature does not: OpenRLHF always asks for processed log-probs (cli/train_ppo_ray.py:78), and the
+    trainer divides by the same temperature (models/actor.py:270).
+    """
+    top_p, temperature = args.rollout.top_p, args.rollout.temperature
+    if top_p != 1:
+        yield SamplingSetting("--rollout.top_p", top_p, CUT, "1", "set --rollout.top_p 1")
+    if temperature < LOWEST_TEMPERATURE:
+        key = "--rollout.temperature"
+        yield SamplingSetting(key, temperature, TOO_COLD, "0.01 or more", f"set {key} 1")
 
 
 def _rollout(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:

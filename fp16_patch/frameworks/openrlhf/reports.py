@@ -70,7 +70,13 @@ def publish(controller: Controller, when: str) -> None:
     reports = [driver, *gather(controller)]
     precision = Precision.current()
     precision_report.publish(
-        precision, reports, record["changes"], record["report_path"], when, _deepspeed_dtypes(precision)
+        precision,
+        reports,
+        record["changes"],
+        record["report_path"],
+        when,
+        extra_allowed=_deepspeed_dtypes(precision),
+        sampling=record["sampling"],
     )
 
 

@@ -126,7 +126,8 @@ def _publish_if_due(trainer: Trainer, when: str) -> None:
     progress = attached(trainer, ReportProgress)
     if progress.due == when:
         flag = trainer.config.fp16_patch
-        precision_report.publish(Precision.current(), gather(trainer), changes_of(flag), flag.report_path, when)
+        precision, changes, accepted = Precision.current(), plain_list(flag.changes), plain_list(flag.sampling)
+        precision_report.publish(precision, gather(trainer), changes, flag.report_path, when, sampling=accepted)
         progress.due = {START: BEFORE, BEFORE: AFTER}.get(when)
 
 
@@ -141,13 +142,13 @@ def _driver_report(flag: Any) -> dict[str, Any]:
     """Describe the process that ran ``main_ppo`` by the configuration that it passed on."""
     entries = [
         {"name": change["key"], "outcome": "applied", "message": f"{change['before']} -> {change['after']}"}
-        for change in changes_of(flag)
+        for change in plain_list(flag.changes)
     ]
     return {"process": "driver", "host": flag.driver.host, "pid": flag.driver.pid, "ledger": entries, "roles": {}}
 
 
-def changes_of(flag: Any) -> list[dict[str, Any]]:
-    """Return what the flag changed in the configuration, as plain data. A value may be a whole section."""
+def plain_list(node: Any) -> list[dict[str, Any]]:
+    """Return a list of the flag's node as plain data. A value in it may be a whole section."""
     from omegaconf import OmegaConf
 
-    return list(OmegaConf.to_container(flag.changes))
+    return list(OmegaConf.to_container(node))

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
-from fp16_patch.frameworks.verl.config import command_line
+from fp16_patch.frameworks.verl.config import command_line, sampling
 from fp16_patch.frameworks.verl.config.changes import Change, plan, rewrite
 from fp16_patch.frameworks.verl.config.setting import refusal, value_of
 from fp16_patch.frameworks.verl.config.table import settings
@@ -25,6 +25,7 @@ from fp16_patch.frameworks.verl.refusals import irregular
 from fp16_patch.frameworks.verl.releases import RELEASE
 from fp16_patch.log import logger
 from fp16_patch.precision import Precision
+from fp16_patch.rollout_health.sampling_settings import warning
 
 WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
 EXTERNAL_MODULES = "VERL_USE_EXTERNAL_MODULES"
@@ -70,6 +71,7 @@ def apply_flag(config: DictConfig) -> list[Change]:
     if problems := _installation_problems():
         raise combine_errors(problems)
     precision, changes, report_path = examine(config)
+    accepted = sampling.accepted_settings(config, precision)
 
     rewrite(config, changes)
     if not report_path:  # next to the run's checkpoints
@@ -82,9 +84,12 @@ def apply_flag(config: DictConfig) -> list[Change]:
             "report_path": report_path,
             "driver": {"host": platform.node(), "pid": os.getpid()},
             "changes": [asdict(change) for change in changes],
+            "sampling": accepted,
         }
     lines = [f"\n  {change.key}: {change.before} -> {change.after}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
+    for setting in accepted:
+        logger.warning("%s", warning(setting))
     return changes
 
 

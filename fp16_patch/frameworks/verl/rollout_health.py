@@ -18,6 +18,7 @@ from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
 from fp16_patch.engines.vllm.sampling import take_requests
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.config.sampling import accepted_requests, log_probs_are_read
 from fp16_patch.frameworks.verl.releases import TASK_RUNNER
 from fp16_patch.frameworks.verl.rollout_trace import add_trace, trace_step
 from fp16_patch.patching import wrap
@@ -191,19 +192,17 @@ def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Count the requests of this step that sampled from another distribution than the trainer computes.
 
     Raises:
-        Fp16PatchError: There is one, and the flag does not accept it.
+        Fp16PatchError: There is one, something reads its log-probs, and the flag does not accept it.
     """
     state = attached(trainer, RolloutState)
     requests = state.requests + _take_requests(trainer)
     state.requests = Counter()
-    rollout = trainer.config.actor_rollout_ref.rollout
-    accepted = sampling.accept(temperature=rollout.temperature)
-    if trainer.config.algorithm.adv_estimator == "remax":
-        accepted |= sampling.accept(temperature=0)  # its baseline, which nothing is trained on
-    changed = sampling.changed_requests(requests, accepted)
+    changed = sampling.changed_requests(requests, accepted_requests(trainer.config))
     metrics |= sampling.metrics(changed)
-    if changed and not Precision.current().allow_truncated_sampling:
-        raise sampling.refuse_changed(changed, trainer.global_steps, rollout.temperature)
+    if changed and log_probs_are_read(trainer.config) and not Precision.current().allow_truncated_sampling:
+        raise sampling.refuse_changed(
+            changed, trainer.global_steps, trainer.config.actor_rollout_ref.rollout.temperature
+        )
 
 
 @wrap(

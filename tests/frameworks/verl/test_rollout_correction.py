@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from raising import raises_code
 
-from fp16_patch.frameworks.verl.controller import changes_of
+from fp16_patch.frameworks.verl.controller import plain_list
 from fp16_patch.frameworks.verl.entry import apply_flag
 
 RC = "algorithm.rollout_correction"
@@ -49,7 +49,7 @@ def test_bypass_mode_reaches_the_loss_with_all_its_settings(compose, precision, 
 def test_the_change_can_be_written_into_the_precision_report(compose):
     config = compose("+precision@_global_=fp16", *PG_SEQ_IS)
     changed = apply_flag(config)
-    assert json.loads(json.dumps(changes_of(config.fp16_patch))) == [asdict(change) for change in changed]
+    assert json.loads(json.dumps(plain_list(config.fp16_patch.changes))) == [asdict(change) for change in changed]
 
 
 @pytest.mark.parametrize(

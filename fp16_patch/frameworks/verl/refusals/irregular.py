@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.config import command_line, megatron
+from fp16_patch.frameworks.verl.config import command_line, megatron, sampling
 from fp16_patch.frameworks.verl.config.rollout_correction import CORRECTION, read_correction
 from fp16_patch.frameworks.verl.config.setting import SECTIONS, refusal, value_of
 from fp16_patch.frameworks.verl.config.table import fsdp_section
@@ -44,6 +44,7 @@ def problems(config: DictConfig, precision: Precision, critic: bool) -> list[Fp1
         *_fp32_modules(precision, critic, on_megatron),
         *_bounds_read_as_a_number(config),
         *_rollout_trace(config, precision),
+        *sampling.problems(config, precision),
         *(resume.problems(config, on_megatron) if precision.train_dtype == "fp16" else ()),
     ]
 
