@@ -18,7 +18,6 @@ from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
 from fp16_patch.engines.vllm.sampling import take_requests
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.config.sampling import accepted_requests, log_probs_are_read
 from fp16_patch.frameworks.verl.releases import TASK_RUNNER
 from fp16_patch.frameworks.verl.rollout_trace import add_trace, trace_step
 from fp16_patch.patching import wrap
@@ -194,6 +193,8 @@ def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
     Raises:
         Fp16PatchError: There is one, something reads its log-probs, and the flag does not accept it.
     """
+    from fp16_patch.frameworks.verl.config.sampling import accepted_requests, log_probs_are_read
+
     state = attached(trainer, RolloutState)
     requests = state.requests + _take_requests(trainer)
     state.requests = Counter()
