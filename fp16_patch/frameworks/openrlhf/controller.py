@@ -60,15 +60,18 @@ def check_async_processes(original: Any, self: Coordinator, *args: Any, **kwargs
     coordinator = reports.shipped_class_report(ProcessKind.COORDINATOR, type(self))
     sampler = answers({"sampler": self.generator_actor.__ray_call__.remote(reports.sampler_report)})
     extra_reports = {"coordinator": [coordinator], "sampler": list(sampler.values())}
-    ray.get(self.trainer_actor.__ray_call__.remote(reports.keep_and_gather, extra_reports))
+    ray.get(self.trainer_actor.__ray_call__.remote(reports.keep_and_publish, extra_reports))
     return original(self, *args, **kwargs)
 
 
 @hook(f"{TRAINER}.fit", name="openrlhf-check-processes", reason=_CHECK, **CONTROLLER)
 def check_processes(original: Any, self: Controller, *args: Any, **kwargs: Any) -> Any:
-    """Check nodes and ledgers before anything is sampled. This always runs, because it comes with the class."""
+    """Check nodes and ledgers before anything is sampled. This always runs, because it comes with the class.
+
+    Save a precision report: a run that has no step has no update to report at. Later reports complete it.
+    """
     node_check.check_every_node()
-    reports.gather(self)
+    reports.publish(self, when="before training")
     return original(self, *args, **kwargs)
 
 

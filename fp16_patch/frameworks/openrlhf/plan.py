@@ -5,10 +5,23 @@ from __future__ import annotations
 
 from fp16_patch import platforms
 from fp16_patch.engines.deepspeed.plan import PATCHES as DEEPSPEED
-from fp16_patch.frameworks.openrlhf import controller, ema, mismatch, reports, rollout, trainer
+from fp16_patch.engines.vllm import sampling
+from fp16_patch.frameworks.openrlhf import (
+    controller,
+    ema,
+    masked_answers,
+    mismatch,
+    reports,
+    rollout,
+    rollout_health,
+    trainer,
+)
 from fp16_patch.patching import ProcessKind, declared_in, plan, registry, required
 
-ALL_PATCHES = declared_in(controller, mismatch, rollout, trainer, ema) + DEEPSPEED
+ALL_PATCHES = (
+    *declared_in(controller, mismatch, rollout, rollout_health, masked_answers, trainer, ema, sampling),
+    *DEEPSPEED,
+)
 
 PLAN = plan(ALL_PATCHES)
 """Module -> the patches applied, all or none, right after it is imported; the same in every process."""

@@ -96,9 +96,11 @@ def _our_settings(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
     if precision.trace_rollout is not None:
         why = "no trace of vLLM's modules on OpenRLHF"
         yield _refusal("fp16_patch.trace_rollout", precision.trace_rollout, why, "unset", "remove it; on verl it works")
-    if precision.keep_log_probs and args.algo.advantage.is_correction_level == "off":
+    needing = ["fp16_patch.keep_log_probs"] if precision.keep_log_probs else []
+    needing += ["fp16_patch.rollout_overflow=mask"] if precision.rollout_overflow == "mask" else []
+    if needing and args.algo.advantage.is_correction_level == "off":
         key = "--algo.advantage.is_correction_level"
-        why = "OpenRLHF then does not ask vLLM for log-probs, which fp16_patch.keep_log_probs needs"
+        why = f"OpenRLHF then does not ask vLLM for log-probs, which {' and '.join(needing)} need"
         next_step = f"set {key} token; with the threshold 1 1 it corrects nothing"
         yield _refusal(key, "off", why, "token, seq", next_step)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import Mapping
@@ -12,10 +11,10 @@ from typing import Any
 
 from fp16_patch import envs
 from fp16_patch.attached_state import attached
-from fp16_patch.engines.ray.actor_calls import SECONDS, answers
+from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.precision import REPORT, parse_reports
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf.rollout import EventLoop
+from fp16_patch.frameworks.openrlhf.rollout import ask_workers
 from fp16_patch.frameworks.openrlhf.trainer import describe_actor
 from fp16_patch.patching import Ledger, LedgerEntry, Patch, ProcessKind, status
 from fp16_patch.patching.binding import marked_by
@@ -57,17 +56,18 @@ def gather(controller: Controller) -> list[Report]:
     return [report for some in reports.values() for report in some]
 
 
-def keep_and_gather(controller: Controller, extra_reports: dict[str, list[Report]]) -> None:
-    """Keep the reports of the async trainer's other processes for every later :func:`gather`, and gather."""
+def keep_and_publish(controller: Controller, extra_reports: dict[str, list[Report]]) -> None:
+    """Keep the reports of the async trainer's other processes for every later :func:`gather`, and publish."""
     attached(controller, _ExtraReports).by_kind = extra_reports
-    gather(controller)
+    publish(controller, when="before training")
 
 
 def publish(controller: Controller, when: str) -> None:
-    """Gather the reports, check them against the flag, print them the first time, and save them."""
+    """Gather the reports, check them against the flag, print them before training and updates, and save them."""
+    gathered = gather(controller)
     record = json.loads(os.environ[envs.RUN_RECORD])
     driver = {"process": "driver", **record["driver"], "ledger": [], "roles": {}}
-    reports = [driver, *gather(controller)]
+    reports = [driver, *gathered]
     precision = Precision.current()
     precision_report.publish(
         precision,
@@ -106,7 +106,7 @@ def _from_rollout(engines: list[Any], workers_each: int) -> dict[str, list[Repor
     """Return the reports of every vLLM actor, and of every worker process behind them."""
     calls = {f"vLLM server {i}": engine.__ray_call__.remote(server_report, i) for i, engine in enumerate(engines)}
     servers = list(answers(calls).values())
-    calls = {f"vLLM workers of server {i}": e.__ray_call__.remote(worker_reports) for i, e in enumerate(engines)}
+    calls = {f"vLLM workers of server {i}": e.__ray_call__.remote(ask_workers, REPORT) for i, e in enumerate(engines)}
     workers: list[Report] = []
     for number, replies in enumerate(answers(calls).values()):
         workers += parse_reports(replies, workers_each, number)
@@ -139,11 +139,3 @@ def shipped_class_report(kind: ProcessKind, cls: type, name: str | None = None) 
                 message = "came with its class"
                 ledger.record(LedgerEntry(patch.name, patch.target, "applied", None, message, patch.process_names))
     return this_process(name or kind.value, ledger, {})
-
-
-def worker_reports(actor: Any) -> list[str]:
-    """Return the reports of a vLLM actor's workers. Runs inside the actor, in another thread than its event loop."""
-    loop = attached(actor, EventLoop).loop
-    assert loop is not None, "the vLLM actor was not initialised under the flag"
-    replies: list[str] = asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(REPORT), loop).result(SECONDS)
-    return replies

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp16_patch.attached_state import attached
+from fp16_patch.engines.ray.actor_calls import SECONDS
+from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS, count_method
 from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
 from fp16_patch.frameworks.openrlhf.releases import RELEASE
 from fp16_patch.patching import ProcessKind, add, hook, wrap
@@ -60,8 +62,28 @@ async def set_rollout_dtype(original: Any, self: Any, *args: Any, **kwargs: Any)
     **_WORKER,
 )
 def add_report_method(original: Any) -> Any:
-    """Return the method that reports a worker's ledger."""
-    return report_method(original)
+    """Return the method that reports a worker's ledger. It starts to observe the logits, if nothing has."""
+    report = report_method(original)
+
+    def fp16_patch_report(self: Any) -> str:
+        record_logits_dtype(self)  # where weights come by CUDA IPC, init_process_group is never called
+        return report(self)
+
+    return fp16_patch_report
+
+
+@add(
+    f"{_EXTENSION}.{NON_FINITE_LOGITS}",
+    name="openrlhf-worker-non-finite-logits",
+    reason="a run that does not ask vLLM for log-probs shows an overflow in vLLM's logits only",
+    upstream="none: our own proof",
+    remove_when="never",
+    maker=True,
+    **_WORKER,
+)
+def add_count_method(original: Any) -> Any:
+    """Return the method that counts the rows of logits that were not finite."""
+    return count_method(original)
 
 
 @hook(
@@ -104,3 +126,14 @@ def receive_weight(original: Any, self: Any, name: str, dtype: Any, *args: Any, 
 def allow_first_eos(original: Any, self: Any, prompts: Any, labels: Any, **generate_kwargs: Any) -> Any:
     """Allow every token at the first position, so that mu is the policy itself there too."""
     return original(self, prompts, labels, **{"min_new_tokens": 0, **generate_kwargs})
+
+
+def ask_workers(actor: Any, method: str) -> list[Any]:
+    """Return what ``method`` returns in each worker of a vLLM actor.
+
+    Runs inside the actor, in another thread than its event loop.
+    """
+    loop = attached(actor, EventLoop).loop
+    assert loop is not None, "the vLLM actor was not initialised under the flag"
+    replies: list[Any] = asyncio.run_coroutine_threadsafe(actor.llm.collective_rpc(method), loop).result(SECONDS)
+    return replies

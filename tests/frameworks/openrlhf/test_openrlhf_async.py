@@ -71,7 +71,7 @@ def test_without_the_coordinator_s_check_processes_are_missing() -> None:
 
 def test_a_sampler_that_forbids_the_first_eos_is_named() -> None:
     extra = COORDINATOR | report_of("sampler")
-    error = refused(reports.keep_and_gather, controller(), extra)
+    error = refused(reports.keep_and_publish, controller(), extra)
     check_error(error, "patch-missing", "sampler (pid", "openrlhf-first-token")
     assert "coordinator" not in str(error)
 
@@ -79,7 +79,7 @@ def test_a_sampler_that_forbids_the_first_eos_is_named() -> None:
 def test_a_controller_whose_class_came_unpatched_is_named() -> None:
     extra = COORDINATOR | report_of("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
     missing, *others = SHIPPED
-    error = refused(reports.keep_and_gather, controller(without=missing), extra)
+    error = refused(reports.keep_and_publish, controller(without=missing), extra)
     check_error(error, "patch-missing", missing.name)
     assert all(other.name not in str(error) for other in others)
     assert "sampler (pid" not in str(error)
@@ -88,7 +88,7 @@ def test_a_controller_whose_class_came_unpatched_is_named() -> None:
 def test_reports_from_before_the_loops_are_kept() -> None:
     made = controller()
     extra = COORDINATOR | report_of("sampler", *reports.REQUIRED[ProcessKind.SAMPLER])
-    for error in (refused(reports.keep_and_gather, made, extra), refused(reports.gather, made)):
+    for error in (refused(reports.keep_and_publish, made, extra), refused(reports.gather, made)):
         assert "sampler" not in str(error)
         assert "coordinator" not in str(error)
         check_error(error, "process-missing", "vLLM server")  # processes that never reported are still missing

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch the rollout of each training step: log-probs that are not finite, and requests of another distribution.
+
+The patches run in the PPO trainer's Ray actor (see ``controller``), before a model, a correction or the loss reads a
+log-prob. An error raised there stops the run. With the async trainer the sampler works ahead: the requests and logits
+counted in a step may then be those of the next batch. Log-probs are always counted in the step that trains on them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fp16_patch.attached_state import attached
+from fp16_patch.engines.ray.actor_calls import answers
+from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
+from fp16_patch.engines.vllm.sampling import set_counting, take_requests
+from fp16_patch.frameworks.openrlhf.masked_answers import clear_answers, out_of_their_groups
+from fp16_patch.frameworks.openrlhf.releases import ASYNC_CONTROLLER, ASYNC_TRAINER, CONTROLLER, RELEASE, TRAINER
+from fp16_patch.frameworks.openrlhf.rollout import ask_workers
+from fp16_patch.patching import ProcessKind, wrap
+from fp16_patch.precision import Precision
+from fp16_patch.rollout_health import sampling
+
+if TYPE_CHECKING:
+    import torch
+
+Controller = Any  # openrlhf.trainer.ppo_trainer.PPOTrainer, or ppo_trainer_async.TrainingActor, never imported here
+Experience = Any  # openrlhf.trainer.ppo_utils.experience.Experience, never imported here
+Metrics = dict[str, float]
+
+_OURS: dict[str, Any] = {"upstream": "none: our own proof", "remove_when": "OpenRLHF checks what its rollout returns"}
+_CHECK = "a policy that overflows in vLLM returns NaN log-probs, and OpenRLHF trains on them without a word"
+
+
+@dataclass
+class StepHealth:
+    """State on the experience maker, of the current step."""
+
+    metrics: Metrics = field(default_factory=dict)
+    masked: torch.Tensor | None = None
+    """Boolean ``[answers]``, in the order of the rollout; None if every answer is trained on."""
+    seconds: float = 0.0
+    """Time that the checks have taken."""
+
+
+@wrap(f"{ASYNC_TRAINER}.train_step", name="openrlhf-async-rollout-health", reason=_CHECK, **_OURS, **ASYNC_CONTROLLER)
+@wrap(f"{TRAINER}.train_step", name="openrlhf-rollout-health", reason=_CHECK, **_OURS, **CONTROLLER)
+def check_step(original: Any, self: Controller, rollout_samples: Any, global_step: int) -> Any:
+    """Check the rollout of this step, and add the counts to OpenRLHF's own metrics."""
+    health = attached(self.experience_maker, StepHealth)
+    start = time.perf_counter()
+    health.metrics, health.masked = {}, None
+    check_sampling(self, health.metrics, global_step + 1)
+    if asks_for_log_probs(self.args):
+        health.masked = check_log_probs(rollout_samples, health.metrics, global_step + 1)
+    else:
+        check_logits(self, health.metrics, global_step + 1)
+    health.seconds = time.perf_counter() - start
+    status, step = original(self, rollout_samples, global_step)
+    return status | health.metrics | {"timing/rollout_health": health.seconds}, step
+
+
+def asks_for_log_probs(args: Any) -> bool:
+    """Return whether OpenRLHF asks vLLM for log-probs (trainer/ppo_utils/samples_generator.py:206)."""
+    return bool(args.algo.advantage.is_correction_level != "off")
+
+
+def check_log_probs(samples: list[Experience], metrics: Metrics, step: int) -> torch.Tensor | None:
+    """Count the rollout's log-probs that are not finite, and mask their answers where the flag says so.
+
+    Args:
+        samples: One answer each, ``[1, length]``. A masked one keeps no token that counts and no log-prob.
+        metrics: Gets the counts.
+        step: The training step, for errors.
+
+    Returns:
+        The masked answers, boolean ``[answers]``, or None if there are none.
+
+    Raises:
+        Fp16PatchError: The run must stop.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from fp16_patch.rollout_health.non_finite import find_non_finite
+    from fp16_patch.rollout_health.overflow_policy import answers_to_mask, check_lengths
+
+    masks = [sample.action_mask[0].bool() for sample in samples]
+    prompts = [int(mask.int().argmax()) for mask in masks]
+    given = [0 if sample.rollout_log_probs is None else sample.rollout_log_probs.shape[1] for sample in samples]
+    check_lengths(_less(given, prompts), _less(map(len, masks), prompts), step)
+    log_probs = [sample.rollout_log_probs[0][mask] for sample, mask in zip(samples, masks, strict=True)]
+    tokens = [sample.sequences[0, 1:][mask] for sample, mask in zip(samples, masks, strict=True)]
+    padded = [pad_sequence(rows, batch_first=True) for rows in (log_probs, tokens)]
+    found = find_non_finite(padded[0], torch.ones_like(padded[0]))
+    metrics |= found.metrics("rollout")
+    precision = Precision.current()
+    masked = answers_to_mask(found, padded[1], step, precision)
+    if precision.rollout_overflow == "mask":
+        metrics["rollout/masked_answers"] = float(masked.sum())
+    for answer in masked.nonzero().flatten().tolist():
+        sample = samples[answer]
+        sample.action_mask = torch.zeros_like(sample.action_mask)
+        sample.rollout_log_probs = torch.zeros_like(sample.rollout_log_probs)
+    return masked if masked.any() else None
+
+
+@wrap(
+    "openrlhf.trainer.ppo_utils.experience_maker:RemoteExperienceMaker.compute_advantages_and_returns",
+    name="openrlhf-masked-answers",
+    release=RELEASE,
+    processes={ProcessKind.CONTROLLER, ProcessKind.ASYNC_CONTROLLER},
+    reason="counts the trainer's log-probs that are not finite; an answer that fp16_patch.rollout_overflow=mask takes "
+    "out of the loss must not move its group's mean and deviation either",
+    **_OURS,
+)
+def leave_groups(original: Any, self: Any, experiences: list[Experience]) -> Any:
+    """Count the trainer's log-probs that are not finite. Take masked answers out of rewards and advantages."""
+    from fp16_patch.rollout_health.non_finite import find_non_finite
+
+    health = attached(self, StepHealth)
+    start = time.perf_counter()
+    found = [find_non_finite(e.action_log_probs, e.action_mask).metrics("trainer") for e in experiences]
+    health.metrics |= {name: sum(counts[name] for counts in found) for name in found[0]}
+    health.seconds += time.perf_counter() - start
+    if health.masked is None:
+        return original(self, experiences)
+    clear_answers(experiences, health.masked)
+    args = self.strategy.args
+    with out_of_their_groups(health.masked, args.algo.advantage.estimator, args.rollout.n_samples_per_prompt):
+        return original(self, experiences)
+
+
+def check_logits(controller: Controller, metrics: Metrics, step: int) -> None:
+    """Count the rows of vLLM's logits that were not finite, where nobody asks vLLM for log-probs.
+
+    Raises:
+        Fp16PatchError: There is one: no answer can be named, so none can be masked.
+    """
+    from fp16_patch.rollout_health.overflow_policy import refuse_logits
+
+    calls = {
+        f"vLLM workers of server {number}": engine.__ray_call__.remote(ask_workers, NON_FINITE_LOGITS)
+        for number, engine in enumerate(controller.vllm_engines)
+    }
+    rows = sum(max(replies or [0]) for replies in answers(calls).values())  # tensor-parallel ranks see the same rows
+    metrics["rollout/non_finite_logits"] = float(rows)
+    if rows:
+        raise refuse_logits(rows, step)
+
+
+def check_sampling(controller: Controller, metrics: Metrics, step: int) -> None:
+    """Count the requests since the last step that sampled from another distribution than the trainer computes.
+
+    Raises:
+        Fp16PatchError: There is one, OpenRLHF reads its log-probs, and the flag does not accept it.
+    """
+    requests: Counter[tuple[str, str]] = Counter()
+    for counts in _ask_servers(controller.vllm_engines, take_server_requests).values():
+        requests.update(counts)
+    temperature = controller.args.rollout.temperature
+    changed = sampling.changed_requests(requests, sampling.accept(temperature=temperature))
+    metrics |= sampling.metrics(changed)
+    if changed and asks_for_log_probs(controller.args) and not Precision.current().allow_truncated_sampling:
+        raise sampling.refuse_changed(changed, step, temperature)
+
+
+@wrap(
+    "openrlhf.trainer.ppo_utils.samples_generator:SamplesGenerator.generate_eval_samples",
+    name="openrlhf-evaluation-requests-apart",
+    release=RELEASE,
+    processes={ProcessKind.CONTROLLER, ProcessKind.SAMPLER},
+    reason="evaluation has sampling settings of its own; its requests are not those of a training step",
+    **_OURS,
+)
+def leave_out_evaluation(original: Any, self: Any, **generate_kwargs: Any) -> Any:
+    """Count no request of the evaluation. No other request is made meanwhile, with the async trainer neither."""
+    _ask_servers(self.vllm_engines, count_server_requests, False)
+    try:
+        return original(self, **generate_kwargs)
+    finally:
+        _ask_servers(self.vllm_engines, count_server_requests, True)
+
+
+def take_server_requests(_actor: Any) -> dict[tuple[str, str], int]:
+    """Return the requests that reached this vLLM actor since the last call. Runs inside it."""
+    return take_requests()
+
+
+def count_server_requests(_actor: Any, on: bool) -> None:
+    """Count the requests that reach this vLLM actor from now on, or leave them out. Runs inside it."""
+    set_counting(on)
+
+
+def _less(lengths: Iterable[int], prompts: list[int]) -> list[int]:
+    return [length - prompt for length, prompt in zip(lengths, prompts, strict=True)]
+
+
+def _ask_servers(engines: list[Any], function: Any, *args: Any) -> dict[str, Any]:
+    calls = {f"vLLM server {i}": engine.__ray_call__.remote(function, *args) for i, engine in enumerate(engines)}
+    return answers(calls)
