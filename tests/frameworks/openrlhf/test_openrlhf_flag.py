@@ -124,12 +124,13 @@ def test_vllm_s_modules_are_not_traced_on_openrlhf(arguments: Arguments) -> None
     check_error(problem, "setting-refused", "fp16_patch.trace_rollout 1", "on verl")
 
 
-def test_log_probs_cannot_be_kept_that_vllm_is_not_asked_for(arguments: Arguments) -> None:
-    args = arguments(algo__advantage__is_correction_level="off")
-    (problem,) = refusals.unsupported(args, Precision(keep_log_probs=True))
-    check_error(problem, "setting-refused", "--algo.advantage.is_correction_level off")
+@pytest.mark.parametrize("setting", [{"keep_log_probs": True}, {"rollout_overflow": "mask"}])
+def test_what_needs_log_probs_that_vllm_is_not_asked_for(arguments: Arguments, setting: dict[str, Any]) -> None:
+    args, precision = arguments(algo__advantage__is_correction_level="off"), Precision(**setting)
+    (problem,) = refusals.unsupported(args, precision)
+    check_error(problem, "setting-refused", "--algo.advantage.is_correction_level off", *setting)
     args.algo.advantage.is_correction_level = "token"
-    assert refusals.unsupported(args, Precision(keep_log_probs=True)) == []
+    assert refusals.unsupported(args, precision) == []
 
 
 def test_offload_goes_with_stage_3_or_one_micro_batch(arguments: Arguments) -> None:
