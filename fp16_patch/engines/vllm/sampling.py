@@ -15,6 +15,7 @@ from fp16_patch.patching import ProcessKind, Release, hook
 from fp16_patch.rollout_health.sampling import distribution_parameters
 
 _REQUESTS: Counter[tuple[str, str]] = Counter()
+_counting = True
 
 
 @hook(
@@ -30,7 +31,7 @@ async def observe_request(
     original: Callable[..., Any], self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Count the parameters of this request that decide its distribution."""
-    if hasattr(params, "temperature"):  # a pooling request has none
+    if _counting and hasattr(params, "temperature"):  # a pooling request has none
         _REQUESTS.update(distribution_parameters(params))
     return await original(self, request_id, prompt, params, *args, **kwargs)
 
@@ -40,3 +41,9 @@ def take_requests() -> dict[tuple[str, str], int]:
     taken = dict(_REQUESTS)
     _REQUESTS.clear()
     return taken
+
+
+def set_counting(on: bool) -> None:
+    """Count the requests from now on, or leave them out."""
+    global _counting
+    _counting = on

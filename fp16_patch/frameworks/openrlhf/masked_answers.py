@@ -96,9 +96,7 @@ def replace_masked_rewards(
     reason="the first function after the group's mean and deviation, which count masked answers in the group's size",
     **_GROUPS,
 )
-def scale_group_rewards(
-    original: Callable[..., Any], factors: torch.Tensor, order: list[int]
-) -> Callable[..., Any]:
+def scale_group_rewards(original: Callable[..., Any], factors: torch.Tensor, order: list[int]) -> Callable[..., Any]:
     """Multiply each answer's group-relative reward by its factor. Micro-batches come in the order of ``order``."""
 
     def scale(r: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from rescaled_policy import rescale_policy
 from safetensors import safe_open
 
 pytestmark = [
@@ -222,3 +223,36 @@ def test_one_side_in_bf16(run_openrlhf):
     assert rollout["weights_on_the_wire"] == "float16"
     for step in run.metrics:
         assert step["mismatch/log_ratio_abs_mean"] > 2e-3, "one-sided FP16 buys nothing: this is BF16's mismatch"
+
+
+def test_a_masked_answer_leaves_the_loss_and_is_counted(run_openrlhf, sabotage):
+    sabotage("nan_log_prob")
+    # One answer a micro-batch: the masked one has no token that counts, and every mean over it is 0/0 in stock.
+    run = run_openrlhf("fp16_patch.rollout_overflow=mask", "train.micro_batch_size=1")
+    assert run.result.status == "completed", run.why()
+    first, second = run.metrics
+    counts = ("rollout/non_finite_tokens", "rollout/non_finite_answers", "rollout/masked_answers")
+    assert [first[name] for name in counts] == [1, 1, 1]
+    assert [second[name] for name in counts] == [0, 0, 0]
+    for step in run.metrics:
+        assert step["trainer/non_finite_tokens"] == step["rollout/changed_sampling"] == 0
+        assert step["actor/update_skipped"] == 0
+        assert 0 < step["actor/grad_norm"] < math.inf
+        assert [name for name, value in step.items() if not math.isfinite(value)] == []
+        assert 0 < step["timing/rollout_health"] < 1
+
+
+def test_an_overflow_of_the_rollout_alone_stops_in_the_first_step(run_openrlhf, world, tmp_path):
+    model = rescale_policy(world.model, tmp_path / "rescaled", 2.0**20)
+    run = run_openrlhf(
+        f"actor.model_name_or_path={model}",
+        "ds.param_dtype=bf16",
+        "fp16_patch.rollout_dtype=fp16",
+        "algo.advantage.is_correction_level=off",
+        timeout_s=300,
+    )
+    assert run.result.status == "failed", run.why()
+    assert run.metrics == []
+    assert "rows of vLLM's logits" in run.result.error, run.why()
+    assert "step 1: " in run.result.error
+    assert run.report["when"] == "before training"

@@ -4,23 +4,26 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from fp16_patch import envs
+from fp16_patch.attached_state import attached
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.openrlhf import masked_answers, rollout_health
 from fp16_patch.lab.cpu import import_stubs
+from fp16_patch.patching import plan, register_import_hooks
+from fp16_patch.precision import Precision
 
 import_stubs.install_flash_attention()
+register_import_hooks(plan([rollout_health.leave_groups, masked_answers.aggregate_no_token]))
 from openrlhf.models.loss import PolicyLoss  # noqa: E402  it imports flash-attn
 from openrlhf.trainer.ppo_utils import experience_maker  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # noqa: E402
-
-from fp16_patch.attached_state import attached  # noqa: E402
-from fp16_patch.errors import Fp16PatchError  # noqa: E402
-from fp16_patch.frameworks.openrlhf import masked_answers, rollout_health  # noqa: E402
-from fp16_patch.patching import apply  # noqa: E402
 
 GROUPS, SIZE, LENGTH = 3, 4, 6
 ESTIMATORS = ("rloo", "reinforce_baseline", "dr_grpo", "group_norm", "flash_reinforce", "reinforce", "gae")
@@ -33,9 +36,7 @@ def maker(estimator: str, size: int) -> Any:
     """Return OpenRLHF's experience maker with what the function under test reads. It has no models."""
     made = object.__new__(experience_maker.RemoteExperienceMaker)
     made.args = SimpleNamespace(
-        algo=SimpleNamespace(
-            advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=0.95, no_std_norm=False)
-        ),
+        algo=SimpleNamespace(advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=0.95, no_std_norm=False)),
         rollout=SimpleNamespace(n_samples_per_prompt=size, max_new_tokens=LENGTH),
         reward=SimpleNamespace(clip_range=(-1.2, 1.2), overlong_buffer_len=None, stop_properly_penalty_coef=0.5),
     )
@@ -49,7 +50,10 @@ def experience(rows: list[int], index: list[int], masked: torch.Tensor) -> Any:
     draw = torch.Generator().manual_seed(1)
     shape = (len(MASKED), LENGTH)
     kl, log_probs, values = (torch.randn(shape, generator=draw) for _ in range(3))
-    rewards, lengths = torch.randn(len(MASKED), generator=draw), torch.randint(2, LENGTH, (len(MASKED),), generator=draw)
+    rewards, lengths = (
+        torch.randn(len(MASKED), generator=draw),
+        torch.randint(2, LENGTH, (len(MASKED),), generator=draw),
+    )
     mask = (torch.arange(LENGTH) < lengths[:, None]) & ~masked[:, None]
     for tensor in (kl, log_probs, values):
         tensor[masked, 1] = NAN
@@ -57,7 +61,9 @@ def experience(rows: list[int], index: list[int], masked: torch.Tensor) -> Any:
     means = (kl * mask).sum(-1) / mask.sum(-1)
     return Experience(
         action_mask=mask[rows],
-        **{"action_log_probs": log_probs[rows], "kl": kl[rows], "values": values[rows]},
+        action_log_probs=log_probs[rows],
+        kl=kl[rows],
+        values=values[rows],
         rewards=rewards[rows],
         truncated=torch.tensor([row % 3 == 0 for row in rows]),
         index=index,
@@ -117,7 +123,7 @@ def loss_of_no_token() -> list[float]:
     )
     loss.backward()
     assert pi.grad is not None
-    return [float(loss), float(pi.grad.abs().max())]
+    return [loss.item(), pi.grad.abs().max().item()]
 
 
 def samples(spoilt: float = 0.0, log_probs: int = 5) -> list[Any]:
@@ -142,21 +148,19 @@ def check(**given: Any) -> dict[str, Any]:
     return {"metrics": metrics, "left": float(left), "masked": None if masked is None else masked.nonzero().tolist()}
 
 
-apply([rollout_health.leave_groups, masked_answers.aggregate_no_token])
 TOKEN, CLIP = {"is_correction_level": "token"}, {"is_correction_mode": "clip"}
-print(
-    json.dumps(
-        {
-            "advantages": {estimator: advantages_differ(estimator) for estimator in ESTIMATORS},
-            "losses": {
-                "token mask": loss_differs("token-mean", **TOKEN),
-                "token clip": loss_differs("token-mean", **TOKEN, **CLIP),
-                "seq mask": loss_differs("token-mean", is_correction_level="seq"),
-                "mean of answers": loss_differs("seq-mean", **TOKEN),
-                "gspo": loss_differs("seq-mean", policy_loss_type="gspo", **TOKEN),
-            },
-            "no token": loss_of_no_token(),
-            "check": {"one": check(spoilt=NAN), "none": check(), "short": check(log_probs=4)},
-        }
-    )
-)
+os.environ[envs.PRECISION] = Precision(rollout_overflow="mask").to_environment()
+found = {
+    "advantages": {estimator: advantages_differ(estimator) for estimator in ESTIMATORS},
+    "losses": {
+        "token mask": loss_differs("token-mean", **TOKEN),
+        "token clip": loss_differs("token-mean", **TOKEN, **CLIP),
+        "seq mask": loss_differs("token-mean", is_correction_level="seq"),
+        "mean of answers": loss_differs("seq-mean", **TOKEN),
+        "gspo": loss_differs("seq-mean", policy_loss_type="gspo", **TOKEN),
+    },
+    "no token": loss_of_no_token(),
+    "check": {"one": check(spoilt=NAN), "none": check(), "short": check(log_probs=4)},
+}
+os.environ[envs.PRECISION] = Precision().to_environment()
+print(json.dumps({**found, "stop": check(spoilt=NAN)}))

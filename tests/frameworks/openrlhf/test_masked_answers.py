@@ -13,18 +13,15 @@ from typing import Any
 
 import pytest
 
-from fp16_patch import envs
-from fp16_patch.precision import Precision
-
 pytestmark = pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
 
 FACTS = Path(__file__).with_name("masked_answers_facts.py")
 
 
-def facts(**settings: Any) -> dict[str, Any]:
-    """Run the facts under these settings of the flag."""
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    """Return what the functions do with masked answers, and what the check does in the default mode."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    environment[envs.PRECISION] = Precision(**settings).to_environment()
     done = subprocess.run(
         [sys.executable, str(FACTS)], capture_output=True, text=True, timeout=110, check=False, env=environment
     )
@@ -33,43 +30,38 @@ def facts(**settings: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def masking() -> dict[str, Any]:
-    return facts(rollout_overflow="mask")
+def test_advantages_equal_those_of_the_run_without_the_masked_answers(facts: dict[str, Any]) -> None:
+    assert len(facts["advantages"]) == 7
+    assert max(facts["advantages"].values()) < 1e-5, facts["advantages"]
 
 
-def test_advantages_equal_those_of_the_run_without_the_masked_answers(masking: dict[str, Any]) -> None:
-    assert len(masking["advantages"]) == 7
-    assert max(masking["advantages"].values()) < 1e-5, masking["advantages"]
+def test_the_loss_equals_that_of_the_batch_without_the_masked_answer(facts: dict[str, Any]) -> None:
+    assert max(facts["losses"].values()) < 1e-6, facts["losses"]
 
 
-def test_the_loss_equals_that_of_the_batch_without_the_masked_answer(masking: dict[str, Any]) -> None:
-    assert max(masking["losses"].values()) < 1e-6, masking["losses"]
+def test_an_update_of_masked_answers_only_has_a_loss_of_zero(facts: dict[str, Any]) -> None:
+    assert facts["no token"] == [0.0, 0.0]
 
 
-def test_an_update_of_masked_answers_only_has_a_loss_of_zero(masking: dict[str, Any]) -> None:
-    assert masking["no token"] == [0.0, 0.0]
-
-
-def test_one_nan_masks_its_answer(masking: dict[str, Any]) -> None:
+def test_one_nan_masks_its_answer(facts: dict[str, Any]) -> None:
     counts = {"rollout/non_finite_tokens": 1, "rollout/non_finite_answers": 1, "rollout/masked_answers": 1}
-    assert masking["check"]["one"] == {"metrics": counts, "left": 0, "masked": [[3]]}
+    assert facts["check"]["one"] == {"metrics": counts, "left": 0, "masked": [[3]]}
 
 
-def test_a_nan_between_two_turns_is_not_a_sampled_token(masking: dict[str, Any]) -> None:
-    assert masking["check"]["none"]["masked"] is None
-    assert not any(masking["check"]["none"]["metrics"].values())
+def test_a_nan_between_two_turns_is_not_a_sampled_token(facts: dict[str, Any]) -> None:
+    assert facts["check"]["none"]["masked"] is None
+    assert not any(facts["check"]["none"]["metrics"].values())
 
 
-def test_fewer_log_probs_than_tokens_are_one_error(masking: dict[str, Any]) -> None:
-    error = masking["check"]["short"]
+def test_fewer_log_probs_than_tokens_are_one_error(facts: dict[str, Any]) -> None:
+    error = facts["check"]["short"]
     assert error["code"] == "log-probs-incomplete"
     assert "step 5: answer 0 has 4 tokens and 3 log-probs" in error["text"]
     assert error["metrics"] == {}
 
 
-def test_the_default_stops_and_names_step_and_position() -> None:
-    error = facts()["check"]["one"]
+def test_the_default_stops_and_names_step_and_position(facts: dict[str, Any]) -> None:
+    error = facts["stop"]
     assert error["code"] == "rollout-overflow"
     assert "step 5: " in error["text"]
     assert "position 1 of answer 3; the token ids sampled from there on are [6, 8" in error["text"]

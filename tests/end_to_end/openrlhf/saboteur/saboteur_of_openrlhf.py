@@ -16,6 +16,7 @@ from fp16_patch.patching import when_imported
 PLAN = "fp16_patch.frameworks.openrlhf.plan"
 ENGINE = "deepspeed.runtime.engine"
 EXTENSION = "openrlhf.trainer.ray.vllm_worker_wrap"
+SAMPLES = "openrlhf.trainer.ppo_utils.samples_generator"
 ACTOR = "openrlhf.trainer.ray.ppo_actor"
 PARTS = {
     "q_proj": ("qkv_proj", 0),
@@ -105,6 +106,20 @@ def die_in_the_third(module) -> None:
     module.DeepSpeedEngine.step = counted
 
 
+def nan_log_prob(module) -> None:
+    """A rollout engine that returns NaN for the last token of one answer, and never again."""
+    process, done = module.SamplesGenerator._process_response_into_experience, []
+
+    @functools.wraps(process)
+    def spoilt(self, response, **kwargs):
+        if not done:
+            done.append(1)
+            response["rollout_log_probs"][-1] = float("nan")
+        return process(self, response, **kwargs)
+
+    module.SamplesGenerator._process_response_into_experience = spoilt
+
+
 def witness_every_weight(module) -> None:
     """Compare, bit for bit, what the trainer sends with what vLLM holds once it has been loaded."""
     update_weight = module.WorkerWrap.update_weight
@@ -158,6 +173,7 @@ SABOTEURS = {
     "fail_while_receiving": lambda: when_imported(EXTENSION, after_ours(fail_while_receiving)),
     "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
     "overflow_first": lambda: when_imported(ENGINE, overflow_first),
+    "nan_log_prob": lambda: when_imported(SAMPLES, nan_log_prob),
     "die_in_the_third": lambda: when_imported(ENGINE, die_in_the_third),
     "witness_every_weight": lambda: when_imported(EXTENSION, after_ours(witness_every_weight)),
 }
