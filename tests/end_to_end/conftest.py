@@ -56,10 +56,16 @@ def run_openrlhf(world: ToyTask, tmp_path: Path) -> Callable[..., Run]:
 
 
 def _run(
-    framework: str, places: dict[str, Path], tmp_path: Path, *overrides: str, ranks: int = 1, timeout_s: float = 480
+    framework: str,
+    places: dict[str, Path],
+    tmp_path: Path,
+    *overrides: str,
+    ranks: int = 1,
+    timeout_s: float = 480,
+    precision: str = "fp16",
 ) -> Run:
     text = (HERE / framework / "recipe.yaml").read_text()
-    for name, path in {**places, "RANKS": ranks}.items():
+    for name, path in {**places, "RANKS": ranks, "PRECISION": precision}.items():
         text = text.replace(name, str(path))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)

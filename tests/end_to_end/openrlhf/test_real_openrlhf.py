@@ -246,9 +246,9 @@ def test_an_overflow_of_the_rollout_alone_stops_in_the_first_step(run_openrlhf, 
     model = rescale_policy(world.model, tmp_path / "rescaled", 2.0**20)
     run = run_openrlhf(
         f"actor.model_name_or_path={model}",
-        "ds.param_dtype=bf16",
         "fp16_patch.rollout_dtype=fp16",
         "algo.advantage.is_correction_level=off",
+        precision="bf16",
         timeout_s=300,
     )
     assert run.result.status == "failed", run.why()
