@@ -25,12 +25,14 @@ NEXT_STEP = (
 )
 
 
-def answers_to_mask(found: NonFinite, tokens: torch.Tensor, step: int, precision: Precision) -> torch.Tensor:
+def answers_to_mask(
+    found: NonFinite, tokens: torch.Tensor | Sequence[torch.Tensor], step: int, precision: Precision
+) -> torch.Tensor:
     """Return the answers that must leave the loss, boolean ``[answers]``.
 
     Args:
         found: The non-finite log-probs of the rollout.
-        tokens: Sampled token ids, padded ``[answers, length]`` as the log-probs were.
+        tokens: Sampled token ids of each answer; padded ``[answers, length]``, or one tensor each.
         step: The training step, for the message.
         precision: Says whether to stop or to mask, and the share of answers above which a run stops in any case.
 
@@ -44,7 +46,7 @@ def answers_to_mask(found: NonFinite, tokens: torch.Tensor, step: int, precision
     if precision.rollout_overflow == "mask" and share <= limit:
         return found.affected
     answer, position = found.first
-    sampled = tokens[answer, position : position + SHOWN_TOKENS].tolist()
+    sampled = tokens[answer][position : position + SHOWN_TOKENS].tolist()
     allowed = (
         "finite log-probs from the rollout engine"
         if precision.rollout_overflow == "stop"

@@ -95,11 +95,11 @@ def check_log_probs(samples: list[Experience], metrics: Metrics, step: int) -> t
     check_lengths(_less(given, prompts), _less(map(len, masks), prompts), step)
     log_probs = [sample.rollout_log_probs[0][mask] for sample, mask in zip(samples, masks, strict=True)]
     tokens = [sample.sequences[0, 1:][mask] for sample, mask in zip(samples, masks, strict=True)]
-    padded = [pad_sequence(rows, batch_first=True) for rows in (log_probs, tokens)]
-    found = find_non_finite(padded[0], torch.ones_like(padded[0]))
+    padded = pad_sequence(log_probs, batch_first=True)
+    found = find_non_finite(padded, torch.ones_like(padded))
     metrics |= found.metrics("rollout")
     precision = Precision.current()
-    masked = answers_to_mask(found, padded[1], step, precision)
+    masked = answers_to_mask(found, tokens, step, precision)
     if precision.rollout_overflow == "mask":
         metrics["rollout/masked_answers"] = float(masked.sum())
     for answer in masked.nonzero().flatten().tolist():

@@ -64,4 +64,4 @@ def test_the_default_stops_and_names_step_and_position(facts: dict[str, Any]) ->
     error = facts["stop"]
     assert error["code"] == "rollout-overflow"
     assert "step 5: " in error["text"]
-    assert "position 1 of answer 3; the token ids sampled from there on are [6, 8" in error["text"]
+    assert "position 1 of answer 3; the token ids sampled from there on are [6, 8]" in error["text"]
