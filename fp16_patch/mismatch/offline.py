@@ -18,22 +18,29 @@ class OfflineMismatch:
     - ``slope_per_1000_tokens``: slope of the least-squares line through (tokens, log pi - log mu) of each answer; None
       if all answers are equally long;
     - ``slope_per_1000_tokens_standard_error``: None for fewer than three answers;
-    - ``sequence_kl``: mean of log mu - log pi over answers, the k1 estimate of KL[mu|pi];
-    - ``sequence_kl_standard_error``: None for one answer;
-    - ``answers`` and ``tokens``: the numbers measured.
+    - ``sequence_kl``: mean of log mu - log pi over answers, the k1 estimate of KL[mu|pi]; None for no answer;
+    - ``sequence_kl_standard_error``: None for fewer than two answers;
+    - ``answers`` and ``tokens``: the numbers measured;
+    - ``non_finite_answers``: answers left out, because a log-prob of theirs is inf or NaN.
     """
 
     slope_per_1000_tokens: float | None
     slope_per_1000_tokens_standard_error: float | None
-    sequence_kl: float
+    sequence_kl: float | None
     sequence_kl_standard_error: float | None
     answers: float
     tokens: float
+    non_finite_answers: float = 0.0
 
 
 def measure_offline(log_probs: LogProbs) -> OfflineMismatch:
     """Fit the log-ratio of answers over their length, and estimate the KL."""
     ratios, lengths = log_probs.log_ratios(), log_probs.lengths.astype(np.float64)
+    finite = np.isfinite(ratios)
+    left_out = float((~finite).sum())
+    ratios, lengths = ratios[finite], lengths[finite]
+    if not len(ratios):
+        return OfflineMismatch(None, None, None, None, answers=0.0, tokens=0.0, non_finite_answers=left_out)
     deviations = lengths - lengths.mean()
     spread, count = float(deviations @ deviations), len(lengths)
     slope = float(deviations @ ratios) / spread if spread else None
@@ -48,4 +55,5 @@ def measure_offline(log_probs: LogProbs) -> OfflineMismatch:
         sequence_kl_standard_error=float(ratios.std(ddof=1)) / math.sqrt(count) if count > 1 else None,
         answers=float(count),
         tokens=float(lengths.sum()),
+        non_finite_answers=left_out,
     )

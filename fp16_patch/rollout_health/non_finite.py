@@ -50,9 +50,10 @@ def find_non_finite(log_probs: torch.Tensor, mask: torch.Tensor) -> NonFinite:
     if log_probs.shape != mask.shape:
         raise ValueError(f"log-probs {tuple(log_probs.shape)} and mask {tuple(mask.shape)} must have one shape")
     bad = ~torch.isfinite(log_probs.detach()) & mask.detach().bool()
-    first = bad.nonzero()[:1].tolist()
+    tokens = int(bad.count_nonzero())
+    first = bad.nonzero()[:1].tolist() if tokens else []
     return NonFinite(
         affected=bad.any(dim=1),
-        tokens=int(bad.sum()),
+        tokens=tokens,
         first=(first[0][0], first[0][1]) if first else None,
     )

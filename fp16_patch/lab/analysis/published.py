@@ -95,7 +95,7 @@ def _compare(
 ) -> _Own:
     name = series_name(number.what)
     steps, values = _points(arm, offline, name, window)
-    not_finite = _not_finite(arm.series, name)
+    not_finite = _not_finite(arm.series, offline, name)
     if not steps:
         nothing = (NOT_FINITE, not_finite) if not_finite else (NO_DATA, f"no {name or 'such number'} was logged")
         return None, None, *nothing
@@ -115,8 +115,11 @@ def _compare(
     return own, step, "above" if difference > 0 else "below", f"by {abs(difference):.3g}"
 
 
-def _not_finite(series: Series, name: str | None) -> str | None:
-    """Return in how many steps the series of a published number is not finite, or None."""
+def _not_finite(series: Series, offline: OfflineMismatch | None, name: str | None) -> str | None:
+    """Return in how many steps or answers what a published number is about is not finite, or None."""
+    if offline is not None and name is not None and hasattr(offline, name):
+        answers = f"{offline.non_finite_answers:g} of {offline.answers + offline.non_finite_answers:g} answers"
+        return f"{name} not finite in {answers}" if offline.non_finite_answers else None
     if name == "evaluation" and len(series.evaluation) == 1:
         name = next(iter(series.evaluation))
     return f"{name} {series.non_finite[name]}" if name in series.non_finite else None

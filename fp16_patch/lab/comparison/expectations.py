@@ -43,7 +43,7 @@ def check_expectation(expectation: Expectation, report: RunReport, arms: Sequenc
     named = [arm for arm in arms if arm.name in path]
     if not all(arm.ended for arm in named or arms):
         met = None
-    not_finite = _not_finite(path, named or compared_pair(arms))
+    not_finite = _not_finite(path, named or compared_pair(arms)) or _answers_left_out(path, report)
     if not_finite:
         met = False
     return CheckedExpectation(
@@ -64,6 +64,13 @@ def _not_finite(path: Sequence[str], arms: Sequence[ArmRun]) -> str:
     names = dict.fromkeys(name for part in path for name in _SERIES.get(part, (part,)))
     found = {f"{arm.name} {name}": arm.series.non_finite.get(name) for arm in arms for name in names}
     return "; ".join(f"{name} {steps}" for name, steps in found.items() if steps)
+
+
+def _answers_left_out(path: Sequence[str], report: RunReport) -> str:
+    """Return how many answers the offline measurement of one arm has left out."""
+    offline = next((report.arms[part].offline for part in path if part in report.arms), None)
+    left_out = offline.non_finite_answers if offline is not None and "offline" in path else 0
+    return f"{left_out:g} answers not finite, left out" if left_out else ""
 
 
 def check_metrics(recipe: Recipe) -> None:

@@ -38,9 +38,10 @@ def _tokens(axes: Axes, curves: Curves) -> None:
 def _answers(axes: Axes, curves: Curves) -> None:
     for curve in curves:
         log_probs, offline = curve.arm.log_probs, curve.report.offline
-        if log_probs is None or offline is None or not len(log_probs.lengths):
+        if log_probs is None or offline is None:
             continue
         lengths, ratios = log_probs.lengths, log_probs.log_ratios()
+        lengths, ratios = lengths[np.isfinite(ratios)], ratios[np.isfinite(ratios)]
         axes.scatter(lengths, ratios, s=10, color=curve.colour, alpha=0.5, linewidths=0)
         if (slope := offline.slope_per_1000_tokens) is not None:
             ends = np.array([lengths.min(), lengths.max()])

@@ -74,6 +74,8 @@ def _offline(arms: Sequence[ArmReport]) -> list[list[str]]:
     if not any(arm.offline for arm in arms):
         return []
     labels = {"slope of log-ratio per 1000 tokens": "slope_per_1000_tokens", "KL of whole answers, nats": "sequence_kl"}
+    if any(arm.offline.non_finite_answers for arm in arms if arm.offline):
+        labels["answers left out, not finite"] = "non_finite_answers"
     return [[label, *(show_measured(arm.offline, name, ".3g") for arm in arms), ""] for label, name in labels.items()]
 
 

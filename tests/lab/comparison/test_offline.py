@@ -70,6 +70,25 @@ def test_figure_is_drawn_and_shown(run: Path) -> None:
     assert "Answers and their tokens" in (run / "report.html").read_text()
 
 
+def test_answers_that_are_not_finite_are_left_out_and_counted(run: Path) -> None:
+    nan = torch.tensor([[-0.5, float("nan")], [-0.5, -0.5]])
+    save(run / "fp16" / FOLDER, nan, nan - 7e-5, torch.ones(2, 2))
+    for file in (run / "fp32" / FOLDER).iterdir():
+        file.unlink()
+    save(run / "fp32" / FOLDER, nan[:1], nan[:1], torch.ones(1, 2))
+    report = compared(run)
+    found = {arm: report["arms"][arm]["offline"] for arm in DRIFT}
+    assert [found[arm]["non_finite_answers"] for arm in DRIFT] == [0, 1, 1]
+    assert [found[arm]["answers"] for arm in DRIFT] == [3, 4, 0]
+    assert found["fp16"]["slope_per_1000_tokens"] == pytest.approx(-0.07, rel=1e-3)
+    assert found["fp32"]["sequence_kl"] is None
+    rows = {(row["arm"], row["what"]): row for row in report["published"]}
+    slope = rows["fp16", "slope of the log-ratio, nats per 1,000 tokens"]
+    assert (slope["verdict"], slope["why"]) == ("not finite", "slope_per_1000_tokens not finite in 1 of 5 answers")
+    page = (run / "report.html").read_text()
+    assert "<td>answers left out, not finite</td><td>0</td><td>1</td><td>1</td>" in page
+
+
 def test_omits_arm_without_log_probs(run: Path) -> None:
     for file in (run / "fp32" / FOLDER).iterdir():
         file.unlink()
