@@ -23,13 +23,16 @@ class Counts:
     """Updates skipped in a row, up to the last one."""
     growths: int = 0
     backoffs: int = 0
+    losses_not_finite: int = 0
+    """Updates skipped because a loss was not finite before it was scaled; also in ``skipped``."""
 
 
 class ScaleRule:
     """Move the scale within ``min_scale`` and ``max_scale``: lower it after overflows, raise it after a quiet interval.
 
-    The scale is lowered by the last of ``hysteresis`` overflows and by each further one, until it has grown again. The
-    rule computes with powers of two only, so it gives the same numbers as FP32 on any device.
+    The scale is lowered by the last of ``hysteresis`` overflows and by each further one, until it has grown again. An
+    update skipped for a loss that was not finite before it was scaled is only counted: no scale would have made it
+    finite. The rule computes with powers of two only, so it gives the same numbers as FP32 on any device.
     """
 
     def __init__(self, settings: LossScaling) -> None:
@@ -42,6 +45,8 @@ class ScaleRule:
         self.counts = Counts()
         self.history: deque[tuple[int, float]] = deque([(0, settings.init_scale)], maxlen=HISTORY)
         """(updates so far, scale from then on), oldest first."""
+        self.recent_skips: deque[int] = deque()
+        """Numbers of the skipped updates among the last ``skip_rate_window``, counted from 1."""
 
     @classmethod
     def from_native_scaler(
@@ -57,12 +62,15 @@ class ScaleRule:
         rule._resume(2.0 ** math.floor(math.log2(scale)), growth_tracker, hysteresis_left, counts or Counts())
         return rule
 
-    def update(self, *, skipped: bool) -> None:
-        """Count one update and set the scale of the next."""
+    def update(self, *, skipped: bool, loss_not_finite: bool = False) -> None:
+        """Count one update and set the scale of the next.
+
+        ``loss_not_finite`` says why it was skipped: a loss was not finite before it was scaled.
+        """
         settings, scale = self.settings, self.scale
-        self.counts.updates += 1
-        self.counts.skipped += skipped
-        self.counts.consecutive = self.counts.consecutive + 1 if skipped else 0
+        self._count(skipped, skipped and loss_not_finite)
+        if skipped and loss_not_finite:
+            return
         if skipped:
             self.growth_tracker = 0
             if self.hysteresis_left > 1:
@@ -75,6 +83,20 @@ class ScaleRule:
                 self.growth_tracker, self.hysteresis_left = 0, settings.hysteresis
                 scale *= settings.growth_factor
         self.set_scale(scale)
+
+    def _count(self, skipped: bool, loss_not_finite: bool) -> None:
+        counts = self.counts
+        counts.updates += 1
+        counts.skipped += skipped
+        counts.consecutive = counts.consecutive + 1 if skipped else 0
+        counts.losses_not_finite += loss_not_finite
+        if skipped:
+            self.recent_skips.append(counts.updates)
+        self._forget_old_skips()
+
+    def _forget_old_skips(self) -> None:
+        while self.recent_skips and self.recent_skips[0] <= self.counts.updates - self.settings.skip_rate_window:
+            self.recent_skips.popleft()
 
     def set_scale(self, scale: float) -> None:
         """Set the scale to ``scale``, clamped, and record a change in counts and history."""
@@ -96,6 +118,7 @@ class ScaleRule:
             "counts": asdict(self.counts),
             "history": [list(entry) for entry in self.history],
             "settings": self.settings.as_dict(),
+            "recent_skips": list(self.recent_skips),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -112,6 +135,7 @@ class ScaleRule:
         position = (state["scale"], state["growth_tracker"], state["hysteresis_left"])
         if state["settings"]["init_scale"] != self.settings.init_scale:
             position = (self.settings.init_scale, 0, self.settings.hysteresis)
+        self.recent_skips = deque(state["recent_skips"])
         self._resume(*position, Counts(**state["counts"]))
 
     def _resume(self, scale: float, growth_tracker: int, hysteresis_left: int, counts: Counts) -> None:
@@ -119,6 +143,7 @@ class ScaleRule:
         self.scale, self.counts = self.clamp(scale), counts
         self.growth_tracker = min(max(growth_tracker, 0), self.settings.growth_interval - 1)
         self.hysteresis_left = min(max(hysteresis_left, 1), self.settings.hysteresis)
+        self._forget_old_skips()
         self._record_scale()
 
     def _record_scale(self) -> None:

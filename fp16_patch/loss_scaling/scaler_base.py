@@ -14,6 +14,7 @@ import torch
 from fp16_patch.loss_scaling.gradient_statistics import gather_statistics, gradient_slice
 from fp16_patch.loss_scaling.gradients import Gradient
 from fp16_patch.loss_scaling.headroom import NUM_SLICES, HeadroomTracker
+from fp16_patch.loss_scaling.loss_check import BadLoss, first_bad_loss, log_bad_loss
 from fp16_patch.loss_scaling.scale_rule import Counts, ScaleRule
 from fp16_patch.loss_scaling.update import Update
 from fp16_patch.precision.loss_scaling import LossScaling
@@ -33,6 +34,10 @@ class ScalerBase:
         self.headroom = HeadroomTracker()
         self.last_headroom: tuple[float | None, float | None] = (None, None)
         """Headroom in bits and underflow share, as :meth:`measure_headroom` found them last."""
+        self.bad_loss: BadLoss | None = None
+        """The loss that was not finite before it was scaled, on any rank, if the last update was skipped for one."""
+        self.bad_loss_here: BadLoss | None = None
+        """The first such loss of this rank since the last update."""
 
     @property
     def settings(self) -> LossScaling:
@@ -64,6 +69,21 @@ class ScalerBase:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state by :meth:`ScaleRule.load_state_dict`."""
         self.rule.load_state_dict(state_dict)
+
+    def report_bad_loss(self, bad_loss: BadLoss) -> None:
+        """Keep what :func:`~fp16_patch.loss_scaling.loss_check.check_loss` found, for the update that it belongs to."""
+        self.bad_loss_here = self.bad_loss_here or bad_loss
+
+    def end_update(self, *, skipped: bool) -> None:
+        """Count an update and move the scale; collective over the process group if it was skipped.
+
+        All ranks skip together, so all of them ask here whether a loss of any rank is the reason.
+        """
+        mine, self.bad_loss_here = self.bad_loss_here, None
+        self.bad_loss = first_bad_loss(mine, self.process_group) if skipped else None
+        self.rule.update(skipped=skipped, loss_not_finite=self.bad_loss is not None)
+        if mine is not None:
+            log_bad_loss(mine, self.counts.updates, self.counts.losses_not_finite)
 
     @contextmanager
     def at_scale(self, scale: float) -> Iterator[None]:
@@ -97,6 +117,6 @@ class ScalerBase:
         the update was skipped.
         """
         if self.counts.consecutive:
-            return Update(skipped=True, grad_norm=None, loss_scale=loss_scale)
+            return Update(True, None, loss_scale, loss_not_finite=self.bad_loss is not None)
         headroom, share = self.last_headroom
         return Update(False, float(grad_norm), loss_scale, headroom_bits=headroom, underflow_share=share)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ FILE = "loss_scaler.json"
 FORMAT = "fp16_patch.loss_scaler/1"
 COUNTS = ("updates", "skipped", "consecutive", "growths", "backoffs")
 KEYS = {"scale", "growth_tracker", "hysteresis_left", "counts", "history", "settings"}
+# Files of earlier versions lack these.
+OPTIONAL_COUNTS = ("losses_not_finite",)
+OPTIONAL_KEYS = {"recent_skips"}
+OPTIONAL_SETTINGS = {"max_skip_rate", "skip_rate_window"}
 
 HISTORY = 200
 """Entries of the history; older ones are dropped."""
@@ -78,17 +82,23 @@ def resumption(
 
 
 def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
-    """Return ``state`` with complete settings; raise :class:`Fp16PatchError` if no scaler can have written it."""
-    if not isinstance(state, Mapping) or set(state) != KEYS:
-        raise _unusable(f"it should have exactly the keys {', '.join(sorted(KEYS))}", path)
+    """Return ``state``, completed if an earlier version wrote it; raise :class:`Fp16PatchError` if no scaler did."""
+    if not isinstance(state, Mapping) or set(state) - OPTIONAL_KEYS != KEYS:
+        raise _unusable(f"it should have the keys {_names(KEYS)}, and may have {_names(OPTIONAL_KEYS)}", path)
     if not _scale(state["scale"]):
         raise _unusable(f"scale={state['scale']!r} is not a positive finite number", path)
     for key in ("growth_tracker", "hysteresis_left"):
         if not _count(state[key]):
             raise _unusable(f"{key}={state[key]!r} is not a count", path)
     counts = state["counts"]
-    if not isinstance(counts, Mapping) or set(counts) != set(COUNTS) or not all(map(_count, counts.values())):
-        raise _unusable(f"counts={counts!r} should be {', '.join(COUNTS)}", path)
+    if not isinstance(counts, Mapping) or set(counts) - set(OPTIONAL_COUNTS) != set(COUNTS):
+        raise _unusable(f"counts={counts!r} should be {_names(COUNTS)}, and may have {_names(OPTIONAL_COUNTS)}", path)
+    if not all(map(_count, counts.values())):
+        raise _unusable(f"counts={counts!r} are not all counts", path)
+    state = {**state, "counts": {**dict.fromkeys(OPTIONAL_COUNTS, 0), **counts}}
+    skips = state.setdefault("recent_skips", [])
+    if not isinstance(skips, list) or not all(map(_count, skips)):
+        raise _unusable(f"recent_skips={skips!r} is not a list of numbers of updates", path)
     history = state["history"]
     if not isinstance(history, list) or not history or not all(_entry(entry) for entry in history):
         raise _unusable("history is not a list of (updates, scale)", path)
@@ -96,7 +106,7 @@ def validate(state: Mapping[str, Any], path: str | Path | None = None) -> State:
         settings = LossScaling.from_mapping(state["settings"])
     except (Fp16PatchError, TypeError) as error:
         raise _unusable(f"its settings are not loss-scaling settings: {getattr(error, 'what', error)}", path) from error
-    if missing := settings.as_dict().keys() - state["settings"].keys():
+    if missing := settings.as_dict().keys() - state["settings"].keys() - OPTIONAL_SETTINGS:
         raise _unusable(f"its settings lack {', '.join(sorted(missing))}", path)
     for why in _impossible(state, settings):
         raise _unusable(why, path)
@@ -114,6 +124,13 @@ def _impossible(state: Mapping[str, Any], settings: LossScaling) -> Iterator[str
         yield f"hysteresis_left={state['hysteresis_left']} is not 1 to its hysteresis={settings.hysteresis}"
     if not counts["consecutive"] <= counts["skipped"] <= counts["updates"]:
         yield f"counts={counts!r} contradict each other"
+    if counts["losses_not_finite"] > counts["skipped"]:
+        yield f"counts={counts!r} have more losses_not_finite than skipped updates"
+    first, skips = max(counts["updates"] - settings.skip_rate_window, 0) + 1, state["recent_skips"]
+    if skips != sorted(set(skips)) or (skips and not first <= skips[0] <= skips[-1] <= counts["updates"]):
+        yield f"recent_skips={skips!r} are not different updates from {first} to {counts['updates']}"
+    if len(skips) > counts["skipped"]:
+        yield f"recent_skips={skips!r} are more than the {counts['skipped']} skipped updates"
     updates = [0, *(entry[0] for entry in history), counts["updates"]]
     if updates != sorted(updates) or len(history) > HISTORY:
         yield f"history is not up to {HISTORY} entries in the order of {counts['updates']} updates"
@@ -133,6 +150,10 @@ def _scale(value: object) -> bool:
 
 def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _entry(entry: object) -> bool:

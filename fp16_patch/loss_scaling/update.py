@@ -31,6 +31,8 @@ class Update:
     on a skipped update, and if it was not measured."""
     underflow_share: float | None = None
     """Share of gradient elements that are exactly zero, mean of the last 16 updates; None as for the headroom."""
+    loss_not_finite: bool = False
+    """Whether it was skipped because a loss of any rank was not finite before it was scaled."""
 
 
 def describe(update: Update, counts: Counts) -> dict[str, float]:
@@ -42,8 +44,14 @@ def describe(update: Update, counts: Counts) -> dict[str, float]:
         "updates_skipped_total/max": float(counts.skipped),
         "updates_skipped_in_a_row/max": float(counts.consecutive),
         "loss_scale_growths_total/max": float(counts.growths),
+        **describe_losses(update.loss_not_finite, counts),
         **{name: value for name, value in measured.items() if value is not None},
     }
+
+
+def describe_losses(not_finite: bool, counts: Counts) -> dict[str, float]:
+    """Return the metrics of losses that were not finite before they were scaled."""
+    return {"loss_not_finite": float(not_finite), "losses_not_finite_total/max": float(counts.losses_not_finite)}
 
 
 def combined(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:

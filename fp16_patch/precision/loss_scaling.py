@@ -40,6 +40,11 @@ class LossScaling:
     """Upper bound of the scale: keeps scale times loss well inside FP32. Torch has none."""
     max_consecutive_skips: int = 20
     """Skipped updates in a row that stop the run. From 2**16 to min_scale=1 takes 16 backoffs; 4 spare."""
+    max_skip_rate: float = 0.1
+    """Share of the last ``skip_rate_window`` updates that may be skipped; more stop the run. The default allows 20 of
+    200, as many as may be skipped in a row. ``max_consecutive_skips`` updates may be skipped at any rate."""
+    skip_rate_window: int = 200
+    """Updates over which ``max_skip_rate`` is taken."""
 
     def __post_init__(self) -> None:
         for name in ("init_scale", "growth_factor", "backoff_factor", "min_scale", "max_scale"):
@@ -48,11 +53,15 @@ class LossScaling:
             if value <= 0 or math.frexp(value)[0] != 0.5:
                 raise refuse(name, getattr(self, name), "a positive power of two, such as 65536, 2 or 0.5")
             object.__setattr__(self, name, value)
-        for name in ("growth_interval", "hysteresis", "max_consecutive_skips"):
+        for name in ("growth_interval", "hysteresis", "max_consecutive_skips", "skip_rate_window"):
             count = _number(name, getattr(self, name))
             if not count.is_integer() or count < 1:
                 raise refuse(name, getattr(self, name), "a whole number, 1 or more")
             object.__setattr__(self, name, int(count))
+        rate = _number("max_skip_rate", self.max_skip_rate)
+        if not 0 < rate <= 1:
+            raise refuse("max_skip_rate", self.max_skip_rate, "a share above 0 and at most 1; 1 allows any rate")
+        object.__setattr__(self, "max_skip_rate", rate)
         if self.growth_factor <= 1:
             raise refuse("growth_factor", self.growth_factor, "2 or more; max_scale=init_scale keeps it from growing")
         if self.backoff_factor >= 1:
@@ -82,6 +91,11 @@ class LossScaling:
             )
         check_keys(cls, settings, "fp16_patch.loss_scaling")
         return cls(**settings)
+
+    @property
+    def max_skips_in_window(self) -> int:
+        """Return the number of the last ``skip_rate_window`` updates that may be skipped."""
+        return max(math.floor(round(self.max_skip_rate * self.skip_rate_window, 6)), self.max_consecutive_skips)
 
     def as_dict(self) -> dict[str, float | int]:
         """Return the configuration node, ready for JSON: the inverse of :meth:`from_mapping`."""

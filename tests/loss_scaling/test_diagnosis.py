@@ -231,7 +231,8 @@ def test_an_overflow_that_reaches_no_gradient_is_told_and_not_blamed() -> None:
 def test_the_history_and_the_counts_are_the_scaler_s() -> None:
     found = examined(model(), skipped=3, init_scale=1024, growth_interval=7)
     assert found.history == [(0, 1024.0), (1, 512.0), (2, 256.0), (3, 128.0)]
-    assert found.counts == {"updates": 3, "skipped": 3, "consecutive": 3, "growths": 0, "backoffs": 3}
+    counts = {"updates": 3, "skipped": 3, "consecutive": 3, "growths": 0, "backoffs": 3, "losses_not_finite": 0}
+    assert found.counts == counts
     assert found.settings["growth_interval"] == 7
     assert found.loss_scale == 128.0
 

@@ -18,7 +18,18 @@ from raising import raises_code
 from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
-from fp16_patch.loss_scaling.state_file import COUNTS, FILE, KEYS, load, resumption, save
+from fp16_patch.loss_scaling.loss_check import BadLoss
+from fp16_patch.loss_scaling.state_file import (
+    COUNTS,
+    FILE,
+    KEYS,
+    OPTIONAL_COUNTS,
+    OPTIONAL_KEYS,
+    OPTIONAL_SETTINGS,
+    load,
+    resumption,
+    save,
+)
 
 UNTIMED = settings(deadline=None)
 OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
@@ -27,7 +38,9 @@ OPTIMIZER = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 def lived_scaler(**chosen: Any) -> FsdpLossScaler:
     """A scaler whose every field differs from a new one's."""
     scaler = FsdpLossScaler(LossScaling(**{"hysteresis": 2, "growth_interval": 3, **chosen}), "cpu")
-    for finite in (True, True, True, False, False, False, True):
+    for number, finite in enumerate((True, True, True, False, False, False, False, True), 1):
+        if number == 7:
+            scaler.report_bad_loss(BadLoss("returns", "returns is not finite"))
         scaler.record(OPTIMIZER, finite=finite)
         scaler.update()
     return scaler
@@ -71,8 +84,10 @@ def test_every_field_has_a_value_of_its_own() -> None:
     """Or the test above could not see a field that is dropped."""
     assert STATE["scale"] != STATE["settings"]["init_scale"]
     assert STATE["growth_tracker"] == STATE["hysteresis_left"] == 1
-    assert STATE["counts"] == {"updates": 7, "skipped": 3, "consecutive": 0, "growths": 1, "backoffs": 2}
+    counts = {"updates": 8, "skipped": 4, "consecutive": 0, "growths": 1, "backoffs": 2, "losses_not_finite": 1}
+    assert STATE["counts"] == counts
     assert STATE["history"] == [[0, 2.0**16], [3, 2.0**17], [5, 2.0**16], [6, 2.0**15]]
+    assert STATE["recent_skips"] == [4, 5, 6, 7]
 
 
 def test_a_scaler_is_restored_from_the_file(written: Path) -> None:
@@ -151,7 +166,7 @@ def like(value: object) -> object:
 
 
 @UNTIMED
-@given(st.sampled_from(sorted(KEYS)), JSON)
+@given(st.sampled_from(sorted(KEYS | OPTIONAL_KEYS)), JSON)
 def test_any_other_value_of_a_key_is_refused_or_used_as_it_is(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
 ) -> None:
@@ -164,6 +179,22 @@ def test_any_other_value_of_a_key_is_refused_or_used_as_it_is(
         assert state is not None
         assert like(state[key]) == like(value)
         lived_scaler().load_state_dict(state)
+
+
+def test_a_file_of_an_earlier_version_is_read(written: Path) -> None:
+    """It has no skips of the last window, and no losses that were not finite."""
+    content = json.loads(written.read_text())
+    for group, missing in (
+        (content, OPTIONAL_KEYS),
+        (content["counts"], OPTIONAL_COUNTS),
+        (content["settings"], OPTIONAL_SETTINGS),
+    ):
+        for key in missing:
+            del group[key]
+    written.write_text(json.dumps(content))
+    scaler = lived_scaler()
+    scaler.load_state_dict(load(written) or {})
+    assert scaler.state_dict() == STATE | {"counts": STATE["counts"] | {"losses_not_finite": 0}, "recent_skips": []}
 
 
 def test_what_torch_saves_is_refused(tmp_path: Path) -> None:
@@ -219,9 +250,9 @@ def test_a_scale_that_cannot_be_one_is_refused(written: Path, scale: str) -> Non
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, 1.5, math.nan, True, "1", None])
-@pytest.mark.parametrize("key", ["growth_tracker", "hysteresis_left", *COUNTS])
+@pytest.mark.parametrize("key", ["growth_tracker", "hysteresis_left", *COUNTS, *OPTIONAL_COUNTS])
 def test_what_is_no_count_is_refused(written: Path, key: str, value: Any) -> None:
-    if key in COUNTS:
+    if key in (*COUNTS, *OPTIONAL_COUNTS):
         refused(rewritten(written, counts=STATE["counts"] | {key: value}), "counts={")
     else:
         refused(rewritten(written, **{key: value}), f"{key}={value!r}")
@@ -271,12 +302,18 @@ def test_nesting_without_end_is_refused(written: Path) -> None:
         {"hysteresis_left": 0},
         {"hysteresis_left": 99},
         {"counts": STATE["counts"] | {"updates": 2}},
-        {"counts": STATE["counts"] | {"skipped": 8}},
-        {"counts": STATE["counts"] | {"consecutive": 4}},
+        {"counts": STATE["counts"] | {"skipped": 9}},
+        {"counts": STATE["counts"] | {"losses_not_finite": 5}},
+        {"recent_skips": [4, 5, 6, 9]},
+        {"recent_skips": [0, 5]},
+        {"recent_skips": [6, 5]},
+        {"recent_skips": [5, 5]},
+        {"recent_skips": [1, 2, 3, 4, 5]},
+        {"counts": STATE["counts"] | {"consecutive": 5}},
         {"counts": STATE["counts"] | {"backoffs": 3}},
         {"history": [[0, 3.3]]},
         {"history": [[1, 2.0**16], *STATE["history"][1:]]},
-        {"history": [*STATE["history"][:3], [8, 2.0**15]]},
+        {"history": [*STATE["history"][:3], [9, 2.0**15]]},
         {"history": [*STATE["history"][::-1]]},
         {"history": [*STATE["history"][:3], [6, 1e300]]},
         {"history": [[0, 2.0**16]] * 201},

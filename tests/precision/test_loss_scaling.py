@@ -21,8 +21,8 @@ UNTIMED = hypothesis.settings(deadline=None)
 
 TORCH_S = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
 SCALES = ("init_scale", "min_scale", "max_scale")
-WHOLE = ("growth_interval", "hysteresis", "max_consecutive_skips")
-KEYS = (*TORCH_S, "hysteresis", "min_scale", "max_scale", "max_consecutive_skips")
+WHOLE = ("growth_interval", "hysteresis", "max_consecutive_skips", "skip_rate_window")
+KEYS = (*TORCH_S, "hysteresis", "min_scale", "max_scale", "max_consecutive_skips", "max_skip_rate", "skip_rate_window")
 
 DEFAULTS = LossScaling()
 
@@ -50,6 +50,8 @@ def settings(draw: st.DrawFn) -> dict[str, float]:
                 "growth_interval": st.integers(1, 10**9),
                 "hysteresis": st.integers(1, 10**9),
                 "max_consecutive_skips": st.integers(1, 10**9),
+                "max_skip_rate": st.floats(0, 1, exclude_min=True),
+                "skip_rate_window": st.integers(1, 10**9),
             },
         )
     )
@@ -73,6 +75,8 @@ def allowed(key: str, value: float) -> bool:
     """What each setting says of itself, written again and in other words; the others are at their defaults."""
     if key in WHOLE:
         return 1 <= value < TOO_LARGE and float(value).is_integer()
+    if key == "max_skip_rate":
+        return 0 < value <= 1
     low, high = {
         "init_scale": (DEFAULTS.min_scale, DEFAULTS.max_scale),
         "min_scale": (2**-24, DEFAULTS.init_scale),
@@ -188,7 +192,26 @@ def test_the_keys_are_torch_s_and_the_defaults_the_paper_s() -> None:
 def test_the_defaults_of_the_other_settings() -> None:
     """torch's behaviour in ordinary training, ended at 1 and far above any useful scale."""
     others = {key: value for key, value in DEFAULTS.as_dict().items() if key not in TORCH_S}
-    assert others == {"hysteresis": 1, "min_scale": 1.0, "max_scale": 2.0**31, "max_consecutive_skips": 20}
+    assert others == {
+        "hysteresis": 1,
+        "min_scale": 1.0,
+        "max_scale": 2.0**31,
+        "max_consecutive_skips": 20,
+        "max_skip_rate": 0.1,
+        "skip_rate_window": 200,
+    }
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.01, math.nan, math.inf, True, "0.1", None])
+def test_a_skip_rate_that_is_not_a_share_is_refused(rate: object) -> None:
+    with raises_code("value-not-allowed", "max_skip_rate"):
+        LossScaling(max_skip_rate=rate)  # type: ignore[arg-type]
+
+
+def test_as_many_skips_are_allowed_spread_out_as_in_a_row() -> None:
+    assert DEFAULTS.max_skips_in_window == DEFAULTS.max_consecutive_skips
+    assert LossScaling(max_consecutive_skips=50).max_skips_in_window == 50, "or it could not be reached"
+    assert LossScaling(max_skip_rate=0.29, skip_rate_window=100).max_skips_in_window == 29
 
 
 def test_the_floor_is_reached_before_the_run_is_stopped() -> None:

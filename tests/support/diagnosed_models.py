@@ -15,6 +15,7 @@ from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis, Fallbacks
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, ModuleTrace
 from fp16_patch.loss_scaling.diagnosis.observations import Losses, Observations, observe
+from fp16_patch.loss_scaling.loss_check import BadLoss
 
 Module = torch.nn.Module
 BF16 = Fallbacks().in_bf16
@@ -84,6 +85,7 @@ def examined(
     loss: Callable[[torch.Tensor], torch.Tensor] = total,
     skipped: int = 4,
     x: torch.Tensor = ONES,
+    bad_loss: BadLoss | None = None,
     **settings: Any,
 ) -> Found:
     """A diagnosis of one pass under FP16 autocast, after ``skipped`` skipped updates, at the scale they led to."""
@@ -93,6 +95,8 @@ def examined(
     def run() -> None:
         with torch.autocast("cpu", dtype=torch.float16):
             output = module(x)
+        if bad_loss is not None:
+            scaler.report_bad_loss(bad_loss)
         scaler.scale(loss(output)).backward()
 
     found = observe(partial(ModuleTrace, module), scaler, run, f"{skipped} updates in a row were skipped")

@@ -13,8 +13,8 @@ from fp16_patch.loss_scaling import LossScaling
 def fp16_block(settings: LossScaling) -> dict[str, Any]:
     """Return the ``fp16`` block that agrees with ``settings``, so that DeepSpeed prints and saves true values.
 
-    It cannot express ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``, and its floor
-    is an integer. The scaler that the patches install uses them all.
+    It cannot express ``growth_factor``, ``backoff_factor``, ``max_scale`` and the limits of skipped updates, and its
+    floor is an integer. The scaler that the patches install uses them all.
     """
     return {
         "enabled": True,

@@ -47,7 +47,7 @@ def trace_if_asked(engine: Engine, scaler: Any, run: Callable[[], object], *, ro
 
 
 def stop_after_too_many(engine: Engine, scaler: Any, update: Any) -> None:
-    """Raise :class:`Fp16PatchError`, on every rank, once ``max_consecutive_skips`` updates in a row were skipped.
+    """Raise :class:`Fp16PatchError`, on every rank, if too many updates were skipped.
 
     The last micro-batch that :func:`remember` was given is run again, at the scale it had. Do not use the engine
     afterwards.

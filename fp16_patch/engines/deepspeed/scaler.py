@@ -54,7 +54,7 @@ class DeepSpeedLossScaler(ScalerBase, DynamicLossScaler):  # type: ignore[misc] 
             if self._on_finite_gradients is not None and not overflow:
                 self._on_finite_gradients()
         else:
-            self.rule.update(skipped=bool(overflow))
+            self.end_update(skipped=bool(overflow))
 
     @contextmanager
     def defer_scale_update(self, on_finite_gradients: Callable[[], None] | None = None) -> Iterator[None]:

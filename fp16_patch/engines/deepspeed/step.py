@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fp16_patch.attached_state import attached
 from fp16_patch.engines.deepspeed.releases import RELEASE
 from fp16_patch.errors import combine_errors
 from fp16_patch.patching import ProcessKind, wrap
 from fp16_patch.precision import Precision
 
 if TYPE_CHECKING:
+    from fp16_patch.loss_scaling.scaler_base import ScalerBase
     from fp16_patch.loss_scaling.update import Update
 
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
@@ -68,7 +70,7 @@ def install_loss_scaler(original: Any, self: Engine, *args: Any, **kwargs: Any) 
     engine="deepspeed",
     reason="DeepSpeed grows the scale before it divides the gradients by it, so the optimizer sees half of them, and "
     "ZeRO-3 reports half the norm. A skipped step keeps the norm of the step before. The growth is deferred "
-    "until the step is over",
+    "until the step is over. In BF16, ZeRO-3 steps on NaN: a loss that is not finite skips the update",
     upstream="deepspeed runtime/zero/stage_1_and_2.py:2304 and 2446, stage3.py:2560, 2626 and 2703",
     remove_when="DeepSpeed unscales by the scale that the loss was multiplied by",
 )
@@ -76,7 +78,7 @@ def track_updates(original: Any, self: Engine, *args: Any, **kwargs: Any) -> Any
     """Keep the scale constant during the step, drop the norm of a skipped step, and abort after too many skips."""
     scaler = get_loss_scaler(self)
     if scaler is None:
-        return original(self, *args, **kwargs)
+        return _step_without_scale(original, self, *args, **kwargs)
     from fp16_patch.engines.deepspeed import replay
     from fp16_patch.engines.deepspeed.gradients import measure_headroom
 
@@ -90,4 +92,27 @@ def track_updates(original: Any, self: Engine, *args: Any, **kwargs: Any) -> Any
         self._global_grad_norm = self.optimizer._global_grad_norm = None
     scaler.last_update = scaler.describe_update(loss_scale, self._global_grad_norm)
     replay.stop_after_too_many(self, scaler, scaler.last_update)
+    return result
+
+
+def losses_of(engine: Engine) -> ScalerBase:
+    """Return what counts the losses of ``engine`` that are not finite: its scaler, if it has one."""
+    from fp16_patch.loss_scaling.unscaled import UnscaledUpdates
+
+    scaler: ScalerBase | None = get_loss_scaler(engine)
+    return attached(engine, UnscaledUpdates) if scaler is None else scaler
+
+
+def _step_without_scale(original: Any, engine: Engine, *args: Any, **kwargs: Any) -> Any:
+    """Step in BF16 or FP32. Skip the update on every rank if a loss of one of them is not finite."""
+    if not engine.is_gradient_accumulation_boundary():
+        return original(engine, *args, **kwargs)
+    losses: Any = losses_of(engine)
+    skip = losses.any_bad_loss()
+    if hasattr(engine.optimizer, "overflow"):
+        # ZeRO-1 and ZeRO-2 look for overflows in BF16 too and overwrite it. ZeRO-3 does not, and skips if it is set.
+        engine.optimizer.overflow = skip
+    result = original(engine, *args, **kwargs)
+    losses.end_update(skipped=skip)
+    losses.stop_after_too_many()
     return result

@@ -68,7 +68,7 @@ class FsdpLossScaler(ShardedGradScaler, ScalerBase):  # type: ignore[misc]  # to
         self._check_scale_growth_tracker("update")  # torch's own: a loss was scaled
         self._read_tensors()
         if new_scale is None:
-            self.rule.update(skipped=self._any_found_inf())
+            self.end_update(skipped=self._any_found_inf())
         elif math.isnan(new_scale):
             raise self._unusable(math.nan)
         else:

@@ -69,6 +69,7 @@ def clip_and_step(
         statistics=statistics,
         headroom_bits=bits,
         underflow_share=share,
+        loss_not_finite=scaler.bad_loss is not None,
     )
 
 

@@ -19,8 +19,8 @@ SETTINGS = {
 def optimizer_config(settings: LossScaling) -> dict[str, Any]:
     """Return the fields that agree with ``settings``, so that Megatron prints and saves true values.
 
-    They cannot express ``growth_factor``, ``backoff_factor``, ``max_scale`` and ``max_consecutive_skips``; the scaler
-    that :func:`~fp16_patch.engines.megatron.scaler.install_loss_scaler` installs uses them all.
+    They cannot express ``growth_factor``, ``backoff_factor``, ``max_scale`` and the limits of skipped updates; the
+    scaler that :func:`~fp16_patch.engines.megatron.scaler.install_loss_scaler` installs uses them all.
     """
     dynamic = {"loss_scale": None}  # a number would be a fixed scale
     return dynamic | {theirs: getattr(settings, ours) for theirs, ours in SETTINGS.items()}

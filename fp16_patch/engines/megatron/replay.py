@@ -29,7 +29,7 @@ def stop_after_too_many(
     role: str = "model",
     in_bf16: str = "train in BF16",
 ) -> None:
-    """Raise if ``update`` is the last of ``max_consecutive_skips`` skipped updates in a row.
+    """Raise if ``update`` was skipped, and too many updates before it.
 
     Args:
         optimizer: Has this package's loss scaler.

@@ -90,7 +90,7 @@ class ChainedLossScaler(ScalerBase):
             self.clear_reports()
             if self.on_finite_gradients is not None and not skipped:
                 self.on_finite_gradients()
-            self.rule.update(skipped=skipped)
+            self.end_update(skipped=skipped)
             self._publish()
 
     def clear_reports(self) -> None:

@@ -9,6 +9,7 @@ from fp16_patch.engines.vllm import sampling
 from fp16_patch.frameworks.openrlhf import (
     controller,
     ema,
+    loss_check,
     masked_answers,
     mismatch,
     reports,
@@ -19,7 +20,7 @@ from fp16_patch.frameworks.openrlhf import (
 from fp16_patch.patching import ProcessKind, declared_in, plan, registry, required
 
 ALL_PATCHES = (
-    *declared_in(controller, mismatch, rollout, rollout_health, masked_answers, trainer, ema, sampling),
+    *declared_in(controller, mismatch, rollout, rollout_health, masked_answers, trainer, loss_check, ema, sampling),
     *DEEPSPEED,
 )
 

@@ -7,6 +7,7 @@ add the result of each update to OpenRLHF's metrics.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
@@ -16,7 +17,8 @@ from fp16_patch.attached_state import attached
 from fp16_patch.engines.deepspeed import replay
 from fp16_patch.engines.deepspeed.config import with_fp16
 from fp16_patch.engines.deepspeed.precision import describe_engine
-from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update
+from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update, losses_of
+from fp16_patch.frameworks.openrlhf import loss_check
 from fp16_patch.frameworks.openrlhf.releases import RELEASE, TRAINER_RANK
 from fp16_patch.loss_scaling.update import Update, combined, describe
 from fp16_patch.patching import ProcessKind, hook, wrap
@@ -53,6 +55,8 @@ class _Updates:
     """Hold each update of a trainer since ppo_train began, with its metrics."""
 
     made: list[tuple[Update, dict[str, float]]] = field(default_factory=list)
+    unscaled: list[dict[str, float]] = field(default_factory=list)
+    """The metrics of each update in BF16."""
 
 
 @dataclass
@@ -82,9 +86,11 @@ def record_update(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> An
     role = _role_of(self)
     engine = engine_of(getattr(self, role))
     scaler = get_loss_scaler(engine)
+    batch = attached(self.strategy, loss_check.Batch)
+    batch.experience, batch.engine, batch.role = args[0] if args else kwargs["experience"], engine, role
     step = partial(original, self, *args, **kwargs)
     if scaler is None:
-        return step()
+        return _record_unscaled(self, engine, step)
     results: list[Any] = []
 
     def run() -> None:
@@ -106,16 +112,27 @@ def record_update(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> An
     return results[0]
 
 
+def _record_unscaled(trainer: Trainer, engine: Any, step: Callable[[], Any]) -> Any:
+    """Record an update in BF16, of which only the losses are counted."""
+    losses: Any = losses_of(engine)
+    before = losses.counts.updates
+    result = step()
+    if losses.counts.updates > before:
+        attached(trainer, _Updates).unscaled.append(losses.metrics())
+    return result
+
+
 @wrap(f"{_CRITIC}.ppo_train", name="openrlhf-critic-metrics", **_METRICS, **_rank("critic", _PPO_TRAIN))
 @wrap(f"{_ACTOR}.ppo_train", name="openrlhf-actor-metrics", **_METRICS, **_rank("actor", _PPO_TRAIN))
 def log_updates(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-    """Add the scaler's metrics, and the gradient norms of the updates that were not skipped."""
+    """Add the metrics of losses and scaler, and the gradient norms of the updates that were not skipped."""
     updates = attached(self, _Updates)
-    updates.made = []
+    updates.made, updates.unscaled = [], []
     status: dict[str, Any] = original(self, *args, **kwargs)
+    role = _role_of(self)
+    found = combined([*(metrics for _, metrics in updates.made), *updates.unscaled])
+    status |= {f"{role}/{name}": value for name, value in found.items()}
     if updates.made:
-        role = _role_of(self)
-        status |= {f"{role}/{name}": value for name, value in combined(m for _, m in updates.made).items()}
         status.pop(f"{role}_grad_norm", None)
         if norms := [update.grad_norm for update, _ in updates.made if update.grad_norm is not None]:
             status |= {f"{role}_grad_norm": norms[-1], f"{role}/grad_norm": fmean(norms)}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fp16_patch.frameworks.verl.state import Engine, is_megatron
+from fp16_patch.frameworks.verl.state import Engine, is_megatron, role_of
 
 if TYPE_CHECKING:
     from fp16_patch.loss_scaling.diagnosis.replay import Replay
@@ -18,7 +18,7 @@ IN_BF16 = "train in BF16: +precision@_global_=bf16"
 
 def new_replay(engine: Engine, scaler: Any) -> Replay:
     """Return a :class:`Replay` of the model that ``engine`` trains under ``scaler``."""
-    role = "critic" if engine.model_config.model_type == "value_model" else "actor"
+    role = role_of(engine)
     extra_pass = partial(_extra_pass, engine)
     if is_megatron(engine):
         from fp16_patch.engines.megatron import replay

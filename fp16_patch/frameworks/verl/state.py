@@ -32,3 +32,8 @@ def scaler_of(engine: Engine) -> Any:
 def is_megatron(engine: Engine) -> bool:
     """Return whether this is verl's Megatron engine, whose ``module`` is a list of chunks."""
     return isinstance(engine.module, list)
+
+
+def role_of(engine: Engine) -> str:
+    """Return ``"critic"`` or ``"actor"``."""
+    return "critic" if engine.model_config.model_type == "value_model" else "actor"

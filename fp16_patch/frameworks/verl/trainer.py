@@ -12,7 +12,7 @@ from typing import Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import mismatch
+from fp16_patch.frameworks.verl import loss_check, mismatch
 from fp16_patch.frameworks.verl.releases import FSDP_RANK, MEGATRON_RANK, TRAINER_RANK
 from fp16_patch.frameworks.verl.replay import new_replay
 from fp16_patch.frameworks.verl.state import Engine, EngineState, is_megatron, scaler_of
@@ -69,31 +69,34 @@ def _gradients(engine: Engine) -> Iterator[Any]:
     name="loss-scale-metrics",
     **TRAINER_RANK,
     reason="verl reports neither the loss scale nor a skipped update, logs an infinite norm, and never stops; "
-    "in bypass mode it measures no mismatch",
+    "it backpropagates a loss that is not finite; in bypass mode it measures no mismatch",
     upstream="verl workers/engine/fsdp/transformer_impl.py:817-827",
     remove_when="verl logs the loss scale and skipped updates and stops by itself",
 )
 def train_batch(original: Any, self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
-    """Trace the update if requested, log the scaler's and bypass mode's metrics, and abort after too many skips."""
+    """Trace the update if requested, check its losses, log the metrics, and abort after too many skips."""
     scaler = scaler_of(self)
     replay = None if scaler is None else new_replay(self, scaler)
-    run = partial(self.forward_backward_batch, data, loss_function)
+    run = partial(self.forward_backward_batch, data, loss_check.checked(self, loss_function))
     if replay is not None:
         replay.trace_if_due(Precision.current().trace_update, run)
     loss, log_probs = mismatch.observe_loss(self, data, loss_function)
-    outputs = original(self, data, loss)
+    outputs = original(self, data, loss_check.checked(self, loss))
     # Without a scaler, verl has dropped non-finite gradients by now.
     if dtypes := [gradient.dtype for gradient in _gradients(self)]:
         record_dtype(self, "gradients", *dtypes)
+    losses: Any = loss_check.losses_of(self)
     update: Any = attached(self, EngineState).last_update
     if self.is_mp_src_rank_with_outputs():
         metrics = outputs["metrics"]
         metrics |= mismatch.metrics(self, log_probs)
-        if scaler is not None:
-            if update.skipped:
-                metrics.pop("grad_norm")  # a skipped update has none
-            metrics |= {name: [value] for name, value in describe(update, scaler.counts).items()}
-    if replay is not None:
+        if metrics["grad_norm"] is None:  # a skipped update has none
+            metrics.pop("grad_norm")
+        found = losses.metrics() if scaler is None else describe(update, scaler.counts)
+        metrics |= {name: [value] for name, value in found.items()}
+    if replay is None:
+        losses.stop_after_too_many()
+    else:
         replay.stop_after_too_many(update, run)
     return outputs
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fp16_patch.engines.megatron import optimizer_choice
 from fp16_patch.engines.megatron.precision import describe_megatron
+from fp16_patch.frameworks.verl.loss_check import step_without_scale
 from fp16_patch.frameworks.verl.releases import MEGATRON_RANK
 from fp16_patch.frameworks.verl.state import scaler_of
 from fp16_patch.frameworks.verl.trainer import check_built_dtype, record_update
@@ -66,14 +67,14 @@ def build_optimizer(original: Any, self: Engine) -> Any:
     name="megatron-optimizer-step",
     **MEGATRON_RANK,
     reason="verl raises NotImplementedError at Megatron's first overflow. Ours makes it a skipped update that is "
-    "counted and reported; engines without a scaler run verl's own function",
+    "counted and reported; engines without a scaler run verl's own function, unless a loss is not finite",
     upstream="verl workers/engine/megatron/transformer_impl.py:700-706",
     remove_when="verl treats Megatron's overflow as a skipped update",
 )
 def optimizer_step(original: Any, self: Engine) -> Any:
     """Step, or skip the update on an overflow. Return the gradient norm, None on a skip."""
     if scaler_of(self) is None:
-        return original(self)
+        return step_without_scale(original, self)
     from fp16_patch.engines.megatron import step
 
     return record_update(self, step.take_step(self.optimizer))

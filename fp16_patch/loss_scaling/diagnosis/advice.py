@@ -13,6 +13,7 @@ from fp16_patch.fp32_modules import KEY
 from fp16_patch.loss_scaling.diagnosis.cause import Cause, CauseKind, find_cause
 from fp16_patch.loss_scaling.diagnosis.format import exact_scale, format_shares, headroom_line, module_label, percent
 from fp16_patch.loss_scaling.diagnosis.observations import Observations
+from fp16_patch.loss_scaling.loss_check import BadLoss
 
 BITS = 3
 """Bits by which to lower an overflowing scale: one to get below the limit, two to spare."""
@@ -25,6 +26,20 @@ TRAINER_ONLY = (
     "overflows there"
 )
 CHECK_THE_LOSS = "look at advantages, rewards, log-probs and the loss mask of this batch"
+_REFERENCE = "the log-probs of the reference model"
+_TRAINER = "the trainer's log-probs before the update: the weights may not be finite"
+_NO_TOKENS = "the answers of this batch: none has a token that counts"
+LOOK_AT = {
+    "advantages": "the rewards of this batch, and the baseline and deviation that advantages are computed with",
+    "returns": "the rewards of this batch, and the values that returns are computed from",
+    "values": "the critic's values of this batch, and its last updates",
+    "rollout_is_weights": "the log-probs of the rollout, which importance weights are computed from",
+    "rollout_log_probs": "the log-probs of the rollout: its activations may overflow",
+    **dict.fromkeys(("old_log_probs", "action_log_probs"), _TRAINER),
+    **dict.fromkeys(("ref_log_prob", "base_action_log_probs"), _REFERENCE),
+    **dict.fromkeys(("response_mask", "action_mask"), _NO_TOKENS),
+}
+"""Input of the loss, as verl or OpenRLHF names it -> where to look if it is not finite, or empty."""
 NOT_PRECISION = "precision is not the cause: no loss scale, no FP32 module and no BF16 helps"
 
 
@@ -67,7 +82,7 @@ class Diagnosis:
             CauseKind.FORWARD_INPUT: [f"precision is not the cause: look at what goes into {culprit} in this batch"],
             CauseKind.FORWARD_NOT_FP16: [f"look at the inputs and weights of {culprit}"],
             CauseKind.FORWARD_FP16: ["no loss scale helps: activations are not scaled", *fallbacks],
-            CauseKind.LOSS: [CHECK_THE_LOSS, NOT_PRECISION],
+            CauseKind.LOSS: [where_to_look(seen.bad_loss), NOT_PRECISION],
             CauseKind.SCALED_LOSS: of_scaled_loss,
             CauseKind.LOSS_GRADIENT: of_scaled_loss,
             CauseKind.BACKWARD: of_gradients,
@@ -105,6 +120,12 @@ class Diagnosis:
         return [name for name in dict.fromkeys(names) if name]
 
 
+def where_to_look(bad_loss: BadLoss | None) -> str:
+    """Return where to look for the reason of a loss that is not finite."""
+    source = bad_loss.source if bad_loss else ""
+    return f"look at {LOOK_AT[source]}" if source in LOOK_AT else CHECK_THE_LOSS
+
+
 def _summarize(seen: Observations, cause: Cause) -> str:
     scale, first = exact_scale(seen.loss_scale), cause.first
     culprit = module_label(cause.culprits[0]) if cause.culprits else ""
@@ -124,7 +145,8 @@ def _summarize(seen: Observations, cause: Cause) -> str:
         CauseKind.FORWARD_INPUT: f"the forward pass begins with inf or NaN: {output}, and so are its inputs",
         CauseKind.FORWARD_NOT_FP16: f"the forward pass overflows in {dtype}, not in FP16: {output_only}",
         CauseKind.FORWARD_FP16: f"the forward pass overflows: {output_only}",
-        CauseKind.LOSS: "the loss itself is inf or NaN, before it is scaled; the activations are finite",
+        CauseKind.LOSS: "the loss itself is inf or NaN, before it is scaled; the activations are finite"
+        + (f"; {seen.bad_loss.detail}" if seen.bad_loss else ""),
         CauseKind.SCALED_LOSS: "the loss is finite, and overflows when it is multiplied by the scale",
         CauseKind.LOSS_GRADIENT: f"the gradient of the loss with respect to the output of {culprit}, the first of the "
         "backward pass, is inf or NaN; the activations are finite",

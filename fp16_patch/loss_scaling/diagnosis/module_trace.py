@@ -6,7 +6,7 @@ Nothing is read from the device before :meth:`ModuleTrace.rows`. The hooks do no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fp16_patch.loss_scaling.ranks import gather
+from fp16_patch.loss_scaling.tensors import local, tensors_in
 
 CHUNK = 1 << 24
 """Elements checked at a time. Logits of some GB must not need the same memory again."""
@@ -236,25 +237,6 @@ def _merged(same: Sequence[ModuleRow]) -> ModuleRow:
 def plain_name(name: str) -> str:
     """Return a module's or parameter's name without the levels of FSDP1 and checkpoint wrappers."""
     return ".".join(level for level in name.split(".") if level not in WRAPPERS)
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of a DTensor, the elements of a nested tensor, any other tensor itself."""
-    part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part.values() if part.is_nested else part
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the floating-point tensors in nested tuples, lists and mappings (``ModelOutput`` is one)."""
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def _input_nonfinite(*inputs: Any) -> torch.Tensor | None:

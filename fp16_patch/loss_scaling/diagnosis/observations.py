@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import torch
 
-from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, Watched, merge_rows, tensors_in
+from fp16_patch.loss_scaling.diagnosis.module_trace import Extremes, ModuleRow, Watched, merge_rows
+from fp16_patch.loss_scaling.loss_check import BadLoss, first_bad_loss
 from fp16_patch.loss_scaling.ranks import gather
 from fp16_patch.loss_scaling.scaler_base import ScalerBase
+from fp16_patch.loss_scaling.tensors import tensors_in
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Observations:
     """Parameter -> share of inf and NaN in its gradient, if any."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Parameter -> share of inf and NaN in itself, if any."""
+    bad_loss: BadLoss | None = None
+    """The loss that was not finite before it was scaled, if the framework checks its losses."""
     torch_version: str = torch.__version__
 
 
@@ -90,6 +94,7 @@ def observe(
         ),
         parameters=_shares(traced.gradients(), group),
         weights=_shares(traced.weights(), group),
+        bad_loss=first_bad_loss(scaler.bad_loss_here, group),
     )
 
 

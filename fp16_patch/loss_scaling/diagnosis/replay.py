@@ -11,13 +11,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.log import logger
 from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis, Fallbacks
 from fp16_patch.loss_scaling.diagnosis.format import scale_history
 from fp16_patch.loss_scaling.diagnosis.observations import Trace, observe
 from fp16_patch.loss_scaling.diagnosis.report import render, save
 from fp16_patch.loss_scaling.scaler_base import ScalerBase
+from fp16_patch.loss_scaling.skip_limit import diverged, exceeded_limit
 from fp16_patch.loss_scaling.update import Update
 from fp16_patch.precision import reports_folder
 
@@ -48,25 +48,30 @@ class Replay:
         return True
 
     def stop_after_too_many(self, update: Update, run: Callable[[], object] | None) -> None:
-        """Raise if ``update`` is the last of ``max_consecutive_skips`` skipped updates in a row.
+        """Raise if ``update`` was skipped, and with it more than ``max_consecutive_skips`` or ``max_skip_rate`` allow.
 
         ``run`` repeats its forward and backward pass, for the report; None if no batch was kept.
 
         Raises:
             Fp16PatchError: The run must stop; raised on every rank.
         """
-        skips = self.scaler.counts.consecutive
-        if not update.skipped or skips < self.scaler.settings.max_consecutive_skips:
+        limit = exceeded_limit(self.scaler.rule) if update.skipped else None
+        if limit is None:
             return
-        reason = f"{skips} updates in a row were skipped"
+        scale = f"the loss scale is {self.scaler.get_scale():g}"
         if run is None:
-            scales = scale_history(self.scaler.history)
-            advice = f"look for inf or NaN in the loss and in the batch; the scale went {scales}"
-            raise self._error(reason, "unknown, as no batch was kept", advice)
+            found = self.scaler.bad_loss.detail if self.scaler.bad_loss else "unknown, as no batch was kept"
+            advice = (
+                f"look for inf or NaN in the loss and in the batch; the scale went {scale_history(self.scaler.history)}"
+            )
+            raise diverged(limit, self.role, f"{scale}; modules that overflowed first: {found}", advice)
         with self.scaler.at_scale(update.loss_scale):
-            diagnosis, path = self._diagnose(run, reason, f"overflow_report_{self.role}")
-        culprits = ", ".join(diagnosis.cause.culprits) or "none in this batch"
-        raise self._error(reason, culprits, f"{'; '.join(diagnosis.advice)}. Read {path} on rank 0's node")
+            diagnosis, path = self._diagnose(run, limit.reason, f"overflow_report_{self.role}")
+        found = ", ".join(diagnosis.cause.culprits) or "none in this batch"
+        if diagnosis.observations.bad_loss is not None:
+            found += f"; its loss is not finite before it is scaled: {diagnosis.observations.bad_loss.detail}"
+        advice = f"{'; '.join(diagnosis.advice)}. Read {path} on rank 0's node"
+        raise diverged(limit, self.role, f"{scale}; modules that overflowed first: {found}", advice)
 
     def _diagnose(self, run: Callable[[], object], reason: str, stem: str) -> tuple[Diagnosis, Path]:
         with self.extra_pass():
@@ -76,13 +81,3 @@ class Replay:
             save(diagnosis, folder, stem)
             print(f"\n{render(diagnosis)}\n", flush=True)
         return diagnosis, folder / f"{stem}.txt"
-
-    def _error(self, reason: str, culprits: str, advice: str) -> Fp16PatchError:
-        limit = self.scaler.settings.max_consecutive_skips
-        return Fp16PatchError(
-            f"{self.role}: {reason} (fp16_patch.loss_scaling.max_consecutive_skips={limit}), the loss scale is "
-            f"{self.scaler.get_scale():g}; modules that overflowed first: {culprits}",
-            code="training-diverged",
-            allowed=f"at least one finite update in every {limit}",
-            next_step=f"{advice}; the last checkpoint is untouched",
-        )

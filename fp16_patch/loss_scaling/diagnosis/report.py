@@ -42,6 +42,7 @@ def as_document(diagnosis: Diagnosis) -> dict[str, Any]:
         "counts": dict(seen.counts),
         "history": [list(entry) for entry in seen.history],
         "losses": asdict(seen.losses),
+        "loss_not_finite": None if seen.bad_loss is None else asdict(seen.bad_loss),
         "parameters": dict(seen.parameters),
         "weights": dict(seen.weights),
         "modules": [asdict(row) for row in seen.rows],
@@ -53,7 +54,7 @@ def render(diagnosis: Diagnosis) -> str:
     """Return the report as text for a terminal."""
     seen = diagnosis.observations
     title = f"fp16_patch overflow report: {seen.reason}"
-    counts = ", ".join(f"{count} {name}" for name, count in seen.counts.items())
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in seen.counts.items())
     lines = [
         title,
         "-" * len(title),

@@ -15,8 +15,9 @@ from zero_registry import STAGES, case, stock
 
 from fp16_patch import envs
 from fp16_patch.engines.deepspeed.replay import remember, trace_if_asked
-from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update
+from fp16_patch.engines.deepspeed.step import get_loss_scaler, last_update, losses_of
 from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.loss_scaling.loss_check import BadLoss
 from fp16_patch.loss_scaling.scale_rule import ScaleRule
 from fp16_patch.loss_scaling.update import describe
 from fp16_patch.precision import Precision
@@ -129,6 +130,37 @@ for stage in STAGES:
     stock(f"skip-{stage}", skip_then_step, **options(stage))
 case("skip-2-offload", skip_then_step, settings=LossScaling(init_scale=2.0**8), stage=2, offload=True)
 case("skip-3-offload", skip_then_step, settings=LossScaling(init_scale=2.0**8), stage=3, offload=True)
+
+
+def bad_loss(rank: int, *, settings: LossScaling, stage: int, dtype: str = "fp16", **engine_options: Any) -> Result:
+    """A good update, one whose loss is NaN on the last rank before it is scaled, an overflow of that rank, a good one.
+
+    In BF16 there is no overflow.
+    """
+    engine = new_engine(stage, settings, dtype=dtype, schedule=True, **engine_options)
+    last = rank == torch.distributed.get_world_size() - 1
+    updates = []
+    for kind in ("good", "bad loss", *(["overflow"] if dtype == "fp16" else []), "good"):
+        before = {"weights": digest(engine), "lr": engine.lr_scheduler.last_batch_iteration}
+        if last and kind == "bad loss":
+            losses_of(engine).report_bad_loss(BadLoss("advantages", "advantages is not finite", "actor"))
+        train(engine, float("nan") if last and kind != "good" else 1.0)
+        after = {"weights": digest(engine), "lr": engine.lr_scheduler.last_batch_iteration}
+        updates.append(
+            {
+                "changed": [name for name in before if before[name] != after[name]],
+                "scale": losses_of(engine).get_scale(),
+                "bad": losses_of(engine).bad_loss is not None,
+            }
+        )
+    return {"updates": updates, "counts": vars(losses_of(engine).counts)}
+
+
+BF16 = Precision("bf16", "bf16", loss_scaling=LossScaling(init_scale=2.0**8))
+for stage in STAGES:
+    case(f"bad-loss-{stage}", bad_loss, settings=LossScaling(init_scale=2.0**8), **options(stage))
+for stage in (2, 3):
+    case(f"bad-loss-bf16-{stage}", bad_loss, precision=BF16, stage=stage, dtype="bf16")
 
 
 def health(rank: int, *, settings: LossScaling, stage: int, factor: float) -> Result:

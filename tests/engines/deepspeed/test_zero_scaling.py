@@ -102,6 +102,8 @@ def test_one_bad_rank_is_a_skip_on_all_that_says_so(results: Outcomes, layout: s
             "updates_skipped_total/max": 1,
             "updates_skipped_in_a_row/max": 1,
             "loss_scale_growths_total/max": 0,
+            "loss_not_finite": 0,
+            "losses_not_finite_total/max": 0,
         }
         for made in (before, after):
             assert made["changed"] == ["weights", "lr"]
@@ -146,6 +148,25 @@ def test_only_boundaries_are_updates(results: Outcomes) -> None:
 
 
 # The end of a run.
+
+
+@ALL_STAGES
+def test_a_bad_loss_of_one_rank_skips_on_all_and_leaves_the_scale(results: Outcomes, stage: int) -> None:
+    for rank in results(f"bad-loss-{stage}"):
+        good, bad, overflow, after = rank["updates"]
+        assert good == {"changed": ["weights", "lr"], "scale": 256, "bad": False}
+        assert bad == {"changed": [], "scale": 256, "bad": True}
+        assert overflow == {"changed": [], "scale": 128, "bad": False}
+        assert after == {"changed": ["weights", "lr"], "scale": 128, "bad": False}
+        assert (rank["counts"]["skipped"], rank["counts"]["losses_not_finite"]) == (2, 1)
+
+
+@STAGES
+def test_a_bad_loss_of_one_rank_skips_on_all_in_bf16_too(results: Outcomes, stage: int) -> None:
+    for rank in results(f"bad-loss-bf16-{stage}"):
+        assert [update["changed"] for update in rank["updates"]] == [["weights", "lr"], [], ["weights", "lr"]]
+        assert [update["bad"] for update in rank["updates"]] == [False, True, False]
+        assert (rank["counts"]["updates"], rank["counts"]["losses_not_finite"]) == (3, 1)
 
 
 @STAGES

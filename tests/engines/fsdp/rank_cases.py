@@ -18,6 +18,7 @@ from rank_models import Training, norm
 
 from fp16_patch.engines.fsdp.step import clip_and_step
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.loss_scaling.loss_check import BadLoss
 from fp16_patch.precision.loss_scaling import LossScaling
 
 CASES: dict[str, Case] = {}
@@ -152,6 +153,27 @@ FAULTS = [
 ]
 for wrap, ranks, options in FAULTS:
     case(f"faults-{named(wrap, ranks, options)}", faults, ranks, wrap=wrap, **options)
+
+
+def bad_loss(rank: int, *, wrap: str) -> Result:
+    """One micro-batch's loss of the last rank is NaN before it is scaled; then an overflow, and a good update."""
+    training = Training(wrap, rank, SETTINGS)
+    training.backward()
+    clip_and_step(training.scaler, training.optimizer, 1.0)
+    updates = []
+    for kind in ("bad loss", "overflow", "good"):
+        before, hit = training.own_bits(), rank == dist.get_world_size() - 1 and kind != "good"
+        training.backward((math.nan if hit else 1.0, 1.0))
+        if hit and kind == "bad loss":
+            training.scaler.report_bad_loss(BadLoss("advantages", "advantages is not finite"))
+        update = clip_and_step(training.scaler, training.optimizer, 1.0)
+        changed = training.own_bits() != before
+        updates.append([update.skipped, update.loss_not_finite, changed, training.scaler.get_scale()])
+    return {"updates": updates, "state": training.scaler.state_dict()}
+
+
+for wrap in ("fsdp2-layers", "fsdp1-original"):
+    case(f"bad-loss-{wrap}", bad_loss, 2, wrap=wrap)
 
 
 def torch_s_sequence(rank: int, *, fused: bool, unscale: bool) -> Result:

@@ -38,11 +38,14 @@ class Reference:
     good_in_a_row: int = 0
     overflows_left: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    skips: list[int] = field(default_factory=list)
     history: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.scale, self.overflows_left = self.settings.init_scale, self.settings.hysteresis
-        self.counts = dict.fromkeys(("updates", "skipped", "consecutive", "growths", "backoffs"), 0)
+        self.counts = dict.fromkeys(
+            ("updates", "skipped", "consecutive", "growths", "backoffs", "losses_not_finite"), 0
+        )
         self.history = [[0, self.scale]]
 
     def update(self, overflow: bool) -> None:
@@ -51,6 +54,7 @@ class Reference:
         if overflow:
             self.counts["skipped"] += 1
             self.counts["consecutive"] += 1
+            self.skips.append(self.counts["updates"])
             self.good_in_a_row = 0
             self.overflows_left -= 1
             if self.overflows_left <= 0:
@@ -73,6 +77,7 @@ class Reference:
             "counts": self.counts,
             "history": self.history,
             "settings": self.settings.as_dict(),
+            "recent_skips": [n for n in self.skips if n > self.counts["updates"] - self.settings.skip_rate_window],
         }
 
 
@@ -89,6 +94,7 @@ def settings(draw: st.DrawFn, **fixed: Any) -> LossScaling:
         "growth_interval": draw(st.integers(1, 6)),
         "hysteresis": draw(st.integers(1, 4)),
         "max_consecutive_skips": draw(st.integers(1, 30)),
+        "skip_rate_window": draw(st.integers(1, 30)),
     }
     return LossScaling(**chosen | fixed)
 

@@ -15,6 +15,7 @@ from fp16_patch.engines.megatron.step import take_step
 from fp16_patch.engines.megatron.sub_optimizers import list_sub_optimizers
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
+from fp16_patch.loss_scaling.loss_check import BadLoss
 from fp16_patch.loss_scaling.update import describe
 
 
@@ -42,6 +43,26 @@ def skip_then_step(rank: int, **options: Any) -> Result:
 
 for layout in LAYOUTS:
     in_layout("skip", skip_then_step, layout)
+
+
+def bad_loss(rank: int, **options: Any) -> Result:
+    """An update whose loss is NaN on the last rank before it is scaled, then an overflow, then a good update."""
+    training = Training(LossScaling(init_scale=2.0**10), **options)
+    last = rank == dist.get_world_size() - 1
+    updates = []
+    for kind in ("bad loss", "overflow", "good"):
+        before = training.digest()
+        training.backward(factor=float("nan") if last and kind != "good" else 1.0)
+        if last and kind == "bad loss":
+            training.scaler.report_bad_loss(BadLoss("advantages", "advantages is not finite"))
+        update = take_step(training.optimizer)
+        changed = training.digest() != before
+        updates.append([update.skipped, update.loss_not_finite, changed, training.scaler.get_scale()])
+    return {"updates": updates, "counts": vars(training.scaler.counts)}
+
+
+for layout in ("dp2", "pp2", "ep2"):
+    in_layout("bad-loss", bad_loss, layout)
 
 
 def bounds(rank: int, *, settings: LossScaling | None, **options: Any) -> Result:

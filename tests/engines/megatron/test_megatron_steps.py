@@ -33,6 +33,7 @@ def test_one_bad_rank_is_a_skip_on_all_that_says_so(results: Outcomes, layout: s
             "loss_scale": 1024,
             "headroom_bits": None,
             "underflow_share": None,
+            "loss_not_finite": False,
         }
         assert skipped["metrics"] == {
             "loss_scale": 1024,
@@ -40,6 +41,8 @@ def test_one_bad_rank_is_a_skip_on_all_that_says_so(results: Outcomes, layout: s
             "updates_skipped_total/max": 1,
             "updates_skipped_in_a_row/max": 1,
             "loss_scale_growths_total/max": 0,
+            "loss_not_finite": 0,
+            "losses_not_finite_total/max": 0,
         }
         for made in (before, *after):
             assert made["moved"]
@@ -54,6 +57,16 @@ def test_one_bad_rank_is_a_skip_on_all_that_says_so(results: Outcomes, layout: s
     ]
     parts = "DistributedOptimizer" if "replicated" not in layout else "Float16OptimizerWithFloat16Params"
     assert {rank["optimizer"] for rank in ranks} == {f"torch.AdamW in {parts}"}
+
+
+@pytest.mark.parametrize("layout", ["dp2", "pp2", "ep2"])
+def test_a_bad_loss_of_one_rank_skips_on_all_and_leaves_the_scale(results: Outcomes, layout: str) -> None:
+    for rank in results(f"bad-loss-{layout}"):
+        bad, overflow, good = rank["updates"]
+        assert bad == [True, True, False, 1024]
+        assert overflow == [True, False, False, 512]
+        assert good == [False, False, True, 512]
+        assert (rank["counts"]["skipped"], rank["counts"]["losses_not_finite"]) == (2, 1)
 
 
 @pytest.mark.parametrize("layout", ["1-replicated", "tp2"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fp16_patch.engines.fsdp.precision import describe_fsdp
+from fp16_patch.frameworks.verl.loss_check import step_without_scale
 from fp16_patch.frameworks.verl.releases import FSDP_RANK
 from fp16_patch.frameworks.verl.state import scaler_of
 from fp16_patch.frameworks.verl.trainer import check_built_dtype, record_update
@@ -56,7 +57,7 @@ def build_scaler(original: Any, self: Engine, module: Any) -> Any:
     fingerprint="a11850ea3680ba75",
     reason="torch's scaler has no floor: it reaches 0.0 and the optimizer steps on NaN; unscale, inf check, norm "
     "and clip are five passes over the gradients. Ours is bounded, one pass, and returns no norm on a skip; "
-    "engines without a scaler run verl's own function",
+    "engines without a scaler run verl's own function, unless a loss is not finite",
     upstream="verl workers/engine/fsdp/transformer_impl.py:785-834",
     remove_when="torch bounds its scaler and verl reports skips",
 )
@@ -68,7 +69,7 @@ def clip_and_step(original: Any) -> Callable[..., Any]:
 
         scaler = scaler_of(self)
         if scaler is None:
-            return original(self)
+            return step_without_scale(original, self)
         return record_update(self, step.clip_and_step(scaler, self.optimizer, self.optimizer_config.clip_grad))
 
     return optimizer_step
