@@ -13,6 +13,7 @@ from megatron_registry import LAYOUTS, LENGTHS, case, folder, model, train
 from stock_cases import norms_into, spoil
 from verl.workers.utils.losses import sft_loss
 
+from fp16_patch.frameworks.verl.loss_check import losses_of
 from fp16_patch.frameworks.verl.trainer_megatron import describe_engine
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
@@ -70,6 +71,32 @@ def late_overflow(rank: int, *, layout: str) -> Result:
 
     seen += [update(engine, loss=loss), update(engine)]
     return {"updates": seen, "spoilt": len(calls) == micro_batches}
+
+
+def bad_loss(rank: int, *, layout: str, dtype: str = "fp16") -> Result:
+    """Make a good update, one with a NaN loss on the last rank, and a good one."""
+    engine = new_engine(model(layout), dtype, **LAYOUTS[layout][1])
+    last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+
+    def loss(**batch: Any) -> Any:
+        value, metrics = sft_loss(None, **batch)
+        return value * float("nan") if last else value, metrics
+
+    seen = []
+    for bad in (False, True, False):
+        before = state(engine)["weights"]
+        metrics = train(engine, loss=loss if bad else None).get("metrics", {})
+        losses = losses_of(engine)
+        seen.append(
+            {
+                "changed": state(engine)["weights"] != before,
+                "not_finite": metrics.get("loss_not_finite"),
+                "grad_norm": "grad_norm" in metrics,
+                "found": losses.bad_loss is not None,
+                "scale": losses.get_scale(),
+            }
+        )
+    return {"updates": seen}
 
 
 def drift(rank: int) -> Result:
@@ -206,6 +233,9 @@ for layout in ("1", "tp2", "dp2", "moe-ep2"):
     case(f"flag-resumed-{layout}", partial(resumed, layout=layout), LAYOUTS[layout][0], JUMPY)
 for layout in ("1", "pp2", "dp2"):
     case(f"late-{layout}", partial(late_overflow, layout=layout), LAYOUTS[layout][0], Precision())
+for layout in ("dp2", "pp2"):
+    case(f"bad-loss-{layout}", partial(bad_loss, layout=layout), 2, Precision())
+case("bad-loss-bf16-dp2", partial(bad_loss, layout="dp2", dtype="bf16"), 2, Precision("bf16", "bf16"))
 case("skip-experts", partial(skip_then_step, layout="moe-ep2", experts=True), 2, Precision())
 case("drift", drift, 2, Precision())
 case("saved-by-two", saved_by_two, 2, Precision())

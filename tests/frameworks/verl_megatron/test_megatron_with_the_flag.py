@@ -53,6 +53,19 @@ def test_an_overflow_in_the_last_micro_batch_of_one_rank(flagged: Results, layou
     assert ranks[-1]["spoilt"], "that update had other micro-batches: nothing was infinite"
 
 
+@pytest.mark.parametrize("case", ["dp2", "pp2", "bf16-dp2"])
+def test_a_bad_loss_on_one_rank_skips_on_all_and_leaves_the_scale(flagged: Results, case: str) -> None:
+    """Without a scaler stock Megatron would step on it."""
+    for rank in flagged(f"bad-loss-{case}"):
+        assert [update["changed"] for update in rank["updates"]] == [True, False, True]
+        assert [update["found"] for update in rank["updates"]] == [False, True, False]
+        assert {update["scale"] for update in rank["updates"]} == {65536.0}
+        for update, bad in zip(rank["updates"], (False, True, False), strict=True):
+            if update["not_finite"] is not None:  # only ranks with the loss have metrics
+                assert update["not_finite"] == [float(bad)]
+                assert update["grad_norm"] == (not bad)
+
+
 def test_an_overflow_of_experts_alone_skips_everything(flagged: Results) -> None:
     for rank in flagged("skip-experts"):
         assert [update["changed"] for update in rank["updates"]][1] == []
