@@ -57,7 +57,7 @@ def bad_input(rank: int, *, role: str, strategy: str, dtype: str) -> Result:
         updates.append(
             {
                 "changed": digest(engine) != before,
-                "metrics": {name: value for name, value in metrics.items() if "loss" in name or name == "grad_norm"},
+                "metrics": {name: value for name, value in metrics.items() if name.startswith(("loss", "grad_norm"))},
                 "scale": losses_of(engine).get_scale(),
                 "found": None if found is None else [found.role, found.source],
             }
