@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fp16_patch.attached_state import attached
-from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, ModuleTrace, merge_ranks
+
+if TYPE_CHECKING:
+    from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, ModuleTrace
 
 TRACE_START = "fp16_patch_trace_start"
 TRACE_TAKE = "fp16_patch_trace_take"
@@ -39,6 +41,8 @@ class RolloutTrace:
 
 def start_trace(worker: Any) -> bool:
     """Trace every module of this worker's model from now on. Return False where hooks would not fire."""
+    from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleTrace
+
     if not is_eager(worker.vllm_config):
         return False
     take_trace(worker)
@@ -61,6 +65,8 @@ def take_trace(worker: Any) -> str:
 
 def read_traces(replies: Iterable[str]) -> RolloutTrace:
     """Merge what :func:`take_trace` has returned in the workers of one engine."""
+    from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow, merge_ranks
+
     documents = [json.loads(reply) for reply in replies]
     rows = merge_ranks([ModuleRow(**row) for row in document["rows"]] for document in documents)
     return RolloutTrace(rows, {name: share for document in documents for name, share in document["weights"].items()})

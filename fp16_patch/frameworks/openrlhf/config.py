@@ -101,6 +101,14 @@ def _of_precision(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "report_path"}
 
 
+def asks_for_log_probs(args: Any) -> bool:
+    """Return whether OpenRLHF asks vLLM for log-probs (trainer/ppo_utils/samples_generator.py:206).
+
+    Importance weights and mismatch metrics then read them.
+    """
+    return bool(args.algo.advantage.is_correction_level != "off")
+
+
 def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:
     """Change the arguments in place where possible. Return every change that the flag makes, in them and elsewhere."""
     changes = [_change("vLLM dtype", "bfloat16", long_name(precision.rollout_dtype))]

@@ -12,7 +12,7 @@ from typing import Any
 
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf.config import ARGUMENTS
+from fp16_patch.frameworks.openrlhf.config import ARGUMENTS, asks_for_log_probs
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.sampling_settings import CUT, LOWEST_TEMPERATURE, TOO_COLD, SamplingSetting, judge
 
@@ -24,19 +24,14 @@ def unsupported(args: Args, precision: Precision) -> list[Fp16PatchError]:
     found = [
         *_rollout(args, precision),
         *_our_settings(args, precision),
-        *judge(_sampling(args), precision, log_probs_are_read(args))[0],
+        *judge(_sampling(args), precision, asks_for_log_probs(args))[0],
     ]
     return [*found, *_fp16_training(args)] if precision.train_dtype == "fp16" else found
 
 
-def log_probs_are_read(args: Args) -> bool:
-    """Return whether OpenRLHF asks vLLM for log-probs: an importance weight and mismatch metrics then read them."""
-    return bool(args.algo.advantage.is_correction_level != "off")
-
-
 def accepted_sampling(args: Args, precision: Precision) -> list[dict[str, Any]]:
     """Return the sampling settings that change mu and are accepted, as the precision report lists them."""
-    return judge(_sampling(args), precision, log_probs_are_read(args))[1]
+    return judge(_sampling(args), precision, asks_for_log_probs(args))[1]
 
 
 def _sampling(args: Args) -> Iterator[SamplingSetting]:
@@ -98,7 +93,7 @@ def _our_settings(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
         yield _refusal("fp16_patch.trace_rollout", precision.trace_rollout, why, "unset", "remove it; on verl it works")
     needing = ["fp16_patch.keep_log_probs"] if precision.keep_log_probs else []
     needing += ["fp16_patch.rollout_overflow=mask"] if precision.rollout_overflow == "mask" else []
-    if needing and args.algo.advantage.is_correction_level == "off":
+    if needing and not asks_for_log_probs(args):
         key = "--algo.advantage.is_correction_level"
         why = f"OpenRLHF then does not ask vLLM for log-probs, which {' and '.join(needing)} need"
         next_step = f"set {key} token; with the threshold 1 1 it corrects nothing"

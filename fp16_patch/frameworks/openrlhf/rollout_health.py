@@ -18,6 +18,7 @@ from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
 from fp16_patch.engines.vllm.sampling import set_counting, take_requests
+from fp16_patch.frameworks.openrlhf.config import asks_for_log_probs
 from fp16_patch.frameworks.openrlhf.masked_answers import clear_answers, out_of_their_groups
 from fp16_patch.frameworks.openrlhf.releases import ASYNC_CONTROLLER, ASYNC_TRAINER, CONTROLLER, RELEASE, TRAINER
 from fp16_patch.frameworks.openrlhf.rollout import ask_workers
@@ -62,11 +63,6 @@ def check_step(original: Any, self: Controller, rollout_samples: Any, global_ste
     health.seconds = time.perf_counter() - start
     status, step = original(self, rollout_samples, global_step)
     return status | health.metrics | {"timing/rollout_health": health.seconds}, step
-
-
-def asks_for_log_probs(args: Any) -> bool:
-    """Return whether OpenRLHF asks vLLM for log-probs (trainer/ppo_utils/samples_generator.py:206)."""
-    return bool(args.algo.advantage.is_correction_level != "off")
 
 
 def check_log_probs(samples: list[Experience], metrics: Metrics, step: int) -> torch.Tensor | None:

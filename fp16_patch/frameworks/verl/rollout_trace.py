@@ -10,7 +10,6 @@ from typing import Any
 
 from fp16_patch.engines.ray.actor_calls import SECONDS
 from fp16_patch.engines.vllm.trace import TRACE_START, TRACE_TAKE, RolloutTrace, read_traces
-from fp16_patch.engines.vllm.trace_report import save, summarize
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.log import logger
 from fp16_patch.precision import reports_folder
@@ -55,6 +54,8 @@ def _trace_and_save(
     trainer: Trainer, batch: Batch, lengths: Mapping[int, int | None], stem: str, sleep: bool = False
 ) -> str:
     """Trace these answers and write the report. Return one sentence that names its path."""
+    from fp16_patch.engines.vllm.trace_report import save, summarize
+
     texts = _token_ids(batch, lengths)
     trace = _trace(trainer, texts, sleep)
     facts = {
