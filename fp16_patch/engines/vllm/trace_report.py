@@ -72,8 +72,10 @@ def render(trace: RolloutTrace, facts: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[ModuleRow]) -> list[str]:
     first = first_not_finite(rows)
-    begin = 0 if first is None else max(rows.index(first) - SHOWN_BEFORE, 0)
-    shown = rows[begin:][:SHOWN]
+    if first is None:
+        title, shown = "modules, largest peaks first", sorted(rows, key=lambda row: -(row.activation_peak or 0))[:SHOWN]
+    else:
+        title, shown = "modules in forward order", rows[max(rows.index(first) - SHOWN_BEFORE, 0) :][:SHOWN]
     cells = [
         [
             module_label(row.module),
@@ -85,6 +87,6 @@ def _table(rows: Sequence[ModuleRow]) -> list[str]:
         ]
         for row in shown
     ]
-    table = plain(["modules in forward order", "class", "dtype", "activation peak", "inf/NaN", ""], cells)
+    table = plain([title, "class", "dtype", "activation peak", "inf/NaN", ""], cells)
     left_out = len(rows) - len(shown)
     return [table, *([f"({left_out} more modules in the JSON file)"] if left_out else [])]

@@ -33,7 +33,7 @@ def add_trace(error: Fp16PatchError, trainer: Trainer, batch: Batch, first: tupl
     try:
         found = _trace_and_save(trainer, batch, lengths, STEM)
     except Exception as cause:  # the overflow is what stops the run, whatever happens to its trace
-        found = f"no trace of vLLM's modules: {cause}"
+        found = _without_trace(cause)
     return Fp16PatchError(
         f"{error.what}; {found}", code="rollout-overflow", allowed=error.allowed, next_step=error.next_step
     )
@@ -46,8 +46,13 @@ def trace_step(trainer: Trainer, batch: Batch, first: tuple[int, int] | None) ->
     try:
         found = _trace_and_save(trainer, batch, {row: length}, stem, sleep=True)
     except Exception as cause:  # a trace must not end a run that is well
-        found = f"no trace of vLLM's modules: {cause}"
+        found = _without_trace(cause)
     logger.info("step %s: %s", trainer.global_steps, found)
+
+
+def _without_trace(cause: Exception) -> str:
+    """Return why there is no trace; an error that Ray brings along has a traceback before its message."""
+    return f"no trace of vLLM's modules: {(str(cause).strip() or type(cause).__name__).splitlines()[-1]}"
 
 
 def _trace_and_save(

@@ -66,6 +66,12 @@ def test_the_report_has_every_module_and_the_text_those_near_the_first(tmp_path:
     assert path.with_suffix(".txt").is_file()
 
 
+def test_the_largest_peaks_come_first_where_everything_is_finite() -> None:
+    text = render(RolloutTrace([row("small", 0, 1.0), row("large", 1, 6e4)], {}), {"step": 3})
+    assert "modules, largest peaks first" in text
+    assert text.index("\nlarge ") < text.index("\nsmall ")
+
+
 def test_inputs_that_are_not_finite_are_named_where_no_module_is_to_blame() -> None:
     rows = [row("embed", 0, None, 1.0), row("head", 1, None, 1.0)]
     assert first_not_finite(rows) is rows[0]
