@@ -72,10 +72,11 @@ def render(trace: RolloutTrace, facts: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[ModuleRow]) -> list[str]:
     first = first_not_finite(rows)
-    if first is None:
-        title, shown = "modules, largest peaks first", sorted(rows, key=lambda row: -(row.activation_peak or 0))[:SHOWN]
-    else:
-        title, shown = "modules in forward order", rows[max(rows.index(first) - SHOWN_BEFORE, 0) :][:SHOWN]
+    shown: Sequence[ModuleRow] = sorted(rows, key=lambda row: -(row.activation_peak or 0))
+    title = "modules, largest peaks first"
+    if first is not None:
+        title, shown = "modules in forward order", rows[max(rows.index(first) - SHOWN_BEFORE, 0) :]
+    shown = shown[:SHOWN]
     cells = [
         [
             module_label(row.module),
