@@ -27,6 +27,8 @@ class BadLoss:
     """What is wrong with it, in words."""
     role: str = "model"
     """Whose loss it is."""
+    rank: int = 0
+    """Rank in the process group of the update."""
 
 
 def check_loss(
@@ -62,9 +64,11 @@ def check_loss(
 def log_bad_loss(bad_loss: BadLoss, update: int, so_far: int) -> None:
     """Log one line. ``update`` counts from 1; ``so_far`` updates were skipped for such a loss, this one included."""
     logger.warning(
-        "%s, update %d: the loss is not finite before it is scaled: %s; %d updates skipped for such a loss so far",
+        "%s, update %d: the loss of rank %d is not finite before it is scaled: %s; %d updates skipped for such a loss "
+        "so far",
         bad_loss.role,
         update,
+        bad_loss.rank,
         bad_loss.detail,
         so_far,
     )
@@ -72,7 +76,8 @@ def log_bad_loss(bad_loss: BadLoss, update: int, so_far: int) -> None:
 
 def first_bad_loss(mine: BadLoss | None, group: Any = None) -> BadLoss | None:
     """Return the bad loss of the lowest rank of ``group`` that has one; collective, the same on every rank."""
-    return next((bad_loss for bad_loss in gather(mine, group) if bad_loss is not None), None)
+    everyone = enumerate(gather(mine, group))
+    return next((replace(bad_loss, rank=rank) for rank, bad_loss in everyone if bad_loss is not None), None)
 
 
 def _find_source(inputs: Mapping[str, Any], masks: Mapping[str, Any], outputs: Mapping[str, Any]) -> BadLoss:

@@ -82,8 +82,8 @@ class ScalerBase:
         mine, self.bad_loss_here = self.bad_loss_here, None
         self.bad_loss = first_bad_loss(mine, self.process_group) if skipped else None
         self.rule.update(skipped=skipped, loss_not_finite=self.bad_loss is not None)
-        if mine is not None:
-            log_bad_loss(mine, self.counts.updates, self.counts.losses_not_finite)
+        if self.bad_loss is not None:
+            log_bad_loss(self.bad_loss, self.counts.updates, self.counts.losses_not_finite)
 
     @contextmanager
     def at_scale(self, scale: float) -> Iterator[None]:

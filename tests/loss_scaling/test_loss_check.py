@@ -182,7 +182,7 @@ def test_a_report_counts_for_its_own_update_only(caplog: pytest.LogCaptureFixtur
     metrics = describe(made[0], scaler.counts)
     assert (metrics["loss_not_finite"], metrics["losses_not_finite_total/max"]) == (1.0, 1.0)
     (line,) = [record.getMessage() for record in caplog.records if "loss is not finite" in record.getMessage()]
-    for part in ("critic, update 1", NAN_RETURNS.detail, "1 updates skipped"):
+    for part in ("critic, update 1: the loss of rank 0", NAN_RETURNS.detail, "1 updates skipped"):
         assert part in line
 
 

@@ -169,6 +169,7 @@ def bad_loss(rank: int, *, wrap: str) -> Result:
         update = clip_and_step(training.scaler, training.optimizer, 1.0)
         changed = training.own_bits() != before
         updates.append([update.skipped, update.loss_not_finite, changed, training.scaler.get_scale()])
+        updates[-1].append(training.scaler.bad_loss.rank if training.scaler.bad_loss else None)
     return {"updates": updates, "state": training.scaler.state_dict()}
 
 
