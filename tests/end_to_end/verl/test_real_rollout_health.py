@@ -68,3 +68,11 @@ def test_sampling_that_only_an_agent_loop_passes_stops_the_run(run_verl, monkeyp
     run = run_verl(*TWO_TURNS)
     assert run.result.status == "failed", run.why()
     assert "top_p=0.8 (32 requests)" in run.result.error, run.why()
+
+
+def test_a_run_that_only_validates_has_a_precision_report(run_verl):
+    run = run_verl("trainer.val_only=true", "trainer.val_before_train=true")
+    assert run.report is not None, run.why()
+    assert run.report["when"] == "before training"
+    assert run.report["roles"]["rollout"]["weights"] == "float16"
+    assert "fp16_patch precision report: fp16" in run.log
