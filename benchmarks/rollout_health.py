@@ -118,6 +118,8 @@ def print_share(metrics: Path) -> int:
         return 1
     check, whole = (sum(row[name] for row in steps) for name in (CHECK, STEP))
     print(f"{len(steps)} steps: {CHECK} {check:.3f} s, {STEP} {whole:.1f} s, ratio {check / whole:.2%}")
+    each = median(row[CHECK] for row in steps)
+    print(f"median of a step: {1e3 * each:.1f} ms, which is {BOUND:.1%} of a step of {each / BOUND:.1f} s")
     print(f"bound {BOUND:.1%}: {'kept' if check <= BOUND * whole else 'EXCEEDED'}")
     return int(check > BOUND * whole)
 

@@ -15,16 +15,20 @@ LABELS = {
     "rollout_changed_sampling": "rollout: changed sampling",
     "trainer_non_finite_tokens": "trainer: tokens not finite",
     "mismatch_non_finite_tokens": "mismatch: tokens left out, not finite",
-    "loss_not_finite": "updates with a loss not finite",
+    "loss_not_finite": "actor: updates with a loss not finite",
+    "critic_loss_not_finite": "critic: updates with a loss not finite",
 }
 """Series -> label in a report. Each is 0 in a healthy step."""
-_SHARES = ("loss_not_finite",)
-"""Series that a step of several updates logs as a mean. Their sum is not a count."""
+_TOTALS = {
+    "loss_not_finite": "losses_not_finite_total",
+    "critic_loss_not_finite": "critic_losses_not_finite_total",
+}
+"""Series that a step of several updates logs as a mean, whose sum is not a count -> series that counts."""
 
 
 @dataclass(frozen=True)
 class HealthCount:
-    """The sum of one of :data:`LABELS` over a run, None if a sum is not a count, and the steps above 0."""
+    """The count of one of :data:`LABELS` over a run, None if it was not logged, and the steps above 0."""
 
     total: float | None
     steps: int
@@ -39,5 +43,6 @@ def count_health(series: Series) -> dict[str, HealthCount]:
     found = {}
     for name in LABELS:
         if above := [value for value in series.known(name) if value > 0]:
-            found[name] = HealthCount(None if name in _SHARES else sum(above), len(above))
+            total = next(reversed(series.known(_TOTALS[name])), None) if name in _TOTALS else sum(above)
+            found[name] = HealthCount(total, len(above))
     return found

@@ -32,6 +32,9 @@ METRIC_KEYS = {
     "trainer_non_finite_tokens": ("trainer/non_finite_tokens",),
     "mismatch_non_finite_tokens": (f"{METRIC_PREFIX}non_finite_tokens",),
     "loss_not_finite": ("actor/loss_not_finite",),
+    "losses_not_finite_total": ("actor/losses_not_finite_total/max",),
+    "critic_loss_not_finite": ("critic/loss_not_finite",),
+    "critic_losses_not_finite_total": ("critic/losses_not_finite_total/max",),
 }
 """Series name -> logged keys. Where verl and OpenRLHF differ, verl's comes first.
 

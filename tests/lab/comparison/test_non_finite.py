@@ -128,12 +128,15 @@ def test_health_rows_show_what_is_above_zero(write_pair: Write) -> None:
         rollout__non_finite_tokens=[0.0, 900_000, 600_000, 0, 7],
         rollout__changed_sampling=[0.0] * 5,
         trainer__non_finite_tokens=[0.0] * 5,
-        actor__loss_not_finite=[0.0, 0.25, 0, 0, 0],
+        actor__loss_not_finite=[0.0, 0.25, 0, 0.5, 0],
+        critic__loss_not_finite=[0.0, 0.25, 0, 0, 0],
+        **{"actor__losses_not_finite_total/max": [0.0, 1, 1, 3, 3]},
     )
     report, said = compared(folder)
     health = report["arms"]["bf16"]["health"]
     assert health["rollout_non_finite_answers"] == {"total": 7, "steps": 3}
-    assert health["loss_not_finite"] == {"total": None, "steps": 1}, "a share of the step's updates"
+    assert health["loss_not_finite"] == {"total": 3, "steps": 2}, "a step logs the share of its updates"
+    assert health["critic_loss_not_finite"] == {"total": None, "steps": 1}
     assert "rollout_changed_sampling" not in health
     assert report["arms"]["fp16"]["health"] == {}
     rows = [line.split("  ") for line in said.splitlines() if "rollout: " in line or "loss not finite" in line]
@@ -141,7 +144,8 @@ def test_health_rows_show_what_is_above_zero(write_pair: Write) -> None:
         ["rollout: answers not finite", "7 in 3 steps", "-"],
         ["rollout: tokens not finite", "1500007 in 3 steps", "-"],
         ["rollout: answers masked", "7 in 3 steps", "-"],
-        ["updates with a loss not finite", "in 1 step", "-"],
+        ["actor: updates with a loss not finite", "3 in 2 steps", "-"],
+        ["critic: updates with a loss not finite", "in 1 step", "-"],
     ]
     assert "<td>rollout: answers not finite</td><td>7 in 3 steps</td><td>-</td>" in (folder / "report.html").read_text()
 
