@@ -28,10 +28,10 @@ def test_what_is_written_today_is_what_was_written(
     results: Callable[[str], list[dict[str, Any]]], zero_run: Path
 ) -> None:
     (written,) = results("golden-written")
-    assert written["state"] == golden_checks.facts("deepspeed")["state"]
+    assert golden_checks.like_the_saved(written["state"]) == golden_checks.facts("deepspeed")["state"]
     place = Path("global_step9", "loss_scaler.json")
     today = json.loads((zero_run / "golden-written" / place).read_text())
-    assert today == json.loads((golden_checks.SAVED / "deepspeed" / place).read_text())
+    assert golden_checks.like_the_saved(today) == json.loads((golden_checks.SAVED / "deepspeed" / place).read_text())
     golden_checks.check_no_pickled_class(zero_run / "golden-written", files=2)
 
 
