@@ -117,11 +117,13 @@ def test_zero_3_with_critic_reward_model_and_a_scale_that_overflows(run_openrlhf
     assert first["timing/broadcast"] < 0.01
 
 
-def test_async_trainer_that_skips_its_first_update(run_openrlhf, sabotage, tmp_path):
+def test_async_trainer_that_skips_its_first_update(run_openrlhf, world, sabotage, tmp_path):
     witness = tmp_path / "witness.jsonl"
     sabotage("overflow_first,witness_every_weight", WITNESS=str(witness))
-    run = run_openrlhf("train.async_enable=true", "data.max_samples=32")
-    assert run.result.status == "completed", run.why()
+    evaluation = (f"eval.dataset={world.train_prompts}", "eval.steps=2", "eval.temperature=0.6")
+    run = run_openrlhf("train.async_enable=true", "data.max_samples=32", *evaluation)
+    assert run.result.status == "completed", run.why()  # requests of the evaluation stop no run
+    assert "Async evaluation completed" in run.log
 
     assert kinds(run.report) == sorted(
         ["driver", "coordinator", "async controller", "sampler", "actor rank", "vLLM server", "vLLM worker"]
@@ -136,6 +138,7 @@ def test_async_trainer_that_skips_its_first_update(run_openrlhf, sabotage, tmp_p
     assert [step["actor/loss_scale"] for step in run.metrics] == [2**16, 2**15, 2**15, 2**15]
     assert "actor_grad_norm" not in run.metrics[0]
     assert all(0 < step["actor/grad_norm"] < math.inf for step in run.metrics[1:])
+    assert {step["rollout/changed_sampling"] + step["rollout/non_finite_tokens"] for step in run.metrics} == {0}
     # Up to here both ends have the first weights; later batches are older than the trainer by an update.
     for step in run.metrics[:2]:
         assert 0 < step["mismatch/log_ratio_abs_mean"] < 1.2e-3
@@ -228,14 +231,16 @@ def test_one_side_in_bf16(run_openrlhf):
 def test_a_masked_answer_leaves_the_loss_and_is_counted(run_openrlhf, sabotage):
     sabotage("nan_log_prob")
     # One answer a micro-batch: the masked one has no token that counts, and every mean over it is 0/0 in stock.
-    run = run_openrlhf("fp16_patch.rollout_overflow=mask", "train.micro_batch_size=1")
+    sampling = ("rollout.top_p=0.9", "fp16_patch.allow_truncated_sampling=true")
+    run = run_openrlhf("fp16_patch.rollout_overflow=mask", "train.micro_batch_size=1", *sampling)
     assert run.result.status == "completed", run.why()
     first, second = run.metrics
     counts = ("rollout/non_finite_tokens", "rollout/non_finite_answers", "rollout/masked_answers")
     assert [first[name] for name in counts] == [1, 1, 1]
     assert [second[name] for name in counts] == [0, 0, 0]
     for step in run.metrics:
-        assert step["trainer/non_finite_tokens"] == step["rollout/changed_sampling"] == 0
+        assert step["trainer/non_finite_tokens"] == 0
+        assert step["rollout/changed_sampling"] == step["rollout/changed_sampling/top_p"] == 32
         assert step["actor/update_skipped"] == 0
         assert 0 < step["actor/grad_norm"] < math.inf
         assert [name for name, value in step.items() if not math.isfinite(value)] == []
