@@ -58,14 +58,15 @@ def run(options: argparse.Namespace) -> int:
 
 def parts() -> dict[str, list[Patch]]:
     """Return the title of each part of this package, and its patches."""
-    from fp16_patch.engines.vllm import precision as vllm
+    from fp16_patch.engines.vllm import precision, sampling
     from fp16_patch.frameworks.openrlhf import plan as openrlhf
     from fp16_patch.frameworks.verl import plan as verl
 
+    in_vllm = declared_in(precision, sampling)
     found = {
-        "The flag, on verl": list(verl.ALL_PATCHES),
-        "The flag, on OpenRLHF and DeepSpeed": list(openrlhf.ALL_PATCHES),
-        "The flag, in vLLM's workers": list(declared_in(vllm)),
+        "The flag, on verl": [patch for patch in verl.ALL_PATCHES if patch not in in_vllm],
+        "The flag, on OpenRLHF and DeepSpeed": [patch for patch in openrlhf.ALL_PATCHES if patch not in in_vllm],
+        "The flag, in vLLM, on both": list(in_vllm),
     }
     for entry_point in metadata.entry_points(group=PATCHES):
         found |= entry_point.load()()
