@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from fp16_patch.lab.comparison.compare import compare
+from fp16_patch.lab.comparison.expectations import check_expectation
+from fp16_patch.lab.comparison.inputs import read_inputs
+from fp16_patch.lab.comparison.model import build_comparison
 from fp16_patch.lab.comparison.report_directory import PICTURES
+from fp16_patch.lab.recipes.schema import Expectation
 from fp16_patch.mismatch.log_prob_store import FOLDER, save
 
 torch = pytest.importorskip("torch")
@@ -87,6 +91,15 @@ def test_answers_that_are_not_finite_are_left_out_and_counted(run: Path) -> None
     assert (slope["verdict"], slope["why"]) == ("not finite", "slope_per_1000_tokens not finite in 1 of 5 answers")
     page = (run / "report.html").read_text()
     assert "<td>answers left out, not finite</td><td>0</td><td>1</td><td>1</td>" in page
+
+
+def test_expectation_on_a_measurement_that_leaves_out_answers_is_not_met(run: Path) -> None:
+    save(run / "fp16" / FOLDER, torch.tensor([[float("nan")]]), torch.zeros(1, 1), torch.ones(1, 1))
+    comparison = build_comparison(read_inputs([str(run)]))
+    for arm, met, why in (("fp16", False, "1 answers not finite, left out"), ("bf16", True, "")):
+        expectation = Expectation(f"arms.{arm}.offline.sequence_kl", "invented", at_most=9)
+        found = check_expectation(expectation, comparison.reports[""], comparison.runs[0].arms)
+        assert (found.met, found.why) == (met, why)
 
 
 def test_omits_arm_without_log_probs(run: Path) -> None:
