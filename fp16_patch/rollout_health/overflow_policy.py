@@ -18,10 +18,9 @@ from fp16_patch.rollout_health.non_finite import NonFinite
 SHOWN_TOKENS = 8
 """Token ids shown of the first affected answer, from its first affected position on."""
 
-NEXT_STEP = (
-    "train and sample this model in BF16 (+precision@_global_=bf16, or --ds.param_dtype bf16). "
-    "fp16_patch.fp32_modules does not help here: it changes the trainer only, and vLLM still computes in FP16. "
-    "To drop such answers and go on, set fp16_patch.rollout_overflow=mask"
+IN_BF16 = (
+    "sample this model in BF16 (+precision@_global_=bf16, or --ds.param_dtype bf16). fp16_patch.fp32_modules does not "
+    "help here: it changes the trainer only, and vLLM computes as before"
 )
 
 
@@ -47,18 +46,15 @@ def answers_to_mask(
         return found.affected
     answer, position = found.first
     sampled = tokens[answer][position : position + SHOWN_TOKENS].tolist()
-    allowed = (
-        "finite log-probs from the rollout engine"
-        if precision.rollout_overflow == "stop"
-        else f"at most {limit:g} of a step's answers (fp16_patch.rollout_overflow_max_share)"
-    )
+    stops = precision.rollout_overflow == "stop"
+    allowed = f"at most {100 * limit:g} % of a step's answers (fp16_patch.rollout_overflow_max_share={limit:g})"
     raise Fp16PatchError(
         f"step {step}: vLLM returned log-probs that are inf or NaN for {found.tokens} tokens in {found.answers} of "
         f"{answers} answers ({share:.1%}). The first is at position {position} of answer {answer}; the token ids "
         f"sampled from there on are {sampled}",
         code="rollout-overflow",
-        allowed=allowed,
-        next_step=NEXT_STEP,
+        allowed="finite log-probs from the rollout engine" if stops else allowed,
+        next_step=_next_step(precision, "to drop such answers, set fp16_patch.rollout_overflow=mask" if stops else ""),
     )
 
 
@@ -83,11 +79,18 @@ def check_lengths(log_probs: Sequence[int], tokens: Sequence[int], step: int) ->
             )
 
 
-def refuse_logits(rows: int, step: int) -> Fp16PatchError:
+def refuse_logits(rows: int, step: int, precision: Precision) -> Fp16PatchError:
     """Return the error for logits that are not finite, in a run that does not ask vLLM for log-probs."""
+    mask = "to drop such answers, ask vLLM for log-probs and set fp16_patch.rollout_overflow=mask"
     return Fp16PatchError(
         f"step {step}: {rows} rows of vLLM's logits were NaN or +inf; the tokens sampled from them are arbitrary",
         code="rollout-overflow",
         allowed="finite logits from the rollout engine",
-        next_step=f"{NEXT_STEP}, which needs the rollout's log-probs",
+        next_step=_next_step(precision, mask),
     )
+
+
+def _next_step(precision: Precision, mask: str) -> str:
+    """Return what helps: another dtype where the rollout is in FP16; elsewhere the model or its weights are at fault."""
+    first = IN_BF16 if precision.rollout_dtype == "fp16" else "look at the weights: they or the model are not finite"
+    return "; ".join(part for part in (first, mask) if part)

@@ -26,10 +26,10 @@ def answers(calls: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = ray.get(reference, timeout=SECONDS)
         except Exception as error:
             raise Fp16PatchError(
-                f"no ledger from {name}: {type(error).__name__}: {error}",
+                f"no answer from {name}: {type(error).__name__}: {error}",
                 code="process-missing",
-                allowed="a report from every process before training starts",
-                next_step="check that fp16-patch is installed on that node, and that nothing removes its variables "
-                "from the environment of that process",
+                allowed="an answer from every process of the run",
+                next_step="look in the log for why it ended. Before training starts, check that fp16-patch is "
+                "installed on that node, and that nothing removes its variables from that process's environment",
             ) from error
     return found

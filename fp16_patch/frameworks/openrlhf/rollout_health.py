@@ -146,7 +146,7 @@ def check_logits(controller: Controller, metrics: Metrics, step: int) -> None:
     rows = sum(max(replies or [0]) for replies in answers(calls).values())  # tensor-parallel ranks see the same rows
     metrics["rollout/non_finite_logits"] = float(rows)
     if rows:
-        raise refuse_logits(rows, step)
+        raise refuse_logits(rows, step, Precision.current())
 
 
 def check_sampling(controller: Controller, metrics: Metrics, step: int) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch.attached_state import attached
@@ -47,6 +48,8 @@ class RolloutState:
     """State on a trainer: the requests of its rollout engine that no step has looked at."""
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
+    rows: int = 0
+    """Rows of its logits that were not finite, and that no step has looked at."""
 
 
 _MASKED: set[str] = set()  # keys of this step's masked answers; verl's advantage function gets no trainer
@@ -62,7 +65,7 @@ def check_step(original: Any, self: Trainer, batch: Batch, metrics: dict[str, An
     """Check the rollout of this step, and count the trainer's own log-probs that are not finite."""
     start = time.perf_counter()
     check_sampling(self, metrics)
-    check_log_probs(self, batch, metrics)
+    check_log_probs(self, _without_padding(batch), metrics)
     before = time.perf_counter() - start
     batch = original(self, batch, metrics)
     start = time.perf_counter()
@@ -83,10 +86,11 @@ def check_log_probs(trainer: Trainer, batch: Batch, metrics: dict[str, Any]) -> 
     _MASKED.clear()
     step = trainer.global_steps
     if not trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
-        rows = sum(_ask_workers(_policy_replicas(trainer)))
+        state = attached(trainer, RolloutState)
+        rows, state.rows = state.rows + _take_rows(trainer), 0
         metrics["rollout/non_finite_logits"] = float(rows)
         if rows:
-            raise add_trace(refuse_logits(rows, step), trainer, batch, None)
+            raise add_trace(refuse_logits(rows, step, Precision.current()), trainer, batch, None)
         if Precision.current().trace_rollout == step:
             trace_step(trainer, batch, None)
         return
@@ -123,6 +127,12 @@ def _get(batch: Batch, *fields: str) -> Any:
     import transfer_queue
 
     return transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
+
+
+def _without_padding(batch: Batch) -> Batch:
+    """Return the batch without the rows that verl has added to make it divisible: they are no answers."""
+    keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+    return SimpleNamespace(keys=keys, partition_id=batch.partition_id)
 
 
 def _padded(batch: Batch, name: str) -> Any:
@@ -213,10 +223,13 @@ def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
     **_OURS,
 )
 def drop_validation_requests(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-    """Count the requests made so far for the next step, and forget those of the validation."""
-    attached(self, RolloutState).requests += _take_requests(self)
+    """Count the requests and logits so far for the next step, and forget those of the validation."""
+    state = attached(self, RolloutState)
+    state.requests += _take_requests(self)
+    state.rows += _take_rows(self)
     result = original(self, *args, **kwargs)
     _take_requests(self)
+    _take_rows(self)
     return result
 
 
@@ -234,13 +247,15 @@ def _take_requests(trainer: Trainer) -> Counter[tuple[str, str]]:
     return sum((Counter(counts) for counts in answers(calls).values()), Counter())
 
 
-def _ask_workers(replicas: list[Any]) -> list[int]:
-    """Return, for each replica, the rows of logits that were not finite since the last call."""
+def _take_rows(trainer: Trainer) -> int:
+    """Return the rows of logits that were not finite since the last call; 0 where log-probs show them."""
+    if trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
+        return 0
     calls = {
         f"vLLM workers of server {number}": replica.servers[0].collective_rpc.remote(NON_FINITE_LOGITS)
-        for number, replica in enumerate(replicas)
+        for number, replica in enumerate(_policy_replicas(trainer))
     }
-    return [max(rows or [0]) for rows in answers(calls).values()]  # tensor-parallel ranks see the same rows
+    return sum(max(rows or [0]) for rows in answers(calls).values())  # tensor-parallel ranks see the same rows
 
 
 def _policy_replicas(trainer: Trainer) -> list[Any]:

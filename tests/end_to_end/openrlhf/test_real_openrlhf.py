@@ -184,7 +184,7 @@ def test_killed_and_resumed_with_the_scale_it_had(run_openrlhf, sabotage, tmp_pa
     ("what", "said"),
     [
         ("lose_a_patch", "runs without the patch deepspeed-step"),
-        pytest.param("lose_the_setup", "no ledger from vLLM workers of server 0", marks=pytest.mark.faults),
+        pytest.param("lose_the_setup", "no answer from vLLM workers of server 0", marks=pytest.mark.faults),
     ],
 )
 def test_a_process_without_its_patches_stops_the_run(run_openrlhf, sabotage, what, said):

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from raising import check_error
 
 from fp16_patch.frameworks.verl.rollout_trace import _awake, _without_trace, add_trace
+from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.overflow_policy import refuse_logits
 
 
@@ -30,7 +31,7 @@ def trainer(mode: str = "sync", free: bool = True) -> SimpleNamespace:
 
 def test_a_trace_that_fails_hides_no_overflow() -> None:
     batch = SimpleNamespace(keys=["a_0_0"])  # without the rest of a batch
-    error = add_trace(refuse_logits(3, 7), trainer(), batch, None)
+    error = add_trace(refuse_logits(3, 7, Precision()), trainer(), batch, None)
     check_error(error, "rollout-overflow", "step 7: 3 rows of vLLM's logits", "no trace of vLLM's modules: ", "BF16")
 
 
