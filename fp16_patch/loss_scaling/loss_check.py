@@ -81,9 +81,7 @@ def first_bad_loss(mine: BadLoss | None, group: Any = None) -> BadLoss | None:
 
 
 def _find_source(inputs: Mapping[str, Any], masks: Mapping[str, Any], outputs: Mapping[str, Any]) -> BadLoss:
-    rest = (
-        "the loss function itself overflows" if outputs else "the model's output is not, or the loss function overflows"
-    )
+    rest = "the loss function itself overflows" if outputs else "the model's output or the loss function overflows"
     return (
         _first_nonfinite(inputs.items())
         or _first_empty(masks.items())

@@ -91,6 +91,6 @@ def refuse_logits(rows: int, step: int, precision: Precision) -> Fp16PatchError:
 
 
 def _next_step(precision: Precision, mask: str) -> str:
-    """Return what helps: another dtype where the rollout is in FP16; elsewhere the model or its weights are at fault."""
+    """Return what helps: another dtype if the rollout is in FP16; otherwise the model or its weights are at fault."""
     first = IN_BF16 if precision.rollout_dtype == "fp16" else "look at the weights: they or the model are not finite"
     return "; ".join(part for part in (first, mask) if part)
