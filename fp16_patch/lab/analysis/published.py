@@ -49,7 +49,7 @@ class PaperComparison:
 
     @property
     def drawable(self) -> bool:
-        """Whether the number may be drawn next to the arm's curve."""
+        """Return whether the number may be drawn next to the arm's curve."""
         return self.verdict not in (NOT_COMPARABLE, NO_DATA, NOT_FINITE)
 
 

@@ -66,7 +66,7 @@ class ArmRun:
 
     @property
     def ended(self) -> bool:
-        """Whether the run reached its last step. An imported run is taken to be complete."""
+        """Return whether the run reached its last step. An imported run is taken to be complete."""
         return self.status in ("completed", "imported")
 
     @property
