@@ -14,45 +14,17 @@ up_to_date() {
   fi
 }
 
-# Whether the process lives, and is not another one that was given its id since.
-is_setup() {
-  kill -0 "$1" 2>/dev/null || return 1
-  case $(ps -p "$1" -o args= 2>/dev/null || echo setup.sh) in *setup.sh*) ;; *) return 1 ;; esac
-}
-
-# One run at a time makes an environment. The lock is beside it, as making it empties the folder, and ends with the
-# process that holds it: the kernel's with flock, else (macOS) a link to the holder's pid.
+# One run at a time makes an environment. The lock is beside it, as making it empties the folder. The kernel holds it for
+# descriptor 9, which the Python that takes it shares with this shell, and frees it when the last of them ends.
 take_lock() {
-  local lock="${venv%/}.lock" holder announced=
-  lock_file="$lock.pid"
+  local lock="${venv%/}.lock"
   mkdir -p "$(dirname "$lock")"
-  if command -v flock >/dev/null; then
-    exec 9>>"$lock"
-    flock --nonblock 9 && return
-    echo "setup: another run is making $venv, waiting for it"
-    flock 9
-    return
-  fi
-  until ln -sn "$$" "$lock.pid" 2>/dev/null; do
-    holder=$(readlink "$lock.pid" || true)
-    if [ -n "$holder" ] && ! is_setup "$holder"; then
-      # Whoever moves the stale link away takes it; a run that took the lock meanwhile gets it back.
-      if mv "$lock.pid" "$lock.pid.$$" 2>/dev/null; then
-        [ "$(readlink "$lock.pid.$$")" = "$holder" ] ||
-          ln -sn "$(readlink "$lock.pid.$$")" "$lock.pid" 2>/dev/null || true
-        rm -f "$lock.pid.$$"
-      fi
-      continue
-    fi
-    [ -n "$announced" ] || echo "setup: another run (pid $holder) is making $venv, waiting for it"
-    announced=yes
-    sleep 1
-  done
-  trap 'rm -f "$lock_file"' EXIT
+  exec 9>>"$lock"
+  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && return
+  echo "setup: another run is making $venv, waiting for it"
+  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 }
 
-up_to_date
-take_lock
 up_to_date
 
 python=${PYTHON:-}
@@ -68,6 +40,9 @@ if [ -z "${found:-}" ]; then
   echo "setup: needs Python 3.11 or 3.12 for the pinned CPU stack; set PYTHON=/path/to/python3.11" >&2
   exit 1
 fi
+
+take_lock
+up_to_date
 
 packages=$(grep -c == "$lock")
 log="$venv/setup.log"

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,26 +16,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "setup.sh"
-TOOLS = [
-    "awk",
-    "bash",
-    "cat",
-    "cksum",
-    "cp",
-    "dirname",
-    "grep",
-    "ln",
-    "mkdir",
-    "mv",
-    "ps",
-    "readlink",
-    "rm",
-    "sleep",
-    "tee",
-]
+TOOLS = ["awk", "bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "mv", "rm", "sleep", "tee"]
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
-  -c*) exit 0 ;;
+  -c*) exec "$REAL_PYTHON" "$@" ;;
   --version) echo Python 3.11 ;;
   "-m venv"*) rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; echo venv >>"$TRACE" ;;
   *) echo start >>"$TRACE"; sleep "$SECONDS_OF_PIP"; echo end >>"$TRACE" ;;
@@ -43,11 +28,9 @@ esac
 Start = Callable[[float], "subprocess.Popen[str]"]
 
 
-@pytest.fixture(params=["flock", "without flock"])
-def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
     """Start ``setup.sh`` on a copy of its surroundings, each pip taking so many seconds."""
-    if request.param == "flock" and shutil.which("flock") is None:
-        pytest.skip("no flock here")
     for folder in ("bin", "scripts", "requirements"):
         (tmp_path / folder).mkdir()
     shutil.copy(SCRIPT, tmp_path / "scripts" / "setup.sh")
@@ -55,7 +38,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "stub").write_text(PYTHON)
     (tmp_path / "stub").chmod(0o755)
-    for tool in [*TOOLS, *(["flock"] if request.param == "flock" else [])]:
+    for tool in TOOLS:
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool} here"))
     (tmp_path / "bin" / "env").symlink_to("/usr/bin/env")
     running: list[subprocess.Popen[str]] = []
@@ -67,6 +50,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
                 cwd=tmp_path,
                 env={
                     "PATH": str(tmp_path / "bin"),
+                    "REAL_PYTHON": sys.executable,
                     "PYTHON": str(tmp_path / "stub"),
                     "TRACE": str(tmp_path / "trace"),
                     "SECONDS_OF_PIP": str(seconds),
