@@ -139,6 +139,15 @@ def test_what_says_no_more_than_the_flag_may_stand(compose):
     assert (value(config, f"{OPTIMIZER}.optimizer"), value(config, f"{TRANSFORMER}.bf16")) == ("adam", False)
 
 
+@pytest.mark.parametrize("section", [OPTIMIZER, TRANSFORMER])
+def test_in_bf16_megatron_s_switches_of_a_dtype_say_bf16(compose, section):
+    in_bf16 = ("+precision@_global_=bf16", *MEGATRON[1:])
+    apply_flag(compose(*in_bf16, f"+{section}.fp16=False", f"+{section}.bf16=True"))
+    for refused in (f"{section}.fp16=True", f"{section}.bf16=False"):
+        with raises_code("setting-refused", refused):
+            apply_flag(compose(*in_bf16, f"+{refused}"))
+
+
 @pytest.mark.parametrize("mode", ["auto", "resume_path"])
 def test_a_checkpoint_of_fsdp_is_refused_before_anything_starts(compose, tmp_path, mode):
     step = tmp_path / "global_step_3"

@@ -41,9 +41,10 @@ def settings(config: DictConfig, role: str, precision: Precision) -> list[Settin
     """Return the settings of one role, with keys relative to its section."""
     fp16, trains = precision.train_dtype == "fp16", role != "reference"
     rows = place_under("megatron", _engine(precision))
-    rows += place_under("megatron.override_transformer_config", _model(config, role, fp16))
+    rows += place_under("megatron.override_transformer_config", _model(config, role, precision))
     if trains:
         rows += place_under("megatron.override_ddp_config", _gradients())
+        rows += place_under("optim.override_optimizer_config", _dtype_switches(precision, OPTIMIZER_DTYPE))
     if trains and fp16:
         rows.append(Setting("optim.optimizer", allowed=("adam",), why=ADAM_ONLY))
         rows += place_under("optim.override_optimizer_config", _optimizer(precision))
@@ -71,14 +72,19 @@ def _gradients() -> list[Setting]:
     ]
 
 
-def _model(config: DictConfig, role: str, fp16: bool) -> list[Setting]:
+def _dtype_switches(precision: Precision, why: str) -> list[Setting]:
+    """Return Megatron's two switches of a dtype. Each may say what the flag says."""
+    switches = ("fp16", "bf16")
+    return [Setting(name, allowed=(None, precision.train_dtype == name), why=why) for name in switches]
+
+
+def _model(config: DictConfig, role: str, precision: Precision) -> list[Setting]:
     # verl's reference interpolates to the actor's section.
     follows = OmegaConf.is_interpolation(value_of(config, f"{SECTIONS[role]}.megatron"), "override_transformer_config")
-    router = fp16 and not follows and _has_experts(config)
+    router = precision.train_dtype == "fp16" and not follows and _has_experts(config)
     return [
         Setting("moe_router_dtype", sets="fp32", stock=(MISSING, None), why=ROUTER, when=router),
-        Setting("fp16", allowed=(None, True), why=MODEL_DTYPE),
-        Setting("bf16", allowed=(None, False), why=MODEL_DTYPE),
+        *_dtype_switches(precision, MODEL_DTYPE),
         Setting("fp8", allowed=(None, False), why=MODEL_DTYPE),
         Setting("fp4", allowed=(None,), why=MODEL_DTYPE),
         Setting("params_dtype", allowed=(None,), why=MODEL_DTYPE),
@@ -102,8 +108,6 @@ def _optimizer(precision: Precision) -> list[Setting]:
         Setting("optimizer", allowed=(None, "adam"), why=ADAM_ONLY),
         Setting("use_distributed_optimizer", allowed=(None, True), why=ONE_OPTIMIZER),
         Setting("loss_scale", allowed=(None,), why="a fixed loss scale turns dynamic loss scaling off"),
-        Setting("fp16", allowed=(None, True), why=OPTIMIZER_DTYPE),
-        Setting("bf16", allowed=(None, False), why=OPTIMIZER_DTYPE),
         Setting("params_dtype", allowed=(None,), why=OPTIMIZER_DTYPE),
         Setting("fp8_recipe", allowed=(None,), why=OPTIMIZER_DTYPE),
         Setting("optimizer_cpu_offload", allowed=(None, False), why=OPTIMIZER_DTYPE),
