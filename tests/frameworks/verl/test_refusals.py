@@ -130,6 +130,30 @@ def test_a_damaged_file_of_the_scaler_to_resume_from(compose, tmp_path, role, na
     apply_flag(compose(*overrides))
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_resume_with_another_number_of_ranks(compose, tmp_path, precision):
+    """FSDP's ranks would miss their files when everything is up; Megatron loads any layout."""
+    actor, critic = (tmp_path / "global_step_4" / role for role in ("actor", "critic"))
+    for folder in (actor, critic):
+        folder.mkdir(parents=True)
+        for rank in range(4):
+            (folder / f"model_world_size_4_rank_{rank}.pt").touch()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    overrides = [f"+precision@_global_={precision}", f"trainer.default_local_dir={tmp_path}"]
+    with raises_code("several-problems", f"{actor} was saved with 4 ranks", "this run has 8", critic) as refused:
+        apply_flag(compose(*overrides))
+    assert refused.value.codes == ("resume-ranks-differ", "resume-ranks-differ")
+    with raises_code("resume-ranks-differ", actor):
+        apply_flag(compose(*overrides, "algorithm.adv_estimator=grpo"))
+
+    critics = "critic.checkpoint.load_contents=[extra]"
+    apply_flag(compose(*overrides, f"{ACTOR}.checkpoint.load_contents=[optimizer]", critics))
+    apply_flag(compose(*overrides, "trainer.nnodes=2", "trainer.n_gpus_per_node=2"))
+    apply_flag(compose(*overrides, "trainer.resume_mode=disable"))
+    (actor / "model_world_size_8_rank_0.pt").touch()  # saved again by the run's own number
+    apply_flag(compose(*overrides, critics))
+
+
 def test_several_problems_are_told_at_once(compose):
     config = compose(FP16, f"{ROLLOUT}.dtype=bfloat16", f"{ROLLOUT}.quantization=fp8")
     with raises_code("several-problems", "quantization=fp8", "dtype=bfloat16") as refused:

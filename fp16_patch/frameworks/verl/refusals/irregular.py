@@ -45,7 +45,7 @@ def problems(config: DictConfig, precision: Precision, critic: bool) -> list[Fp1
         *_bounds_read_as_a_number(config),
         *_rollout_trace(config, precision),
         *sampling.problems(config, precision),
-        *(resume.problems(config, on_megatron) if precision.train_dtype == "fp16" else ()),
+        *resume.problems(config, precision, critic),
     ]
 
 
