@@ -16,6 +16,12 @@ from fp16_patch.precision.setting_names import FLAG, check_overrides, check_sett
 VERL = ("verl.trainer.main_ppo",)
 OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
 STARTER = "fp16_patch.frameworks.openrlhf"
+HYDRA_OPTIONS_WITH_A_VALUE = frozenset(
+    (
+        *("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"),
+        *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    )
+)
 
 
 def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[str]:
@@ -42,4 +48,18 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
         return [*head, STARTER, *settings, "--", module, *arguments]
     check_overrides(arguments)
     flag = [] if any(word.startswith(FLAG) for word in arguments) else [f"{FLAG}=fp16"]
-    return [*head, module, *arguments, *flag, *settings]
+    at = _first_override(arguments)
+    return [*head, module, *arguments[:at], *flag, *settings, *arguments[at:]]
+
+
+def _first_override(arguments: Sequence[str]) -> int:
+    """Return the place of Hydra's first override, 0 if there is none.
+
+    Hydra takes all overrides in one block, before or after its options (``--cfg job``). Where a key is given twice, the
+    later value wins: the user's.
+    """
+    before = ("", *arguments)
+    for at, word in enumerate(arguments):
+        if not word.startswith("-") and before[at] not in HYDRA_OPTIONS_WITH_A_VALUE:
+            return at
+    return 0

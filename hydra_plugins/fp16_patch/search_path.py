@@ -20,7 +20,17 @@ class PrecisionSearchPath(SearchPathPlugin):
         """Append the folder of the config group. Exit with 2 if the flag or a setting is misspelt."""
         if any(word.startswith("+precision@_global_") for word in sys.argv[1:]):
             _check_settings(sys.argv[1:])
+            if any(word.partition("=")[0] in ("--cfg", "-c") for word in sys.argv[1:]):
+                _let_the_config_resolve()
         search_path.append(provider="fp16_patch", path="pkg://fp16_patch.frameworks.verl.conf")
+
+
+def _let_the_config_resolve() -> None:
+    """Resolve what stops a run whose callback did not run. Hydra's ``--cfg`` prints the configuration and runs nothing."""
+    from omegaconf import OmegaConf
+
+    said = "no: --cfg shows the configuration before the flag's callback changes it"
+    OmegaConf.register_new_resolver("fp16_patch_callback_did_not_run", lambda: said, replace=True)
 
 
 def _check_settings(words: list[str]) -> None:
