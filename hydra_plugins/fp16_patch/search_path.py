@@ -26,7 +26,7 @@ class PrecisionSearchPath(SearchPathPlugin):
 
 
 def _let_the_config_resolve() -> None:
-    """Resolve what stops a run whose callback did not run. Hydra's ``--cfg`` prints the configuration and runs nothing."""
+    """Resolve what stops a run without the flag's callback: Hydra's ``--cfg`` prints the configuration, no more."""
     from omegaconf import OmegaConf
 
     said = "no: --cfg shows the configuration before the flag's callback changes it"

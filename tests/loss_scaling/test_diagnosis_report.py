@@ -20,8 +20,9 @@ from raising import raises_code
 
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.diagnosis.advice import fp32_override
+from fp16_patch.loss_scaling.diagnosis.module_table import SHOWN
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow
-from fp16_patch.loss_scaling.diagnosis.report import SHOWN, as_document, render, save
+from fp16_patch.loss_scaling.diagnosis.report import as_document, render, save
 
 # Which modules an override names, on rows like a large model's.
 

@@ -11,13 +11,11 @@ from typing import Any
 
 from fp16_patch.engines.vllm.trace import RolloutTrace
 from fp16_patch.files import write_atomically
-from fp16_patch.loss_scaling.diagnosis.format import format_peak, format_shares, headroom_line, module_label, percent
+from fp16_patch.loss_scaling.diagnosis.format import format_shares, headroom_line, module_label, percent
+from fp16_patch.loss_scaling.diagnosis.module_table import module_table
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow
-from fp16_patch.text_table import plain
 
 FORMAT = "fp16_patch.rollout_overflow/1"
-SHOWN, SHOWN_BEFORE = 20, 6
-"""Modules in the text report, and how many of them come before the first one that is not finite."""
 _FORWARD = (
     *("module", "class_name", "dtype", "has_parameters", "forward_order"),
     *("activation_peak", "activation_nonfinite", "forward_overflow"),
@@ -67,27 +65,11 @@ def render(trace: RolloutTrace, facts: Mapping[str, Any]) -> str:
     """Return the report as text for a terminal."""
     title = "fp16_patch: one forward pass in vLLM's worker"
     named = ", ".join(f"{name} {value}" for name, value in facts.items())
-    return "\n".join([title, "-" * len(title), named, f"found: {summarize(trace)}", "", *_table(trace.rows)])
+    return "\n".join([title, "-" * len(title), named, f"found: {summarize(trace)}", "", _table(trace.rows)])
 
 
-def _table(rows: Sequence[ModuleRow]) -> list[str]:
+def _table(rows: Sequence[ModuleRow]) -> str:
     first = first_not_finite(rows)
-    shown: Sequence[ModuleRow] = sorted(rows, key=lambda row: -(row.activation_peak or 0))
-    title = "modules, largest peaks first"
-    if first is not None:
-        title, shown = "modules in forward order", rows[max(rows.index(first) - SHOWN_BEFORE, 0) :]
-    shown = shown[:SHOWN]
-    cells = [
-        [
-            module_label(row.module),
-            row.class_name,
-            row.dtype,
-            format_peak(row.activation_peak),
-            percent(row.activation_nonfinite or None),
-            "<- first" if row is first else "",
-        ]
-        for row in shown
-    ]
-    table = plain([title, "class", "dtype", "activation peak", "inf/NaN", ""], cells)
-    left_out = len(rows) - len(shown)
-    return [table, *([f"({left_out} more modules in the JSON file)"] if left_out else [])]
+    begins = None if first is None else rows.index(first)
+    marked = () if first is None else (first.module,)
+    return module_table(rows, begins, "forward", marked, len(rows), gradients=False)

@@ -8,23 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fp16_patch import text_table
 from fp16_patch.files import write_atomically
 from fp16_patch.loss_scaling.diagnosis.advice import Diagnosis
 from fp16_patch.loss_scaling.diagnosis.cause import in_order
-from fp16_patch.loss_scaling.diagnosis.format import (
-    exact_scale,
-    format_peak,
-    format_shares,
-    headroom_line,
-    module_label,
-    percent,
-    scale_history,
-)
+from fp16_patch.loss_scaling.diagnosis.format import exact_scale, format_shares, headroom_line, scale_history
+from fp16_patch.loss_scaling.diagnosis.module_table import module_table
 
 FORMAT = "fp16_patch.overflow_report/1"
-SHOWN, SHOWN_BEFORE = 20, 6
-"""Modules in the text report, and how many of them come before the first one that overflowed."""
 
 
 def as_document(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -86,25 +76,5 @@ def _table(diagnosis: Diagnosis) -> str:
     )
     rows = in_order(seen.rows, order)
     begins = next((at for at, row in enumerate(rows) if getattr(row, overflow) is not None), None)
-    if begins is None:
-        rows = sorted(seen.rows, key=lambda row: -max(row.gradient_peak or 0, row.activation_peak or 0))[:SHOWN]
-        title = "modules, largest peaks first"
-    else:
-        rows = rows[max(begins - SHOWN_BEFORE, 0) :][:SHOWN]
-        title = f"modules in {order.removesuffix('_order')} order"
-    header = [title, "class", "dtype", "activation peak", "inf/NaN", "gradient peak", "inf/NaN", ""]
-    cells = [
-        [
-            module_label(row.module),
-            row.class_name,
-            row.dtype,
-            format_peak(row.activation_peak),
-            percent(row.activation_nonfinite or None),
-            format_peak(row.gradient_peak),
-            percent(row.gradient_nonfinite or None),
-            "<- first" if row.module in cause.culprits else "",
-        ]
-        for row in rows
-    ]
-    left_out = len(seen.rows) - len(rows)
-    return text_table.plain(header, cells) + (f"\n({left_out} more modules in the JSON file)" if left_out else "")
+    shown = seen.rows if begins is None else rows
+    return module_table(shown, begins, order.removesuffix("_order"), cause.culprits, len(seen.rows))
