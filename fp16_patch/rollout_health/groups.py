@@ -30,6 +30,17 @@ def replace_rewards(rewards: torch.Tensor, masked: torch.Tensor, estimator: str)
     return torch.where(masked, mean, rewards)
 
 
+def group_deviations(rewards: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """Return the unbiased deviation of the rewards that stay in each group, ``[groups, answers of a group]``.
+
+    It is 0 where fewer than two stay.
+    """
+    count = (~masked).sum(-1, keepdim=True).to(rewards.dtype)
+    mean = torch.where(masked, 0, rewards).sum(-1, keepdim=True) / count.clamp(min=1)
+    squares = torch.where(masked, 0, (rewards - mean).square()).sum(-1, keepdim=True)
+    return (squares / (count - 1).clamp(min=1)).sqrt().expand(rewards.shape)
+
+
 def advantage_factors(masked: torch.Tensor, estimator: str) -> torch.Tensor:
     """Return what each group-relative reward must be multiplied by, float64 ``[groups, answers of a group]``.
 

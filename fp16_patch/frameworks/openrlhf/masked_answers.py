@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take masked answers out of OpenRLHF's group rewards, and keep losses and metrics without a token finite.
+"""Take masked answers out of OpenRLHF's group rewards, losses and means.
 
 An answer is masked by a zero action mask. OpenRLHF computes group rewards over full groups, so masked answers cannot be
 dropped.
@@ -48,17 +48,23 @@ def clear_answers(experiences: list[Experience], masked: torch.Tensor) -> None:
 
 
 @contextmanager
-def out_of_their_groups(masked: torch.Tensor, estimator: str, group_size: int) -> Iterator[None]:
+def out_of_their_groups(
+    experiences: list[Experience], masked: torch.Tensor, estimator: str, group_size: int
+) -> Iterator[None]:
     """Make ``compute_advantages_and_returns`` leave the masked answers, boolean ``[answers]``, out of their groups."""
     from fp16_patch.rollout_health.groups import advantage_factors
 
     factors = advantage_factors(masked.reshape(-1, group_size), estimator).flatten()
     order: list[int] = []
+    deviations: list[torch.Tensor] = []
     with (
-        opened(replace_masked_rewards, masked, estimator, group_size, order),
+        opened(replace_masked_rewards, masked, estimator, group_size, order, deviations),
         opened(scale_group_rewards, factors, order),
     ):
         yield
+    for experience in experiences:
+        if "group_reward_std" in experience.info:
+            experience.info["group_reward_std"] = deviations[0][experience.index]
 
 
 @scoped(
@@ -68,12 +74,20 @@ def out_of_their_groups(masked: torch.Tensor, estimator: str, group_size: int) -
     **_GROUPS,
 )
 def replace_masked_rewards(
-    original: Callable[..., Any], masked: torch.Tensor, estimator: str, group_size: int, order: list[int]
+    original: Callable[..., Any],
+    masked: torch.Tensor,
+    estimator: str,
+    group_size: int,
+    order: list[int],
+    deviations: list[torch.Tensor],
 ) -> Callable[..., Any]:
-    """Replace masked answers' rewards after the penalties. ``info`` keeps the real ones. Fill ``order``."""
+    """Replace masked answers' rewards after the penalties. ``info`` keeps the real ones.
+
+    Fill ``order`` with the answers as they come, and ``deviations`` with one tensor: each answer's group's.
+    """
     import torch
 
-    from fp16_patch.rollout_health.groups import replace_rewards
+    from fp16_patch.rollout_health.groups import group_deviations, replace_rewards
 
     def penalise_and_replace(experiences: list[Experience], args: Any) -> Any:
         result = original(experiences, args)
@@ -82,6 +96,7 @@ def replace_masked_rewards(
         for experience in experiences:
             rewards[experience.index] = experience.rewards
         groups = (rewards.reshape(-1, group_size), masked.reshape(-1, group_size))
+        deviations[:] = [group_deviations(*groups).flatten()]
         replaced = replace_rewards(*groups, estimator).flatten()
         for experience in experiences:
             experience.rewards = replaced[experience.index]
@@ -120,29 +135,71 @@ def aggregate_no_token(original: Any, loss: torch.Tensor, loss_mask: torch.Tenso
 
 
 @wrap(
+    "openrlhf.models.loss:PolicyLoss.forward",
+    name="openrlhf-loss-of-answers-that-stay",
+    reason="at sequence level is_filter_ratio is a mean over all answers, and counts a masked one as filtered",
+    **{**_RANKS, "processes": {ProcessKind.ACTOR_RANK}},
+)
+def drop_masked_rows(
+    original: Any,
+    self: Any,
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    action_mask: torch.Tensor | None = None,
+    rollout_log_probs: torch.Tensor | None = None,
+    **totals: Any,
+) -> Any:
+    """Compute the loss of the answers with a token that counts. The others add 0 to it, and no gradient."""
+    if Precision.current().rollout_overflow == "mask" and action_mask is not None and action_mask.any():
+        rows = action_mask.any(-1)
+        log_probs, old_log_probs, advantages, action_mask, rollout_log_probs = (
+            given if given is None else given[rows]
+            for given in (log_probs, old_log_probs, advantages, action_mask, rollout_log_probs)
+        )
+    given = {"action_mask": action_mask, "rollout_log_probs": rollout_log_probs, **totals}
+    return original(self, log_probs, old_log_probs, advantages, **given)
+
+
+@wrap(
+    "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.training_step",
+    name="openrlhf-actor-metrics-of-no-token",
+    reason="OpenRLHF's means over answers (kl, group_reward_std, reward, ...) count masked ones; those of a "
+    "micro-batch whose answers are all masked are 0/0, and OpenRLHF divides by its tokens",
+    **{**_RANKS, "processes": {ProcessKind.ACTOR_RANK}},
+)
+def leave_out_of_means(original: Any, self: Any, experience: Experience, *args: Any, **kwargs: Any) -> Any:
+    """Leave answers without a token that counts out of every mean, and out of what these are weighted by.
+
+    A micro-batch without a token reports 0, and a weight that adds nothing to the means over a step.
+    """
+    status = original(self, experience, *args, **kwargs)
+    if Precision.current().rollout_overflow != "mask":
+        return status
+    rows, metrics = experience.action_mask.any(-1), status["metrics"]
+    for name, weight in status["weights"].items():
+        if weight is not None:  # None: of the update, not of its answers
+            metrics[name] = _of_rows(metrics[name], rows) if rows.any() else 0.0
+    status["num_samples"] = float(rows.sum()) or _TINY
+    status["num_action_tokens"] = status["num_action_tokens"] or _TINY
+    return status
+
+
+@wrap(
     "openrlhf.trainer.ray.ppo_critic:CriticPPOTrainer.training_step",
     name="openrlhf-critic-metrics-of-no-token",
     reason="the mean value of a micro-batch whose answers are all masked is 0/0",
     **{**_RANKS, "processes": {ProcessKind.CRITIC_RANK}},
 )
-@wrap(
-    "openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.training_step",
-    name="openrlhf-actor-metrics-of-no-token",
-    reason="metrics of a micro-batch whose answers are all masked are 0/0, and OpenRLHF divides by its tokens",
-    **{**_RANKS, "processes": {ProcessKind.ACTOR_RANK}},
-)
 def report_no_token(original: Any, self: Any, experience: Experience, *args: Any, **kwargs: Any) -> Any:
-    """Report 0 for means over no token, and a weight that adds nothing to the means over a step."""
+    """Report 0 for the critic's means over no token."""
     status = original(self, experience, *args, **kwargs)
     if Precision.current().rollout_overflow == "mask" and not experience.action_mask.any():
-        metrics = status.get("metrics", status)  # the critic's are not nested
-        metrics |= {name: _zero_if_nan(value) for name, value in metrics.items()}
-        if "num_action_tokens" in status:
-            status["num_action_tokens"] = _TINY
+        status |= {name: 0.0 for name, value in status.items() if value != value}
     return status
 
 
-def _zero_if_nan(value: Any) -> Any:
-    if hasattr(value, "isnan"):
-        return value.nan_to_num(0) if value.is_floating_point() else value
-    return 0.0 if value != value else value
+def _of_rows(value: Any, rows: torch.Tensor) -> Any:
+    """Return the part of a metric that belongs to these answers; one number of the whole micro-batch is of them all."""
+    one_each = getattr(value, "shape", ())[:1] == rows.shape
+    return value[rows.to(value.device)] if one_each else value

@@ -13,6 +13,7 @@ from typing import Any
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf.config import ARGUMENTS, asks_for_log_probs
+from fp16_patch.frameworks.openrlhf.rollout_trace import EAGER
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.sampling_settings import CUT, LOWEST_TEMPERATURE, TOO_COLD, SamplingSetting, judge
 
@@ -88,9 +89,14 @@ def _our_settings(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
     if modules := list(precision.fp32_modules):
         why = "DeepSpeed casts the whole model to half precision"
         yield _refusal("fp16_patch.fp32_modules", modules, why, "unset", "remove it; on verl's FSDP engines it works")
-    if precision.trace_rollout is not None:
-        why = "no trace of vLLM's modules on OpenRLHF"
-        yield _refusal("fp16_patch.trace_rollout", precision.trace_rollout, why, "unset", "remove it; on verl it works")
+    if precision.trace_rollout is not None and not args.vllm.enforce_eager:
+        why = "module hooks do not fire in vLLM's compiled model and CUDA graphs"
+        next_step = f"set {EAGER} for this run, or remove fp16_patch.trace_rollout"
+        yield _refusal(EAGER, False, why, "set, with fp16_patch.trace_rollout", next_step)
+    if precision.trace_rollout is not None and args.train.partial_rollout_enable:
+        key, why = "--train.partial_rollout_enable", "vLLM samples other answers while the trace runs"
+        next_step = "remove it for this run, or remove fp16_patch.trace_rollout"
+        yield _refusal(key, True, why, "unset, with fp16_patch.trace_rollout", next_step)
     needing = ["fp16_patch.keep_log_probs"] if precision.keep_log_probs else []
     needing += ["fp16_patch.rollout_overflow=mask"] if precision.rollout_overflow == "mask" else []
     if needing and not asks_for_log_probs(args):

@@ -12,6 +12,7 @@ from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import SECONDS
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS, count_method
 from fp16_patch.engines.vllm.precision import REPORT, record_logits_dtype, record_weight_dtypes, report_method
+from fp16_patch.engines.vllm.trace import TRACE_START, TRACE_TAKE, start_trace, take_trace
 from fp16_patch.frameworks.openrlhf.releases import RELEASE
 from fp16_patch.patching import ProcessKind, add, hook, wrap
 from fp16_patch.precision import Precision, long_name
@@ -84,6 +85,32 @@ def add_report_method(original: Any) -> Any:
 def add_count_method(original: Any) -> Any:
     """Return the method that counts the rows of logits that were not finite."""
     return count_method(original)
+
+
+@add(
+    f"{_EXTENSION}.{TRACE_START}",
+    name="openrlhf-worker-trace-start",
+    reason="an overflow in vLLM is reported with the module where it began; does nothing unless the controller asks",
+    upstream="none: our own proof",
+    remove_when="never",
+    **_WORKER,
+)
+def fp16_patch_trace_start(self: Any) -> bool:
+    """Trace the modules of this vLLM worker from now on; False where module hooks do not fire."""
+    return start_trace(self)
+
+
+@add(
+    f"{_EXTENSION}.{TRACE_TAKE}",
+    name="openrlhf-worker-trace-take",
+    reason="ends that trace and sends its rows to the controller",
+    upstream="none: our own proof",
+    remove_when="never",
+    **_WORKER,
+)
+def fp16_patch_trace_take(self: Any) -> str:
+    """Return what the trace of this vLLM worker has seen, as JSON."""
+    return take_trace(self)
 
 
 @hook(

@@ -18,10 +18,12 @@ from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
 from fp16_patch.engines.vllm.sampling import set_counting, take_requests
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf.config import asks_for_log_probs
 from fp16_patch.frameworks.openrlhf.masked_answers import clear_answers, out_of_their_groups
 from fp16_patch.frameworks.openrlhf.releases import ASYNC_CONTROLLER, ASYNC_TRAINER, CONTROLLER, RELEASE, TRAINER
 from fp16_patch.frameworks.openrlhf.rollout import ask_workers
+from fp16_patch.frameworks.openrlhf.rollout_trace import add_trace, trace_step
 from fp16_patch.patching import ProcessKind, wrap
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health import sampling
@@ -57,18 +59,21 @@ def check_step(original: Any, self: Controller, rollout_samples: Any, global_ste
     health.metrics, health.masked = {}, None
     check_sampling(self, health.metrics, global_step + 1)
     if asks_for_log_probs(self.args):
-        health.masked = check_log_probs(rollout_samples, health.metrics, global_step + 1)
+        health.masked = check_log_probs(self, rollout_samples, health.metrics, global_step + 1)
     else:
-        check_logits(self, health.metrics, global_step + 1)
+        check_logits(self, rollout_samples, health.metrics, global_step + 1)
     health.seconds = time.perf_counter() - start
     status, step = original(self, rollout_samples, global_step)
     return status | health.metrics | {"timing/rollout_health": health.seconds}, step
 
 
-def check_log_probs(samples: list[Experience], metrics: Metrics, step: int) -> torch.Tensor | None:
+def check_log_probs(
+    controller: Controller, samples: list[Experience], metrics: Metrics, step: int
+) -> torch.Tensor | None:
     """Count the rollout's log-probs that are not finite, and mask their answers where the flag says so.
 
     Args:
+        controller: Reaches vLLM, for a trace.
         samples: One answer each, ``[1, length]``. A masked one keeps no token that counts and no log-prob.
         metrics: Gets the counts.
         step: The training step, for errors.
@@ -95,7 +100,12 @@ def check_log_probs(samples: list[Experience], metrics: Metrics, step: int) -> t
     found = find_non_finite(padded, torch.ones_like(padded))
     metrics |= found.metrics("rollout")
     precision = Precision.current()
-    masked = answers_to_mask(found, tokens, step, precision)
+    try:
+        masked = answers_to_mask(found, tokens, step, precision)
+    except Fp16PatchError as error:
+        raise add_trace(error, controller, samples, step, found.first) from None
+    if precision.trace_rollout == step:
+        trace_step(controller, samples, step, found.first)
     if precision.rollout_overflow == "mask":
         metrics["rollout/masked_answers"] = float(masked.sum())
     for answer in masked.nonzero().flatten().tolist():
@@ -127,11 +137,12 @@ def leave_groups(original: Any, self: Any, experiences: list[Experience]) -> Any
         return original(self, experiences)
     clear_answers(experiences, health.masked)
     args = self.strategy.args
-    with out_of_their_groups(health.masked, args.algo.advantage.estimator, args.rollout.n_samples_per_prompt):
+    estimator, group_size = args.algo.advantage.estimator, args.rollout.n_samples_per_prompt
+    with out_of_their_groups(experiences, health.masked, estimator, group_size):
         return original(self, experiences)
 
 
-def check_logits(controller: Controller, metrics: Metrics, step: int) -> None:
+def check_logits(controller: Controller, samples: list[Experience], metrics: Metrics, step: int) -> None:
     """Count the rows of vLLM's logits that were not finite, where nobody asks vLLM for log-probs.
 
     Raises:
@@ -146,7 +157,9 @@ def check_logits(controller: Controller, metrics: Metrics, step: int) -> None:
     rows = sum(max(replies or [0]) for replies in answers(calls).values())  # tensor-parallel ranks see the same rows
     metrics["rollout/non_finite_logits"] = float(rows)
     if rows:
-        raise refuse_logits(rows, step, Precision.current())
+        raise add_trace(refuse_logits(rows, step, Precision.current()), controller, samples, step, None)
+    if Precision.current().trace_rollout == step:
+        trace_step(controller, samples, step, None)
 
 
 def check_sampling(controller: Controller, metrics: Metrics, step: int) -> None:

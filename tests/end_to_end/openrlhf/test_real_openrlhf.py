@@ -261,3 +261,7 @@ def test_an_overflow_of_the_rollout_alone_stops_in_the_first_step(run_openrlhf, 
     assert "rows of vLLM's logits" in run.result.error, run.why()
     assert "step 1: " in run.result.error
     assert run.report["when"] == "before training"
+    assert "first module not finite in vLLM: model.embed_tokens (VocabParallel" in run.result.error, run.why()
+    trace = json.loads((tmp_path / "run" / "fp16" / "rollout_overflow.json").read_text())
+    assert (trace["step"], trace["answers"], trace["first"]) == (1, 32, "model.embed_tokens")
+    assert "model.layers.0.mlp.down_proj" in [row["module"] for row in trace["modules"]]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fp16_patch.engines.vllm.rollout_trace import without_trace
 from fp16_patch.engines.vllm.trace import RolloutTrace
 from fp16_patch.engines.vllm.trace_report import first_not_finite, render, save, summarize
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow
@@ -79,3 +80,9 @@ def test_inputs_that_are_not_finite_are_named_where_no_module_is_to_blame() -> N
     assert summarize(RolloutTrace([row("embed", 0, 32752.0)], {})) == (
         "every module is finite in vLLM; largest finite activation 3.275e+04 in embed, 1.0 bits below 65504"
     )
+
+
+def test_only_the_message_of_a_remote_error_is_shown() -> None:
+    remote = RuntimeError("ray::vLLMHttpServer.generate()\n  File x.py, line 1\nValueError: too long\n")
+    assert without_trace(remote) == "no trace of vLLM's modules: ValueError: too long"
+    assert without_trace(TimeoutError()) == "no trace of vLLM's modules: TimeoutError"

@@ -40,10 +40,12 @@ def arguments(tmp_path: Path) -> Callable[..., Any]:
         "train.micro_batch_size": 4,
         "train.dynamic_batch_enable": False,
         "vllm.num_engines": 1,
+        "vllm.enforce_eager": False,
         "rollout.top_p": 1.0,
         "rollout.temperature": 1.0,
         "algo.advantage.is_correction_level": "off",
         "train.async_enable": False,
+        "train.partial_rollout_enable": False,
     }
 
     def made(**given: object) -> Any:

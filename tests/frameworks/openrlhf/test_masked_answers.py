@@ -35,6 +35,14 @@ def test_advantages_equal_those_of_the_run_without_the_masked_answers(facts: dic
     assert max(facts["advantages"].values()) < 1e-5, facts["advantages"]
 
 
+def test_metrics_of_an_epoch_equal_those_without_the_masked_answers(facts: dict[str, Any]) -> None:
+    named = {"kl", "group_reward_std", "is_filter_ratio", "reward", "response_length", "policy_loss", "vllm_kl"}
+    assert len(facts["metrics"]) == 4
+    for case, differences in facts["metrics"].items():
+        assert named <= differences.keys()
+        assert {name: value for name, value in differences.items() if value > 1e-6} == {}, case
+
+
 def test_the_loss_equals_that_of_the_batch_without_the_masked_answer(facts: dict[str, Any]) -> None:
     assert max(facts["losses"].values()) < 1e-6, facts["losses"]
 
@@ -65,3 +73,4 @@ def test_the_default_stops_and_names_step_and_position(facts: dict[str, Any]) ->
     assert error["code"] == "rollout-overflow"
     assert "step 5: " in error["text"]
     assert "position 1 of answer 3; the token ids sampled from there on are [6, 8]" in error["text"]
+    assert "no trace of vLLM's modules: " in error["text"], "a trace that fails hides no overflow"

@@ -119,9 +119,14 @@ def test_what_cannot_be_honoured_is_refused(arguments: Arguments, given: tuple[s
     check_error(problem, "setting-refused", named, "allowed: ", "next step: ")
 
 
-def test_vllm_s_modules_are_not_traced_on_openrlhf(arguments: Arguments) -> None:
-    (problem,) = refusals.unsupported(arguments(), Precision(trace_rollout=1))
-    check_error(problem, "setting-refused", "fp16_patch.trace_rollout 1", "on verl")
+def test_a_trace_of_the_rollout_needs_modules_that_are_called_alone(arguments: Arguments) -> None:
+    traced = Precision(trace_rollout=1)
+    (problem,) = refusals.unsupported(arguments(), traced)
+    check_error(problem, "setting-refused", "--vllm.enforce_eager False", "set --vllm.enforce_eager")
+    assert refusals.unsupported(arguments(vllm__enforce_eager=True), traced) == []
+    alone = arguments(vllm__enforce_eager=True, train__partial_rollout_enable=True)
+    (problem,) = refusals.unsupported(alone, traced)
+    check_error(problem, "setting-refused", "--train.partial_rollout_enable True")
 
 
 @pytest.mark.parametrize("setting", [{"keep_log_probs": True}, {"rollout_overflow": "mask"}])

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 from raising import check_error
 
-from fp16_patch.frameworks.verl.rollout_trace import _awake, _without_trace, add_trace
+from fp16_patch.frameworks.verl.rollout_trace import _awake, add_trace
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.overflow_policy import refuse_logits
 
@@ -33,12 +33,6 @@ def test_a_trace_that_fails_hides_no_overflow() -> None:
     batch = SimpleNamespace(keys=["a_0_0"])  # without the rest of a batch
     error = add_trace(refuse_logits(3, 7, Precision()), trainer(), batch, None)
     check_error(error, "rollout-overflow", "step 7: 3 rows of vLLM's logits", "no trace of vLLM's modules: ", "BF16")
-
-
-def test_only_the_message_of_a_remote_error_is_shown() -> None:
-    remote = RuntimeError("ray::vLLMHttpServer.generate()\n  File x.py, line 1\nValueError: too long\n")
-    assert _without_trace(remote) == "no trace of vLLM's modules: ValueError: too long"
-    assert _without_trace(TimeoutError()) == "no trace of vLLM's modules: TimeoutError"
 
 
 @pytest.mark.parametrize(
