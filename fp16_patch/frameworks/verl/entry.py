@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from fp16_patch.frameworks.verl.config.changes import Change, plan, rewrite
 from fp16_patch.frameworks.verl.config.setting import refusal, value_of
 from fp16_patch.frameworks.verl.config.table import settings
 from fp16_patch.frameworks.verl.plan import ALL_PATCHES
-from fp16_patch.frameworks.verl.refusals import irregular
+from fp16_patch.frameworks.verl.refusals import irregular, mains
 from fp16_patch.frameworks.verl.releases import RELEASE
 from fp16_patch.log import logger
 from fp16_patch.precision import Precision
@@ -41,12 +42,24 @@ class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Apply the flag to ``config`` in place; exit with 2 if that fails."""
         try:
+            mains.refuse_started_module()
             apply_flag(config)
         except Fp16PatchError as error:
             _stop(error)
         except Exception as error:
             traceback.print_exc()
             what = f"the flag could not be applied: {type(error).__name__}: {error}"
+            _stop(Fp16PatchError(what, code="flag-not-applied"))
+
+    def on_job_start(self, config: DictConfig, *, task_function: Callable[..., Any], **kwargs: Any) -> None:
+        """Refuse a main whose trainer the proof does not reach; exit with 2."""
+        try:
+            mains.refuse_main(task_function)
+        except Fp16PatchError as error:
+            _stop(error)
+        except Exception as error:
+            traceback.print_exc()
+            what = f"the main could not be checked: {type(error).__name__}: {error}"
             _stop(Fp16PatchError(what, code="flag-not-applied"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.precision import REPORT, parse_reports
-from fp16_patch.frameworks.verl import trainer_megatron
+from fp16_patch.frameworks.verl import proof_gate, trainer_megatron
 from fp16_patch.frameworks.verl.state import is_megatron
 from fp16_patch.frameworks.verl.trainer_fsdp import engine as trainer_fsdp
 from fp16_patch.patching import status
@@ -19,6 +19,7 @@ Report = dict[str, Any]
 
 def trainer_report(worker: Any) -> Report:
     """Return a trainer rank's report. Runs inside that rank: Ray hands over the actor instance."""
+    proof_gate.open_gate()
     rows: dict[str, dict[str, str]] = {}
     for key, inner in getattr(worker, "worker_dict", {"worker": worker}).items():
         training_workers = {

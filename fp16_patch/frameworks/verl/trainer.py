@@ -12,7 +12,7 @@ from typing import Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl import loss_check, mismatch
+from fp16_patch.frameworks.verl import loss_check, mismatch, proof_gate
 from fp16_patch.frameworks.verl.releases import FSDP_RANK, MEGATRON_RANK, TRAINER_RANK
 from fp16_patch.frameworks.verl.replay import new_replay
 from fp16_patch.frameworks.verl.state import Engine, EngineState, is_megatron, scaler_of
@@ -75,6 +75,7 @@ def _gradients(engine: Engine) -> Iterator[Any]:
 )
 def train_batch(original: Any, self: Engine, data: Any, loss_function: Callable[..., Any]) -> Any:
     """Trace the update if requested, check its losses, log the metrics, and abort after too many skips."""
+    proof_gate.refuse_unproven_training()
     scaler = scaler_of(self)
     replay = None if scaler is None else new_replay(self, scaler)
     run = partial(self.forward_backward_batch, data, loss_check.checked(self, loss_function))

@@ -25,11 +25,12 @@ COMMAND = [
 ]
 
 
-def launch(*overrides: str, path: Path | None = None, cwd: Path) -> subprocess.CompletedProcess[str]:
+def launch(
+    *overrides: str, path: Path | None = None, cwd: Path, module: str = COMMAND[2]
+) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ, HF_HUB_OFFLINE="1", **({"PYTHONPATH": str(path)} if path else {}))
-    return subprocess.run(
-        [*COMMAND, *overrides], capture_output=True, text=True, timeout=200, env=environment, cwd=cwd, check=False
-    )
+    command = [*COMMAND[:2], module, *COMMAND[3:], *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=cwd, check=False)
 
 
 @pytest.fixture
@@ -63,6 +64,19 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 def test_a_contradiction(tmp_path):
     key = "actor_rollout_ref.rollout.dtype=bfloat16"
     assert_refused(launch(key, cwd=tmp_path), f"{key} contradicts the flag")
+
+
+def test_a_main_of_the_users_own_with_another_task_runner(tmp_path):
+    (tmp_path / "my_main.py").write_text(
+        "import hydra\n"
+        "from verl.trainer.main_ppo import run_ppo\n"
+        "@hydra.main(config_path='pkg://verl.trainer.config', config_name='ppo_trainer', version_base=None)\n"
+        "def main(config):\n"
+        "    run_ppo(config, task_runner_class=None)\n"
+        "main()\n"
+    )
+    done = launch(cwd=tmp_path, module="my_main", path=tmp_path)
+    assert_refused(done, "the precision flag was given to my_main", "TaskRunnerV1")
 
 
 def test_a_misspelt_setting(tmp_path):
