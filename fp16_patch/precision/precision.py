@@ -17,6 +17,7 @@ from fp16_patch.precision.loss_scaling import LossScaling, check_keys, refuse
 
 DTYPES = ("train_dtype", "rollout_dtype")
 ROLLOUT_OVERFLOW = ("stop", "mask")
+OVERWRITE_STEP = "set fp16_patch.overwrite=true to replace it"
 
 _LONG = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 PRECISIONS = tuple(_LONG)
@@ -43,6 +44,11 @@ def short_name(key: str, dtype: object) -> str:
             next_step=f"set {key} to one of them",
         )
     return _SHORT[name]
+
+
+def is_dtype(value: object) -> bool:
+    """Return whether ``value`` spells one of the dtypes."""
+    return isinstance(value, str) and value.removeprefix("torch.").lower() in _SHORT
 
 
 def long_name(short: str) -> str:
@@ -79,12 +85,14 @@ class Precision:
     """Share of a step's answers above which ``"mask"`` ends the run too."""
     allow_truncated_sampling: bool = False
     """Whether vLLM may sample from another distribution than the trainer computes (top_p, top_k, penalties, ...)."""
+    overwrite: bool = False
+    """Whether the flag replaces the user's explicit dtypes that contradict it; otherwise they are refused."""
 
     def __post_init__(self) -> None:
         for key in DTYPES:
             object.__setattr__(self, key, short_name(f"fp16_patch.{key}", getattr(self, key)))
         object.__setattr__(self, "fp32_modules", _patterns(self.fp32_modules))
-        for key in ("keep_log_probs", "allow_truncated_sampling"):
+        for key in ("keep_log_probs", "allow_truncated_sampling", "overwrite"):
             if type(getattr(self, key)) is not bool:
                 raise refuse(key, getattr(self, key), "true, false", "fp16_patch")
         if self.rollout_overflow not in ROLLOUT_OVERFLOW:

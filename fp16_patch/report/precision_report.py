@@ -110,6 +110,11 @@ def _render_sampling(sampling: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"sampling that changes mu, accepted: {listed}"] if listed else []
 
 
+def _render_overwritten(changes: Iterable[Mapping[str, Any]]) -> list[str]:
+    found = [f"{one['key']}={one['before']} by {one['after']}" for one in changes if one.get("overwritten")]
+    return [f"replaced in your command or files (fp16_patch.overwrite=true): {', '.join(found)}"] if found else []
+
+
 def as_document(
     precision: Precision,
     roles: Rows,
@@ -132,7 +137,7 @@ def as_document(
 def publish(
     precision: Precision,
     processes: Sequence[Mapping[str, Any]],
-    changes: Iterable[Mapping[str, Any]],
+    changes: Sequence[Mapping[str, Any]],
     path: str,
     when: str,
     extra_allowed: Mapping[str, tuple[str, ...]] | None = None,
@@ -157,7 +162,8 @@ def publish(
     document = as_document(precision, roles, processes, changes, sampling) | {"when": when}
     write_atomically(path, json.dumps(document, indent=2) + "\n")
     if when.startswith("before"):
-        lines = [render(precision, roles), *_render_sampling(sampling), f"saved: {path}"]
+        notes = [*_render_sampling(sampling), *_render_overwritten(changes)]
+        lines = [render(precision, roles), *notes, f"saved: {path}"]
         print("\n" + "\n".join(lines) + "\n", flush=True)
     if problems := precision_violations(roles, precision, extra_allowed):
         raise combine_errors(problems)

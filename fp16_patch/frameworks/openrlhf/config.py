@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision import Precision, long_name, short_name
+from fp16_patch.precision import OVERWRITE_STEP, Precision, is_dtype, long_name, short_name
 from fp16_patch.precision.setting_names import check_settings
+
+
+PARAM_DTYPES = ("bf16", "fp16")
+"""The values of ``--ds.param_dtype``."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,25 @@ def precision(args: Any, given: dict[str, Any]) -> Precision:
     """Return the precision of ``--ds.param_dtype`` and our settings. The default rollout dtype is the trainer's."""
     train = short_name("--ds.param_dtype", args.ds.param_dtype)
     wanted = given.get("train_dtype")
-    if wanted is not None and short_name("fp16_patch.train_dtype", wanted) != train:
+    if wanted is None or short_name("fp16_patch.train_dtype", wanted) == train:
+        pass
+    elif given.get("overwrite") is True and short_name("fp16_patch.train_dtype", wanted) in PARAM_DTYPES:
+        train = short_name("fp16_patch.train_dtype", wanted)
+    else:
         raise Fp16PatchError(
             f"fp16_patch.train_dtype={wanted} contradicts --ds.param_dtype {args.ds.param_dtype}",
             code="setting-contradicts",
             allowed="one of the two, or the same value in both",
-            next_step="set --ds.param_dtype, and fp16_patch.rollout_dtype if the rollout should differ",
+            next_step="set --ds.param_dtype, and fp16_patch.rollout_dtype if the rollout should differ; or "
+            + OVERWRITE_STEP,
         )
     return Precision.from_mapping({"rollout_dtype": train, **_of_precision(given), "train_dtype": train})
+
+
+def overwrites(argument: Argument, args: Any, precision: Precision) -> bool:
+    """Return whether the flag replaces the user's own dtype of ``argument``, which it would otherwise refuse."""
+    value = argument.value(args)
+    return precision.overwrite and is_dtype(argument.set_to) and is_dtype(value) and value not in argument.allowed
 
 
 def _of_precision(given: dict[str, Any]) -> dict[str, Any]:
@@ -112,10 +127,14 @@ def asks_for_log_probs(args: Any) -> bool:
 def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:
     """Change the arguments in place where possible. Return every change that the flag makes, in them and elsewhere."""
     changes = [_change("vLLM dtype", "bfloat16", long_name(precision.rollout_dtype))]
+    if args.ds.param_dtype != precision.train_dtype:  # fp16_patch.train_dtype has replaced it
+        changes.append(_change("--ds.param_dtype", args.ds.param_dtype, precision.train_dtype, overwritten=True))
+        args.ds.param_dtype = precision.train_dtype
     if precision.train_dtype == "fp16":
         for argument in ARGUMENTS:
             if argument.set_to is not None:
-                changes.append(_change(f"--{argument.key}", argument.value(args), argument.set_to))
+                overwritten = overwrites(argument, args, precision)
+                changes.append(_change(f"--{argument.key}", argument.value(args), argument.set_to, overwritten))
                 *parents, name = argument.key.split(".")
                 setattr(functools.reduce(getattr, parents, args), name, argument.set_to)
         block = {name: f"{value:g}" for name, value in precision.loss_scaling.as_dict().items()}
@@ -123,5 +142,11 @@ def rewrite(args: Any, precision: Precision) -> list[dict[str, Any]]:
     return [change for change in changes if change["before"] != change["after"]]
 
 
-def _change(key: str, before: Any, after: Any) -> dict[str, Any]:
-    return {"key": key, "before": before, "after": after}
+def line(change: Mapping[str, Any]) -> str:
+    """Return a change as logs show it."""
+    mark = " (overwritten)" if change["overwritten"] else ""
+    return f"{change['key']}: {change['before']} -> {change['after']}{mark}"
+
+
+def _change(key: str, before: Any, after: Any, overwritten: bool = False) -> dict[str, Any]:
+    return {"key": key, "before": before, "after": after, "overwritten": overwritten}

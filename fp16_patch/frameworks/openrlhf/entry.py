@@ -98,7 +98,7 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
         envs.RUN_RECORD: json.dumps(record),
     }
     runtime_env.set_runtime_env_hook(SETUP, CARRIED)
-    lines = [f"\n  {change['key']}: {change['before']} -> {change['after']}" for change in changes]
+    lines = [f"\n  {config.line(change)}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
     for setting in accepted:
         logger.warning("%s", warning(setting))

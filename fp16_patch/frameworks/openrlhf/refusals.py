@@ -12,9 +12,9 @@ from typing import Any
 
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.openrlhf.config import ARGUMENTS, asks_for_log_probs
+from fp16_patch.frameworks.openrlhf.config import ARGUMENTS, asks_for_log_probs, overwrites
 from fp16_patch.frameworks.openrlhf.rollout_trace import EAGER
-from fp16_patch.precision import Precision
+from fp16_patch.precision import OVERWRITE_STEP, Precision, is_dtype
 from fp16_patch.rollout_health.sampling_settings import CUT, LOWEST_TEMPERATURE, TOO_COLD, SamplingSetting, judge
 
 Args = Any  # OpenRLHF's arguments, nested as its utils/config.py nests them
@@ -27,7 +27,7 @@ def unsupported(args: Args, precision: Precision) -> list[Fp16PatchError]:
         *_our_settings(args, precision),
         *judge(_sampling(args), precision, asks_for_log_probs(args))[0],
     ]
-    return [*found, *_fp16_training(args)] if precision.train_dtype == "fp16" else found
+    return [*found, *_fp16_training(args, precision)] if precision.train_dtype == "fp16" else found
 
 
 def accepted_sampling(args: Args, precision: Precision) -> list[dict[str, Any]]:
@@ -68,13 +68,17 @@ def _rollout(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
                 yield _refusal("--actor.model_name_or_path", model, why, allowed, next_step)
 
 
-def _fp16_training(args: Args) -> Iterator[Fp16PatchError]:
+def _fp16_training(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
     in_bf16 = "or train in BF16: --ds.param_dtype bf16"
     for argument in ARGUMENTS:
+        if overwrites(argument, args, precision):
+            continue
         if (value := argument.value(args)) not in argument.allowed:
             advised = argument.allowed[0]
             allowed = " or ".join(str(choice) for choice in argument.allowed if choice is not None)
             next_step = f"set --{argument.key} {advised}" if advised else "remove it"
+            if is_dtype(argument.set_to) and is_dtype(value):
+                next_step += f", or {OVERWRITE_STEP}"
             yield _refusal(f"--{argument.key}", value, argument.why, allowed, f"{next_step}, {in_bf16}")
     if args.ds.adam_offload and args.ds.zero_stage == 2:
         # Micro-batches of an update on one rank, as OpenRLHF counts (utils/deepspeed/deepspeed.py, setup_distributed).

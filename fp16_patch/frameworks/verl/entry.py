@@ -99,7 +99,7 @@ def apply_flag(config: DictConfig) -> list[Change]:
             "changes": [asdict(change) for change in changes],
             "sampling": accepted,
         }
-    lines = [f"\n  {change.key}: {change.before} -> {change.after}" for change in changes]
+    lines = [f"\n  {change.line}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
     for setting in accepted:
         logger.warning("%s", warning(setting))
@@ -117,7 +117,7 @@ def examine(config: DictConfig) -> tuple[Precision, list[Change], str | None]:
     report_path = node.pop("report_path", None)
     _check_choice(config, node)
     precision, critic = Precision.from_mapping(node), irregular.uses_critic(config)
-    changes, problems = plan(config, settings(config, precision, critic), precision.name)
+    changes, problems = plan(config, settings(config, precision, critic), precision)
     problems += irregular.problems(config, precision, critic)
     if problems:
         raise combine_errors(problems)

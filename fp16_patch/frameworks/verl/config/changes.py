@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config.command_line import explicit_keys
 from fp16_patch.frameworks.verl.config.setting import MISSING, Setting, value_of
+from fp16_patch.precision import Precision, is_dtype
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,22 @@ class Change:
     key: str
     before: Any
     after: Any
+    overwritten: bool = False
+    """Whether ``before`` is the user's own."""
+
+    @property
+    def line(self) -> str:
+        """The change as logs show it."""
+        return f"{self.key}: {self.before} -> {self.after}{' (overwritten)' if self.overwritten else ''}"
 
 
-def plan(config: DictConfig, settings: Iterable[Setting], precision: str) -> tuple[list[Change], list[Fp16PatchError]]:
+def plan(
+    config: DictConfig, settings: Iterable[Setting], precision: Precision
+) -> tuple[list[Change], list[Fp16PatchError]]:
     """Return what to change, and what is refused. Changes nothing.
 
-    The flag replaces only what verl ships. A value is the user's own if its key is among the command line's overrides,
-    or if verl does not ship it.
+    The flag replaces what verl ships. A value is the user's own if its key is among the command line's overrides, or
+    if verl does not ship it. With ``precision.overwrite`` the flag replaces the user's own dtypes too.
     """
     explicit = explicit_keys(config)
     changes, problems = [], []
@@ -37,10 +47,15 @@ def plan(config: DictConfig, settings: Iterable[Setting], precision: str) -> tup
             continue
         if before is MISSING:
             before = _value_in_place_of(config, setting.key.rpartition(".")[0])
-        if setting.sets is MISSING or setting.key in explicit or before not in setting.stock:
-            problems.append(setting.refusal(None if before is MISSING else before, precision))
+        shown = None if before is MISSING else before
+        if setting.sets is not MISSING and setting.key not in explicit and before in setting.stock:
+            changes.append(Change(setting.key, shown, setting.sets))
+            continue
+        overwritable = setting.is_dtype and _is_dtype_at(config, setting.key)
+        if overwritable and precision.overwrite:
+            changes.append(Change(setting.key, shown, setting.sets, overwritten=True))
         else:
-            changes.append(Change(setting.key, None if before is MISSING else before, setting.sets))
+            problems.append(setting.refusal(shown, precision.name, overwritable))
     return changes, problems
 
 
@@ -49,6 +64,12 @@ def rewrite(config: DictConfig, changes: list[Change]) -> None:
     with open_dict(config):
         for change in changes:
             OmegaConf.update(config, change.key, change.after, force_add=True)
+
+
+def _is_dtype_at(config: DictConfig, key: str) -> bool:
+    """Return whether the user has a dtype at ``key``; vLLM's "auto" is that of the model's files."""
+    value = value_of(config, key)
+    return value == "auto" or is_dtype(value)
 
 
 def _value_in_place_of(config: DictConfig, section: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision import short_name
+from fp16_patch.precision import OVERWRITE_STEP, is_dtype, short_name
 
 MISSING: Any = object()
 """The value of a key that is not in the configuration."""
@@ -37,18 +37,27 @@ class Setting:
     asked_by: str | None = None
     """What asks for ``sets``; None: the flag."""
 
+    @property
+    def is_dtype(self) -> bool:
+        """Whether the flag sets a dtype here, which may replace the user's own (``fp16_patch.overwrite``)."""
+        return is_dtype(self.sets)
+
     def accepts(self, value: Any) -> bool:
         """Return whether ``value`` may stay as it is."""
         return any(_same(value, allowed) for allowed in (self.allowed or (self.sets,)))
 
-    def refusal(self, value: Any, precision: str) -> Fp16PatchError:
-        """Return the error for ``value``, which is not accepted and which the flag does not replace."""
+    def refusal(self, value: Any, precision: str, overwritable: bool = False) -> Fp16PatchError:
+        """Return the error for ``value``, which is not accepted and which the flag does not replace.
+
+        ``overwritable``: whether ``fp16_patch.overwrite`` would replace it.
+        """
         if self.sets is not MISSING:
             return Fp16PatchError(
                 f"{self.key}={value} contradicts {self.asked_by or f'the flag ({precision})'}",
                 code="setting-contradicts",
                 allowed=f"{self.key}={self.sets}",
-                next_step=f"remove {self.key} from your command or file ({self.why})",
+                next_step=f"remove {self.key} from your command or file ({self.why})"
+                + (f", or {OVERWRITE_STEP}" if overwritable else ""),
             )
         allowed = " or ".join(str(one) for one in self.allowed if one is not None) or "unset"
         default = f"remove {self.key}" if self.allowed[0] is None else f"set {self.key}={self.allowed[0]}"
