@@ -16,7 +16,6 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision import OVERWRITE_STEP, Precision, is_dtype, long_name, short_name
 from fp16_patch.precision.setting_names import check_settings
 
-
 PARAM_DTYPES = ("bf16", "fp16")
 """The values of ``--ds.param_dtype``."""
 
