@@ -6,7 +6,7 @@ Such a loss is not an overflow: no loss scale would make it finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from fp16_patch.log import logger
 from fp16_patch.loss_scaling.ranks import gather
-from fp16_patch.loss_scaling.tensors import local, tensors_in
+from fp16_patch.loss_scaling.tensors import local, tensors_in, under_mask
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def check_loss(
     masks: Mapping[str, Any] | None = None,
     outputs: Mapping[str, Any] | None = None,
     role: str = "model",
+    *,
+    outputs_like_masks: Callable[[], Mapping[str, Any]] | None = None,
 ) -> tuple[torch.Tensor, BadLoss | None]:
     """Return ``loss`` unchanged if it is finite. Otherwise return one that makes all gradients NaN, and its source.
 
@@ -47,13 +49,16 @@ def check_loss(
         loss: The loss before it is scaled, any shape.
         inputs: What the loss is computed from, by name: tensors (nested, DTensor or plain) or None, in the order in
             which they are looked at.
-        masks: Masks of the tokens that count, looked at after the inputs.
+        masks: Masks of the tokens that count, looked at after the inputs. A number where the mask of its shape is 0
+            is nobody's fault.
         outputs: The model's own outputs, looked at last.
         role: Names the model in the log.
+        outputs_like_masks: Returns the outputs in the shape of a mask, if they have another. Called for a bad loss only.
     """
     if not loss.numel() or bool(loss.detach().isfinite().all()):
         return loss, None
-    bad_loss = replace(_find_source(inputs, masks or {}, outputs or {}), role=role)
+    looked_at = outputs_like_masks() if outputs_like_masks else outputs or {}
+    bad_loss = replace(_find_source(inputs, masks or {}, looked_at), role=role)
     poisoned = loss * torch.nan
     for tensor in tensors_in(dict(outputs or {})):
         if tensor.requires_grad:  # the loss may not depend on any of it, as with an empty mask
@@ -81,19 +86,31 @@ def first_bad_loss(mine: BadLoss | None, group: Any = None) -> BadLoss | None:
 
 
 def _find_source(inputs: Mapping[str, Any], masks: Mapping[str, Any], outputs: Mapping[str, Any]) -> BadLoss:
-    rest = "the loss function itself overflows" if outputs else "the model's output or the loss function overflows"
     return (
-        _first_nonfinite(inputs.items())
+        _first_nonfinite(inputs.items(), masks)
         or _first_empty(masks.items())
-        or _first_nonfinite(outputs.items())
-        or BadLoss("", f"every input of the loss is finite: {rest}")
+        or _first_nonfinite(outputs.items(), masks)
+        or _in_the_loss_function({**inputs, **outputs}, known_outputs=bool(outputs))
     )
 
 
-def _first_nonfinite(named: Iterable[tuple[str, Any]]) -> BadLoss | None:
+def _in_the_loss_function(everything: Mapping[str, Any], *, known_outputs: bool) -> BadLoss:
+    rest = (
+        "the loss function itself overflows" if known_outputs else "the model's output or the loss function overflows"
+    )
+    if masked := _first_nonfinite(everything.items(), {}):
+        return BadLoss(
+            "",
+            f"every input of the loss is finite where the mask is not 0: {rest}, or it reads masked numbers: "
+            f"{masked.detail}, all where the mask is 0",
+        )
+    return BadLoss("", f"every input of the loss is finite: {rest}")
+
+
+def _first_nonfinite(named: Iterable[tuple[str, Any]], masks: Mapping[str, Any]) -> BadLoss | None:
     for name, value in named:
         for tensor in tensors_in(value):
-            part = local(tensor.detach())
+            part = under_mask(tensor.detach(), masks.values())
             if bad := int((~part.isfinite()).sum()):
                 return BadLoss(name, f"{name} is not finite in {bad} of {part.numel()} elements")
     return None

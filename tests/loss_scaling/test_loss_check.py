@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from fp16_patch.loss_scaling.diagnosis.replay import Replay
 from fp16_patch.loss_scaling.loss_check import BadLoss, check_loss
 from fp16_patch.loss_scaling.scale_rule import ScaleRule
 from fp16_patch.loss_scaling.skip_limit import exceeded_limit
+from fp16_patch.loss_scaling.tensors import under_mask
 from fp16_patch.loss_scaling.unscaled import UnscaledUpdates
 from fp16_patch.loss_scaling.update import Update, describe
 from fp16_patch.precision import Precision
@@ -125,6 +126,58 @@ def test_nested_tensors_and_missing_inputs() -> None:
     loss.backward()
     assert output.grad is not None
     assert output.grad.values().isnan().all()
+
+
+# Under the mask.
+
+MASKED = torch.tensor([[1.0, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+
+
+def nested(padded: torch.Tensor, lengths: Sequence[int] = (2, 3, 4)) -> torch.Tensor:
+    rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def test_a_number_where_the_mask_is_0_is_not_blamed() -> None:
+    batch, log_probs = new_batch() | {"response_mask": MASKED}, torch.zeros(SHAPE, requires_grad=True)
+    batch["advantages"][0, 3] = math.nan
+    batch["old_log_probs"][1, 2] = -math.inf
+    _, found = check(batch, log_probs)
+    assert found is not None
+    assert (found.source, found.detail) == ("old_log_probs", "old_log_probs is not finite in 1 of 9 elements")
+
+
+def test_an_empty_mask_is_the_reason_whatever_it_masks() -> None:
+    batch = new_batch() | {"response_mask": torch.zeros(SHAPE)}
+    batch["advantages"][0, 3] = math.nan
+    _, found = check(batch, torch.zeros(SHAPE, requires_grad=True))
+    assert found is not None
+    assert found.source == "response_mask"
+
+
+def test_the_model_s_output_for_a_masked_token_is_not_blamed() -> None:
+    batch, log_probs = new_batch() | {"response_mask": MASKED}, torch.zeros(SHAPE)
+    log_probs[0, 3] = math.nan
+    _, found = check(batch, log_probs.requires_grad_())
+    assert found is not None
+    assert found.source == "", "0 * NaN is the loss function's"
+    for part in ("the loss function itself", "log_probs is not finite in 1 of 12 elements, all where the mask is 0"):
+        assert part in found.detail
+
+
+@pytest.mark.parametrize("ragged", ["values", "mask", "both", "neither"])
+def test_padded_and_nested_tensors_meet_their_mask(ragged: str) -> None:
+    values, mask = torch.arange(12.0).view(SHAPE), MASKED.bool() & (torch.arange(12).view(SHAPE) != 5)
+    kept = [0.0, 1, 4, 6, 8, 9, 10, 11]
+    given = (nested(one) if ragged in (kind, "both") else one for kind, one in (("values", values), ("mask", mask)))
+    value, its_mask = given
+    others = [nested(torch.ones(SHAPE), (4, 3, 2))] if ragged in ("values", "both") else []
+    assert under_mask(value, [None, torch.zeros(5), *others, its_mask]).tolist() == kept
+    assert len(under_mask(value, [torch.ones(5), None]).flatten()) == (9 if ragged in ("values", "both") else 12)
+
+
+def test_a_mask_holds_for_further_dimensions() -> None:
+    assert under_mask(torch.zeros(*SHAPE, 5), [MASKED]).shape == (9, 5)
 
 
 # The scale.

@@ -37,19 +37,31 @@ def checked(engine: Engine, loss_function: Loss) -> Loss:
         if "model_output" not in given:  # distillation calls its loss for the logits too
             return result
         data, outputs = given["data"], given["model_output"]
+        named = {f"the model's {name}": output for name in OUTPUTS if (output := outputs.get(name)) is not None}
         loss, *rest = result
         loss, bad_loss = check_loss(
             loss,
             {name: data.get(name, None) for name in INPUTS},
             {name: data.get(name, None) for name in MASKS},
-            {f"the model's {name}": outputs.get(name) for name in OUTPUTS},
+            named,
             role_of(engine),
+            outputs_like_masks=lambda: {name: _of_answers(output, data) for name, output in named.items()},
         )
         if bad_loss is not None:
             losses_of(engine).report_bad_loss(bad_loss)
         return loss, *rest
 
     return check
+
+
+def _of_answers(output: Any, data: Any) -> Any:
+    """Return a model's output for the tokens of the answers, ``[answers, tokens]``. verl's losses read no other."""
+    from verl.workers.utils.padding import no_padding_2_padding
+
+    try:
+        return no_padding_2_padding(output, data)
+    except (AssertionError, KeyError):  # not one number for each token of prompts and answers
+        return output
 
 
 def losses_of(engine: Engine) -> ScalerBase:

@@ -65,6 +65,8 @@ def found_before_backward(spoilt: str, value: float) -> dict[str, Any]:
     names = ("action_log_probs", "rollout_log_probs", "advantages", "action_mask")
     values = (torch.full(SHAPE, -1.0), torch.full(SHAPE, -1.5), torch.ones(SHAPE), torch.ones(SHAPE))
     batch = dict(zip(names, values, strict=True))
+    if spoilt == "rollout_log_probs":  # a number where the mask is 0 is not to blame
+        batch["action_mask"][0, 0], batch["advantages"][0, 0] = 0, math.nan
     if spoilt == "action_mask":
         batch[spoilt].zero_()
     elif spoilt:
