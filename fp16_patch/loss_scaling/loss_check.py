@@ -53,7 +53,7 @@ def check_loss(
             is nobody's fault.
         outputs: The model's own outputs, looked at last.
         role: Names the model in the log.
-        outputs_like_masks: Returns the outputs in the shape of a mask, if they have another. Called for a bad loss only.
+        outputs_like_masks: Returns the outputs in the shape of a mask, where theirs is another; for a bad loss only.
     """
     if not loss.numel() or bool(loss.detach().isfinite().all()):
         return loss, None
