@@ -16,18 +16,22 @@ def float16_refusing_model_types() -> dict[str, str]:
 
     Reads the source, ``vllm/config/model.py``, because importing vLLM takes tens of seconds.
     """
-    spec = importlib.util.find_spec("vllm")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    source = Path(next(iter(spec.submodule_search_locations)), "config", "model.py")
-    if not source.is_file():
-        return {}
-    for node in ast.parse(source.read_text()).body:
+    source = vllm_source("config", "model.py")
+    for node in ast.parse(source or "").body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(getattr(target, "id", None) == "_FLOAT16_NOT_SUPPORTED_MODELS" for target in targets):
             table = ast.literal_eval(node.value)  # type: ignore[attr-defined]
             return {str(key): str(reason) for key, reason in table.items()}
     return {}
+
+
+def vllm_source(*path: str) -> str | None:
+    """Return the text of a file of the installed vLLM; None if vLLM is not installed or has no such file."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    file = Path(next(iter(spec.submodule_search_locations)), *path)
+    return file.read_text() if file.is_file() else None
 
 
 def model_type_of(model: str) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ def test_fp16_reaches_every_role(compose, strategy):
 
 
 def test_reward_model_and_teacher_rollouts_follow(compose):
-    config = compose(FP16, "reward.reward_model.enable=True", "distillation.enabled=True")
+    reward = ("reward.reward_model.enable=True", "reward.reward_model.rollout.name=vllm")
+    config = compose(FP16, *reward, "distillation.enabled=True")
     apply_flag(config)
     assert value(config, "reward.reward_model.rollout.dtype") == "float16"
     assert value(config, "distillation.teacher_models.teacher_model.inference.dtype") == "float16"

@@ -110,7 +110,7 @@ REFUSED = {
     (f"{ACTOR}.strategy=fsdp2",): f"{ACTOR}.strategy=fsdp2: there is {ACTOR}.megatron",
     ("actor_rollout_ref.rollout.checkpoint_engine.backend=delta_sharded",): "backend=delta_sharded",
     ("fp16_patch.fp32_modules=[lm_head]",): "fp16_patch.fp32_modules=lm_head",
-    (f"~{ACTOR}.megatron",): f"{ACTOR}.megatron=None",
+    (f"~{ACTOR}.megatron",): f"{ACTOR}.megatron=unset",
 }
 
 

@@ -45,7 +45,7 @@ REFUSED = {
     (f"+{ACTOR}.fsdp_config.mixed_precision={{param_dtype:bf16}}",): "mixed_precision.param_dtype=bf16",
     ("actor_rollout_ref.ref.fsdp_config={dtype:bfloat16}",): "actor_rollout_ref.ref.fsdp_config.dtype=bfloat16",
     (f"{ACTOR}.fsdp_config=null",): f"{ACTOR}.fsdp_config=None",
-    (f"~{ACTOR}.fsdp_config",): f"{ACTOR}.fsdp_config=None",
+    (f"~{ACTOR}.fsdp_config",): f"{ACTOR}.fsdp_config=unset",
     (f"+{ROLLOUT}.engine_kwargs.vllm.kv-cache-dtype=bfloat16",): "engine_kwargs.vllm.kv-cache-dtype=bfloat16",
     (f"+{ROLLOUT}.engine_kwargs.vllm.hf_overrides={{torch_dtype:bfloat16}}",): "engine_kwargs.vllm.hf_overrides",
     (f"++{ROLLOUT}.engine_kwargs.vllm=foo",): "engine_kwargs.vllm=foo",

@@ -55,7 +55,7 @@ def plan(
         if overwritable and precision.overwrite:
             changes.append(Change(setting.key, shown, setting.sets, overwritten=True))
         else:
-            problems.append(setting.refusal(shown, precision.name, overwritable))
+            problems.append(setting.refusal(before, precision.name, overwritable))
     return changes, problems
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config.rollout_correction import LOG_PROBS
 from fp16_patch.frameworks.verl.config.setting import value_of
-from fp16_patch.frameworks.verl.config.table import ROLLOUT, VLLM_ARGUMENTS
+from fp16_patch.frameworks.verl.config.vllm_engines import ROLLOUT, VLLM_ARGUMENTS
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.sampling import NEUTRAL, accept
 from fp16_patch.rollout_health.sampling_settings import CUT, LOWEST_TEMPERATURE, TOO_COLD, SamplingSetting, judge

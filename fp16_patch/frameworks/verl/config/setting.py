@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,8 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision import OVERWRITE_STEP, is_dtype, short_name
 
-MISSING: Any = object()
-"""The value of a key that is not in the configuration."""
+
+class _Missing(Enum):
+    """An enumeration, so that a copy of the value is the value."""
+
+    UNSET = "unset"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+MISSING: Any = _Missing.UNSET
+"""The value of a key that is not in the configuration. It prints as ``unset``."""
 
 SECTIONS = {"actor": "actor_rollout_ref.actor", "reference": "actor_rollout_ref.ref", "critic": "critic"}
 """Role -> the section that holds its ``strategy``, its engines and, if it trains, its ``optim``."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a run: of the trainer, of FSDP and of the vLLM rollout. Megatron's are in ``megatron.py``.
+"""The settings of a run: of the trainer and of FSDP. Megatron's are in ``megatron.py``, vLLM's in ``vllm_engines.py``.
 
 ``changes.py`` reads the rows and finds what the flag changes and what it refuses. Line numbers are those of verl 0.9.1.
 What a row cannot say is checked in ``fp16_patch/frameworks/verl/refusals``.
@@ -12,12 +12,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from fp16_patch.frameworks.verl.config import megatron, rollout_correction
+from fp16_patch.frameworks.verl.config import megatron, rollout_correction, vllm_engines
 from fp16_patch.frameworks.verl.config.setting import MISSING, SECTIONS, Setting, place_under, value_of
 from fp16_patch.precision import Precision, long_name
-
-ROLLOUT = "actor_rollout_ref.rollout"
-VLLM_ARGUMENTS = f"{ROLLOUT}.engine_kwargs.vllm"
 
 STRATEGIES = {
     "fsdp_turbo": "it has its own mixed precision (workers/engine/fsdp/fsdp_turbo_impl.py:59)",
@@ -27,16 +24,8 @@ STRATEGIES = {
 }
 """Trainer strategies that are not supported, and why."""
 
-TRANSPORTS = {
-    "delta_sharded": "it sends BF16 only (checkpoint_engine/delta_checkpoint_engine.py:528)",
-    "kimi_ckpt_engine": "it casts every weight to BF16 (checkpoint_engine/kimi_checkpoint_engine.py:50)",
-    "mooncake": "it casts every weight to BF16 (checkpoint_engine/mooncake_checkpoint_engine.py:181)",
-}
-"""Weight transports that are not supported, and why."""
-
 MASTER_WEIGHTS = "in FP16, master weights go non-finite at AdamW's first step; in BF16 they lose small updates"
 NO_SYNC = "FSDP1's no_sync accumulates gradients in the compute dtype, FP16"
-DATA_PARALLEL = "vLLM reports from its first data-parallel engine only, so the others cannot be checked"
 
 
 def settings(config: DictConfig, precision: Precision, critic: bool) -> list[Setting]:
@@ -48,7 +37,7 @@ def settings(config: DictConfig, precision: Precision, critic: bool) -> list[Set
         if megatron.is_configured(config, role):
             of_role = place_under(section, megatron.settings(config, role, precision))
             rows += [row for row in of_role if critic or role != "critic" or row.sets is not MISSING]
-    rows += [*_rollout(config, precision), *rollout_correction.settings(config, precision)]
+    rows += [*vllm_engines.settings(config, precision), *rollout_correction.settings(config, precision)]
     return [row for row in rows if row.when]
 
 
@@ -81,50 +70,3 @@ def _fsdp(config: DictConfig, role: str, precision: Precision) -> list[Setting]:
         Setting("use_no_sync_for_gradient_accumulation", sets=False, why=NO_SYNC, when=no_sync),
         Setting("qat.enable", allowed=(False, None), why=megatron.QAT, when=role != "reference"),
     ]
-
-
-def _rollout(config: DictConfig, precision: Precision) -> list[Setting]:
-    dtype = precision.rollout_dtype
-    transport = value_of(config, f"{ROLLOUT}.checkpoint_engine.backend")
-    rows = [
-        Setting("name", allowed=("vllm",), why="only vLLM is supported"),
-        Setting("quantization", allowed=(None,), why=f"a quantized rollout is not {dtype}"),
-        Setting("data_parallel_size", allowed=(1,), why=DATA_PARALLEL, next_step="use more replicas instead"),
-        Setting("disaggregation.enabled", allowed=(False, None), why="prefill/decode servers are untested"),
-    ]
-    if transport in TRANSPORTS:
-        why = f"not supported: {TRANSPORTS[transport]}"
-        rows.append(Setting("checkpoint_engine.backend", allowed=("naive", "nccl", "nixl", "hccl"), why=why))
-    return [*place_under(ROLLOUT, rows), *_generators(config, dtype), *_vllm_arguments(config, dtype)]
-
-
-def _generators(config: DictConfig, dtype: str) -> list[Setting]:
-    """Return the dtype of every vLLM engine: of the rollout, the reward model and the teachers of a distillation."""
-    sections = [ROLLOUT]
-    if value_of(config, "reward.reward_model.enable"):
-        sections.append("reward.reward_model.rollout")
-    if value_of(config, "distillation.enabled"):
-        teachers = value_of(config, "distillation.teacher_models") or {}
-        sections += [f"distillation.teacher_models.{name}.inference" for name in teachers]
-    return [Setting(f"{section}.dtype", sets=long_name(dtype), stock=("bfloat16",)) for section in sections]
-
-
-def _vllm_arguments(config: DictConfig, dtype: str) -> list[Setting]:
-    """Return the arguments that vLLM gets as they are; both ``kv_cache_dtype`` and ``kv-cache-dtype`` are options."""
-    allowed = {
-        "dtype": (None, dtype),
-        "kv_cache_dtype": (None, "auto", dtype),  # "auto" is vLLM's default: the model's dtype
-        "quantization": (None,),
-        "worker_extension_cls": (None,),
-        "hf_overrides": (None,),
-    }
-    given = value_of(config, VLLM_ARGUMENTS)
-    if not isinstance(given, DictConfig):
-        return [Setting(VLLM_ARGUMENTS, allowed=({}, None), why="it is not a mapping of vLLM's arguments")]
-    rows = []
-    for key, value in given.items():
-        name = str(key).replace("-", "_")
-        if name in allowed and (name != "hf_overrides" or "dtype" in str(value)):
-            why = f"it overrides what the flag gives vLLM ({dtype})"
-            rows.append(Setting(f"{VLLM_ARGUMENTS}.{key}", allowed=allowed[name], why=why))
-    return rows

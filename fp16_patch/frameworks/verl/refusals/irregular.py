@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.config import command_line, megatron, sampling
+from fp16_patch.frameworks.verl.config import command_line, megatron, sampling, vllm_engines
 from fp16_patch.frameworks.verl.config.rollout_correction import CORRECTION, read_correction
-from fp16_patch.frameworks.verl.config.setting import SECTIONS, refusal, value_of
+from fp16_patch.frameworks.verl.config.setting import MISSING, SECTIONS, refusal, value_of
 from fp16_patch.frameworks.verl.config.table import fsdp_section
 from fp16_patch.frameworks.verl.refusals import resume
 from fp16_patch.frameworks.verl.refusals.megatron_installation import installation_problems
@@ -40,7 +40,7 @@ def problems(config: DictConfig, precision: Precision, critic: bool) -> list[Fp1
     return [
         *(installation_problems() if on_megatron else ()),
         *_engines(config, critic),
-        *_model(config, precision),
+        *_models(config, precision),
         *_fp32_modules(precision, critic, on_megatron),
         *_bounds_read_as_a_number(config),
         *_rollout_trace(config, precision),
@@ -64,19 +64,17 @@ def _engines(config: DictConfig, critic: bool) -> Iterator[Fp16PatchError]:
             yield refusal(key, strategy, why, "the strategy of model_engine", next_step)
         else:
             why = "without this section verl trains in its default, BF16"
-            yield refusal(engine, value_of(config, engine), why, "verl's own section", f"do not remove {engine}")
+            yield refusal(engine, value_of(config, engine, MISSING), why, "verl's own section", f"do not remove {engine}")
 
 
-def _model(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
-    key = "actor_rollout_ref.model.path"
-    path = value_of(config, key)
-    if precision.rollout_dtype != "fp16" or not path:
-        return
-    refused = float16_refusing_model_types()
-    for model_type in model_type_of(str(path)):
-        if model_type in refused:
-            why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
-            yield refusal(key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16")
+def _models(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    refused = float16_refusing_model_types() if precision.rollout_dtype == "fp16" else {}
+    for key in vllm_engines.engines(config).values():
+        path = value_of(config, key)
+        for model_type in model_type_of(str(path)) if path else ():
+            if model_type in refused:
+                why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
+                yield refusal(key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16")
 
 
 def _fp32_modules(precision: Precision, critic: bool, on_megatron: bool) -> Iterator[Fp16PatchError]:
