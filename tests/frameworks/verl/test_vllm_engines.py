@@ -73,7 +73,9 @@ def test_the_flags_own_values_may_stand(compose, section):
 
 def test_engines_that_the_run_does_not_start_are_not_looked_at(compose):
     for section in ("reward.reward_model.rollout", f"{TEACHERS}.teacher_model.inference"):
-        apply_flag(compose(FP16, f"{section}.quantization=fp8" if "reward" in section else f"++{section}.dtype=float32"))
+        apply_flag(
+            compose(FP16, f"{section}.quantization=fp8" if "reward" in section else f"++{section}.dtype=float32")
+        )
     # verl drops its own entry where there are others.
     apply_flag(compose(FP16, *TWO_TEACHERS, f"{TEACHERS}.teacher_model.inference.dtype=float32"))
 
@@ -99,7 +101,9 @@ def test_teachers_that_the_user_adds_get_the_dtype(compose):
 
 def test_what_is_unset_is_called_unset(compose):
     config = compose(FP16, "distillation.enabled=True", f"+{TEACHERS}.first.key=a", f"+{TEACHERS}.first.model_path=m")
-    with raises_code("setting-refused", f"{TEACHERS}.first.inference.name=unset", f"{TEACHERS}.first.inference.name=vllm"):
+    with raises_code(
+        "setting-refused", f"{TEACHERS}.first.inference.name=unset", f"{TEACHERS}.first.inference.name=vllm"
+    ):
         apply_flag(config)
     with raises_code("setting-refused", "fsdp_config=unset"):
         apply_flag(compose(FP16, "~actor_rollout_ref.actor.fsdp_config"))

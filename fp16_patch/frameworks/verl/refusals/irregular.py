@@ -64,7 +64,9 @@ def _engines(config: DictConfig, critic: bool) -> Iterator[Fp16PatchError]:
             yield refusal(key, strategy, why, "the strategy of model_engine", next_step)
         else:
             why = "without this section verl trains in its default, BF16"
-            yield refusal(engine, value_of(config, engine, MISSING), why, "verl's own section", f"do not remove {engine}")
+            yield refusal(
+                engine, value_of(config, engine, MISSING), why, "verl's own section", f"do not remove {engine}"
+            )
 
 
 def _models(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
