@@ -10,7 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.engines.ray.cluster import cluster_problems
+from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.precision.setting_names import check_settings
 
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Replace this process with the trainer's.
 
     Raises:
-        Fp16PatchError: If the command cannot be started.
+        Fp16PatchError: If the command cannot be started, or its Ray cluster does not answer.
     """
     from fp16_patch.frameworks.launcher import command_with_flag
 
@@ -55,5 +56,7 @@ def run(options: argparse.Namespace) -> int:
             allowed="the interpreter of the environment that the trainer is installed in",
             next_step=f"{program} -m pip install fp16-patch, or name the right interpreter after the --",
         )
+    if problems := cluster_problems(python=program):
+        raise combine_errors(problems)
     sys.stdout.flush()
     os.execv(program, command)

@@ -8,10 +8,11 @@ submit``, and the hook may add to it. ``uv run`` turns the hook off. The ledgers
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fp16_patch import envs
+from fp16_patch.engines.ray import job
 from fp16_patch.errors import Fp16PatchError
 
 HOOK = "RAY_RUNTIME_ENV_HOOK"
@@ -42,14 +43,31 @@ def runtime_env_hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
         runtime_env = load_class(following)(runtime_env)
     extended = dict(runtime_env or {})
     setup = os.environ[envs.SETUP]
-    if (other := extended.get("worker_process_setup_hook")) not in (None, setup):
+    check_setup_hook(extended, setup)
+    ours = {name: os.environ[name] for name in os.environ[envs.CARRIED].split(",") if name in os.environ}
+    extended["env_vars"] = {**(extended.get("env_vars") or {}), **ours}
+    extended["worker_process_setup_hook"] = setup
+    return extended
+
+
+def job_problems(setup: str) -> Iterator[Fp16PatchError]:
+    """Yield why the runtime environment of this driver's job has no room for ``setup``."""
+    try:
+        check_setup_hook(job.runtime_env(), setup)
+    except Fp16PatchError as error:
+        yield error
+
+
+def check_setup_hook(runtime_env: dict[str, Any], setup: str) -> None:
+    """Check that the runtime environment has room for our setup hook.
+
+    Raises:
+        Fp16PatchError: If it has another ``worker_process_setup_hook``.
+    """
+    if (other := runtime_env.get("worker_process_setup_hook")) not in (None, setup):
         raise Fp16PatchError(
             f"worker_process_setup_hook={other!r} is already set; Ray supports only one",
             code="setting-contradicts",
             allowed=setup,
             next_step=f"call {setup}() from your own hook, and start without fp16-patch run",
         )
-    ours = {name: os.environ[name] for name in os.environ[envs.CARRIED].split(",") if name in os.environ}
-    extended["env_vars"] = {**(extended.get("env_vars") or {}), **ours}
-    extended["worker_process_setup_hook"] = setup
-    return extended

@@ -54,6 +54,7 @@ def installation_problems(module: str) -> Iterator[Fp16PatchError]:
     """Yield why the flag cannot work with this command and the installed packages. Imports none of them."""
     if module == MODULE:
         yield from environment_problems()
+        yield from runtime_env.job_problems(SETUP)
         yield from framework_problems("OpenRLHF", RELEASE, (*plan.ALL_PATCHES, follow_arguments))
     else:
         yield Fp16PatchError(

@@ -15,6 +15,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fp16_patch import envs
+from fp16_patch.engines.ray import job
+from fp16_patch.engines.ray.cluster import cluster_problems
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
 from fp16_patch.frameworks.verl.config import command_line, sampling
@@ -81,7 +83,7 @@ def apply_flag(config: DictConfig) -> list[Change]:
             allowed="python -m verl.trainer.main_ppo (strategy fsdp, fsdp2 or megatron, rollout vllm)",
             next_step="remove +precision@_global_ from this command",
         )
-    if problems := _installation_problems():
+    if problems := _installation_problems(config):
         raise combine_errors(problems)
     precision, changes, report_path = examine(config)
     accepted = sampling.accepted_settings(config, precision)
@@ -143,7 +145,7 @@ def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
         raise refusal("fp16_patch.loss_scaling", "null", why, allowed, next_step)
 
 
-def _installation_problems() -> list[Fp16PatchError]:
+def _installation_problems(config: DictConfig) -> list[Fp16PatchError]:
     import ray
 
     problems = list(framework_problems("verl", RELEASE, ALL_PATCHES))
@@ -151,6 +153,8 @@ def _installation_problems() -> list[Fp16PatchError]:
         what = "Ray is already initialized in this process, so the flag cannot reach its workers"
         next_step = "let verl call ray.init (RAY_ADDRESS still names a running cluster)"
         problems.append(Fp16PatchError(what, code="ray-already-started", next_step=next_step))
+    else:
+        problems += cluster_problems(value_of(config, "ray_kwargs.ray_init.address"))
     return problems
 
 
@@ -158,7 +162,9 @@ def _send_to_every_process(config: DictConfig, precision: Precision, report_path
     """Put the flag into the run's Ray runtime environment; vLLM's child processes inherit it from there."""
     variables = "ray_kwargs.ray_init.runtime_env.env_vars"
     given = value_of(config, f"{variables}.{EXTERNAL_MODULES}") or os.environ.get(EXTERNAL_MODULES, "")
-    modules = [module for module in str(given).split(",") if module and module != WORKER_MODULE]
+    taken = job.take_variables((envs.PRECISION, envs.REPORTS, EXTERNAL_MODULES))
+    named = f"{given},{taken.get(EXTERNAL_MODULES, '')}".split(",")
+    modules = [module for module in dict.fromkeys(named) if module and module != WORKER_MODULE]
     values = {
         envs.PRECISION: precision.to_environment(),
         envs.REPORTS: os.path.dirname(os.path.abspath(report_path)),

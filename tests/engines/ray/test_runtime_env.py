@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
-from raising import raises_code
+from raising import check_error, raises_code
 
 from fp16_patch import envs
-from fp16_patch.engines.ray import runtime_env
+from fp16_patch.engines.ray import job, runtime_env
 
 SETUP = "acme.worker.activate"
 
@@ -59,3 +60,10 @@ def test_a_second_setup_hook_is_refused() -> None:
     with raises_code("setting-contradicts", "worker_process_setup_hook='acme.other'"):
         runtime_env.runtime_env_hook({"worker_process_setup_hook": "acme.other"})
     assert runtime_env.runtime_env_hook({"worker_process_setup_hook": SETUP})["worker_process_setup_hook"] == SETUP
+
+
+def test_a_setup_hook_of_the_job_is_found_before_anything_starts() -> None:
+    os.environ[job.JOB_CONFIG] = json.dumps({"runtime_env": {"worker_process_setup_hook": "acme.other"}})
+    (problem,) = runtime_env.job_problems(SETUP)
+    check_error(problem, "setting-contradicts", "worker_process_setup_hook='acme.other'")
+    assert list(runtime_env.job_problems("acme.other")) == []

@@ -27,8 +27,9 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def compose(model: Path) -> Compose:
+def compose(model: Path, monkeypatch: pytest.MonkeyPatch) -> Compose:
     """Compose verl's own configuration with these overrides, as ``main_ppo`` gets it."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # whatever cluster this machine has
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 

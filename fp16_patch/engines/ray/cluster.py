@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find out in seconds whether a Ray cluster answers and accepts this token. Starts no job and no process there.
+
+``ray.init`` waits for 40 seconds and more, and Ray's client aborts its process if it misses a token. So another process
+asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fp16_patch.engines.ray import job
+from fp16_patch.errors import Fp16PatchError
+
+CONNECT_S = 5.0
+"""Seconds in which the address must accept a connection."""
+ANSWER_S = 20.0
+"""Seconds in which Ray must answer, the import of Ray included."""
+
+_ASK = """
+import sys
+try:
+    if sys.argv[1].startswith("http"):
+        from ray.job_submission import JobSubmissionClient
+        JobSubmissionClient(sys.argv[1])
+    else:
+        from ray._raylet import GcsClient
+        GcsClient(address=sys.argv[1])
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def cluster_problems(
+    address: str | None = None, runtime_env: str | None = None, *, submit: bool = False, python: str = sys.executable
+) -> list[Fp16PatchError]:
+    """Return why a command cannot use its cluster; empty if it starts a local one.
+
+    Args:
+        address: ``ray.init``'s address, or that of ``ray job submit``. Without one Ray's variables count.
+        runtime_env: The text of ``--runtime-env-json``.
+        submit: Whether the command is ``ray job submit``, which asks the dashboard.
+        python: The interpreter that has Ray.
+    """
+    problems = []
+    try:
+        if runtime_env is not None:
+            _parse(runtime_env)
+        job.runtime_env()
+    except Fp16PatchError as error:
+        problems.append(error)
+    if target := _target(address, submit):
+        problems += _answer_problems(target, submit, python)
+    elif submit:
+        problems.append(_no_answer("(no --address, no RAY_ADDRESS)", "no cluster was started on this machine"))
+    return problems
+
+
+def _parse(text: str) -> None:
+    try:
+        found = json.loads(text)
+        why = "" if isinstance(found, dict) else f"it is a {type(found).__name__}"
+    except ValueError as error:
+        why = str(error)
+    if why:
+        raise Fp16PatchError(
+            f"--runtime-env-json={text!r} is not a JSON mapping: {why}",
+            code="runtime-env-not-json",
+            allowed="""'{"env_vars": {"NAME": "value"}}', in single quotes for the shell""",
+            next_step="correct it, or write it as YAML into a file for --runtime-env",
+        )
+
+
+def _target(address: str | None, submit: bool) -> str | None:
+    """Return the address that the command connects to, or None if it starts a cluster of its own.
+
+    Ray's variables win over ``ray job submit --address`` (``ray.dashboard.utils``), not over ``ray.init``'s.
+    """
+    if submit:
+        address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or address
+    elif address in (None, "", "auto"):
+        address = os.environ.get("RAY_ADDRESS")
+    if address and address != "auto":
+        return None if address == "local" else address
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:  # written by `ray start`
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _answer_problems(address: str, submit: bool, python: str) -> list[Fp16PatchError]:
+    parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
+    try:
+        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        host = port = None
+    schemes = ("ray-gcs", "ray", "http", "https") if submit else ("ray-gcs", "ray")
+    if not host or not port or parts.scheme not in schemes:
+        dashboard = ", or http://HOST:PORT of its dashboard (port 8265)" if submit else ""
+        return [
+            Fp16PatchError(
+                f"{address!r} is not an address of a Ray cluster",
+                code="cluster-address-invalid",
+                allowed=f"HOST:PORT of `ray start --head` (port 6379){dashboard}",
+                next_step="correct --address, ray_kwargs.ray_init.address or RAY_ADDRESS",
+            )
+        ]
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
+    except OSError as error:
+        return [_no_answer(address, str(error))]
+    if parts.scheme == "ray":  # Ray Client: the port answers, and Ray itself asks for the token
+        return []
+    try:
+        asked = subprocess.run([python, "-c", _ASK, address], capture_output=True, timeout=ANSWER_S, check=False)
+    except subprocess.TimeoutExpired:
+        return [_no_answer(address, f"no answer of Ray within {ANSWER_S:g} s; is this the port of another program?")]
+    said = asked.stderr.decode(errors="replace").strip()
+    if asked.returncode == 0:
+        return []
+    if "AuthenticationError" in said or "couldn't find an authentication token" in said:
+        return [_token_refused(address)]
+    return [_no_answer(address, said.splitlines()[-1] if said else f"exit code {asked.returncode}")]
+
+
+def _no_answer(address: str, why: str) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"the Ray cluster at {address} does not answer: {why}",
+        code="cluster-unreachable",
+        allowed="the address of a running cluster, from this machine",
+        next_step="check with `ray status --address HOST:PORT`. To start a local cluster instead, unset RAY_ADDRESS; a "
+        "cluster of this machine that was killed is still named in /tmp/ray/ray_current_cluster",
+    )
+
+
+def _token_refused(address: str) -> Fp16PatchError:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    return Fp16PatchError(
+        f"the Ray cluster at {address} refuses this process: "
+        + ("its token is missing or wrong" if mode == "token" else f"no token is sent with RAY_AUTH_MODE={mode}"),
+        code="cluster-token-refused",
+        allowed="RAY_AUTH_MODE=token with the cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+        "~/.ray/auth_token",
+        next_step="copy the token of the head node" if mode == "token" else "set RAY_AUTH_MODE=token",
+    )
