@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -12,6 +12,10 @@ from fp16_patch.loss_scaling.scale_rule import Counts
 
 if TYPE_CHECKING:
     from fp16_patch.loss_scaling.gradient_statistics import GradientStatistics
+
+
+COUNTS = ("loss_not_finite",)
+"""Metrics of an update that are added up over updates."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Update:
 
 
 def describe(update: Update, counts: Counts) -> dict[str, float]:
-    """Return the metrics of one update. Average them over updates, except names with max or min in them."""
+    """Return the metrics of one update, which :func:`combined` joins over updates."""
     measured = {"grad_underflow_share": update.underflow_share, "grad_headroom_bits/min": update.headroom_bits}
     return {
         "loss_scale": update.loss_scale,
@@ -55,12 +59,15 @@ def describe_losses(not_finite: bool, counts: Counts) -> dict[str, float]:
 
 
 def combined(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Return the metrics of several updates as one: means, and extremes for names with max or min in them."""
+    """Return the metrics of several updates as one: sums of counts, extremes for names with max or min, else means."""
     values: dict[str, list[float]] = {}
     for one in metrics:
         for name, value in one.items():
             values.setdefault(name, []).append(value)
-    return {
-        name: max(some) if "max" in name else min(some) if "min" in name else fmean(some)
-        for name, some in values.items()
-    }
+    return {name: _rule(name)(some) for name, some in values.items()}
+
+
+def _rule(name: str) -> Callable[[list[float]], float]:
+    if name in COUNTS:
+        return sum
+    return max if "max" in name else min if "min" in name else fmean

@@ -21,6 +21,8 @@ from fp16_patch.precision import Precision, reports_folder
 if TYPE_CHECKING:
     import torch
 
+COUNTS = ("tokens", "non_finite_tokens")
+
 Loss = Callable[..., Any]
 LogProbs = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 """mu, pi and the mask of a micro-batch: ``[answers, tokens]``."""
@@ -79,10 +81,10 @@ def metrics(engine: Engine, seen: list[LogProbs]) -> dict[str, list[float]]:
     from fp16_patch.mismatch.metrics import mismatch_metrics
 
     mu, pi, mask = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in zip(*seen, strict=True))
-    if not mask.any():  # a rank that got padding only
-        return {}
     found = mismatch_metrics(mu, pi, mask)
-    for count in ("tokens", "non_finite_tokens"):
+    if not mask.any():  # a rank that got padding only: nothing to compare, and it counts in the mean over ranks
+        found = {count: found[count] for count in COUNTS}
+    for count in COUNTS:
         found[count] *= engine.get_data_parallel_size()
     return {f"{METRIC_PREFIX}{name}": [value] for name, value in found.items()}
 

@@ -10,6 +10,7 @@ from fp16_patch.frameworks.verl import (
     receiver_failures,
     rollout,
     rollout_health,
+    step_metrics,
     trainer,
     trainer_megatron,
 )
@@ -19,7 +20,7 @@ from fp16_patch.patching import registry
 ALL_PATCHES = registry.declared_in(
     *(controller, mismatch, trainer),
     *(engine, checkpoint, fp32_modules),
-    *(trainer_megatron, receiver_failures, rollout, rollout_health, sampling),
+    *(trainer_megatron, receiver_failures, rollout, rollout_health, sampling, step_metrics),
 )
 
 PLAN = registry.plan(ALL_PATCHES)

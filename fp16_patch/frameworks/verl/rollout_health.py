@@ -83,7 +83,8 @@ def check_log_probs(trainer: Trainer, batch: Batch, metrics: dict[str, Any]) -> 
     """
     from fp16_patch.rollout_health.overflow_policy import answers_to_mask, refuse_logits
 
-    _MASKED.clear()
+    if not trainer.local_trigger_step:  # else a later update of the same step
+        _MASKED.clear()
     step = trainer.global_steps
     if not trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
         state = attached(trainer, RolloutState)
@@ -106,7 +107,12 @@ def check_log_probs(trainer: Trainer, batch: Batch, metrics: dict[str, Any]) -> 
     if precision.trace_rollout == step:
         trace_step(trainer, batch, found.first)
     if precision.rollout_overflow == "mask":
-        metrics["rollout/masked_answers"] = float(len(_MASKED))
+        metrics["rollout/masked_answers"] = float(sum(key in _MASKED for key in batch.keys))
+
+
+def masked_keys() -> frozenset[str]:
+    """Return the keys of the answers that were masked in this step."""
+    return frozenset(_MASKED)
 
 
 def _find(batch: Batch, name: str, step: int | None = None) -> NonFinite:

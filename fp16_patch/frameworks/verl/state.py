@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ class EngineState:
     """Whether weights have changed since the LR scheduler last stepped."""
     begins_step: bool = True
     """Whether the next update is the first of a step."""
+    counts: dict[str, float] = field(default_factory=dict)
+    """Counts of the updates of this step so far."""
 
 
 def scaler_of(engine: Engine) -> Any:

@@ -16,7 +16,7 @@ from fp16_patch.frameworks.verl import loss_check, mismatch, proof_gate
 from fp16_patch.frameworks.verl.releases import FSDP_RANK, MEGATRON_RANK, TRAINER_RANK
 from fp16_patch.frameworks.verl.replay import new_replay
 from fp16_patch.frameworks.verl.state import Engine, EngineState, is_megatron, scaler_of
-from fp16_patch.loss_scaling.update import Update, describe
+from fp16_patch.loss_scaling.update import COUNTS, Update, describe
 from fp16_patch.patching import wrap
 from fp16_patch.precision import Precision, long_name
 from fp16_patch.report.observed_dtypes import record_dtype
@@ -94,12 +94,28 @@ def train_batch(original: Any, self: Engine, data: Any, loss_function: Callable[
         if metrics["grad_norm"] is None:  # a skipped update has none
             metrics.pop("grad_norm")
         found = losses.metrics() if scaler is None else describe(update, scaler.counts)
-        metrics |= {name: [value] for name, value in found.items()}
+        metrics |= {name: [value] for name, value in _count_by_step(self, data, found).items()}
     if replay is None:
         losses.stop_after_too_many()
     else:
         replay.stop_after_too_many(update, run)
     return outputs
+
+
+def _count_by_step(engine: Engine, data: Any, found: dict[str, float]) -> dict[str, float]:
+    """Return an update's metrics with the counts of its whole step if it is the last one, without counts if it is not.
+
+    verl takes the mean over all updates and ranks that give a metric. Every rank gives the same counts.
+    """
+    from verl.utils import tensordict_utils as tu
+
+    counts = attached(engine, EngineState).counts
+    for name in COUNTS:
+        counts[name] = counts.get(name, 0.0) + found.pop(name)
+    if tu.get(data, key="update_lr_scheduler", default=True):  # verl marks the last update of a step
+        found |= counts
+        counts.clear()
+    return found
 
 
 @wrap(
