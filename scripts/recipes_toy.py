@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from recorded_curves import NOT_FINITE, record_curve, show_curve
+
 from fp16_patch import text_table
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.loading.load import available, find, load, load_at_scale
@@ -91,14 +93,16 @@ def run(out: Path, path: Path, framework: str, arms: list[str]) -> bool:
 
 
 def record(path: Path, framework: str, arm: ArmRun) -> Record:
-    """Return the record of an arm."""
+    """Return the record of an arm. Its curves leave out the steps that did not log them."""
+    curves = {name: [v for v in record_curve(arm.series, name, 3) if v is not None] for name in CURVES}
     return {
         "recipe": path.stem,
         "digest": digest(path),
         "framework": framework,
         "arm": arm.name,
         "steps": len(arm.series.steps),
-        **{name: [float(f"{value:.3g}") for value in arm.series.known(name)] for name in CURVES},
+        **curves,
+        "non_finite": {name: curve.count(NOT_FINITE) for name, curve in curves.items() if NOT_FINITE in curve},
         "skipped": arm.skipped_updates,
         "seconds": arm.result.get("seconds"),
         "started": arm.result.get("started"),
@@ -132,7 +136,7 @@ def rows() -> Iterator[tuple[str, ...]]:
 
 
 def numbers(found: Record) -> tuple[str, ...]:
-    series = [" ".join(f"{value:.3g}" for value in found[name]) or "-" for name in CURVES]
+    series = [show_curve(found[name]) for name in CURVES]
     skipped = "-" if found["skipped"] is None else str(found["skipped"])
     return str(found["steps"]), *series, skipped, f"{found['seconds']:.0f}", found["started"][:10]
 

@@ -16,11 +16,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from recorded_curves import NOT_FINITE, finite, record_curve, rounded
 from toy_experiment_page import write_page
-from toy_experiment_records import RUNS, read_records
+from toy_experiment_records import RUNS, mean, read_records
 
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.loading.load import find, load
@@ -33,9 +33,12 @@ RECIPES = ("dose-response", "dose-response-pg-seq-is")
 SEED_KEYS = ("data.seed", "actor_rollout_ref.rollout.seed")
 """Seeds of the problems' order and of vLLM's sampling. All runs start from the same policy."""
 CURVES = ("reward", "prob_diff_mean", "k3_kl", "grad_norm")
-ANSWER_TOKENS = "response_length/mean"
-EFFECTIVE_SAMPLES = "actor/rollout_corr/rollout_is_eff_sample_size"
-"""Effective sample size of the answers' importance weights, as a share of the answers; 1 if all are equal."""
+MEANS = {
+    "answer_tokens": "response_length/mean",
+    "effective_samples": "actor/rollout_corr/rollout_is_eff_sample_size",
+}
+"""verl's metrics that are averaged over the steps. The second is the effective sample size of the answers' importance
+weights, as a share of the answers; 1 if all are equal."""
 SAMPLES = 16
 
 
@@ -73,16 +76,19 @@ def run_one(out: Path, recipe: str, arm: str, seed: int, steps: int) -> None:
 
 
 def measured(run: ArmRun, folder: Path) -> dict[str, Any]:
-    """Return the record of a run; values that were not logged are null."""
-    curves = {name: [_short(value) for value in run.series.values[name]] for name in CURVES}
+    """Return the record of a run; values that were not logged are null. ``non_finite`` counts steps."""
+    curves = {name: record_curve(run.series, name, 4) for name in CURVES}
+    means = {name: logged_values(folder / run.name / "metrics.jsonl", key) for name, key in MEANS.items()}
+    not_finite = {name: len(values) - len(finite(values)) for name, values in means.items()}
+    not_finite |= {name: curve.count(NOT_FINITE) for name, curve in curves.items()}
     rollout = (run.precision_report or {}).get("roles", {}).get("rollout", {})
     return {
         "status": run.status,
         "steps": len(run.series.steps),
         "policy_accuracy": policy_accuracy(folder, folder / run.name),
-        "answer_tokens": logged_mean(folder / run.name / "metrics.jsonl", ANSWER_TOKENS),
-        "effective_samples": logged_mean(folder / run.name / "metrics.jsonl", EFFECTIVE_SAMPLES),
+        **{name: rounded(mean(values), 4) for name, values in means.items()},
         **curves,
+        "non_finite": {name: count for name, count in not_finite.items() if count},
         "skipped": run.skipped_updates,
         "seconds": run.result.get("seconds"),
         "started": run.result.get("started"),
@@ -91,15 +97,10 @@ def measured(run: ArmRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def _short(value: float | None) -> float | None:
-    return value if value is None else float(f"{value:.4g}")
-
-
-def logged_mean(metrics: Path, name: str) -> float | None:
-    """Return the mean of one of verl's metrics over all steps, or None if it is not logged."""
+def logged_values(metrics: Path, name: str) -> list[Any]:
+    """Return one of verl's metrics in every step that logged it. verl writes NaN and infinity as null."""
     rows = [json.loads(line)["data"] for line in metrics.read_text(encoding="utf-8").splitlines()]
-    logged = [row[name] for row in rows if name in row]
-    return float(f"{fmean(logged):.4g}") if logged else None
+    return [row[name] for row in rows if name in row]
 
 
 def policy_accuracy(folder: Path, arm: Path) -> float | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -62,16 +63,22 @@ def draw(file: Path) -> None:
 def _points(axes: Axes, where: str, records: Sequence[Record], everything: Sequence[Record], measure: Measure) -> None:
     """Draw a point per run, filled for runs of the frameworks, with its arm, and a line at BF16 and FP16."""
     places: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    spoilt: set[tuple[str, str]] = set()
     for record in records:
-        same = [other for other in everything if all(other[key] == record[key] for key in ("recipe", "arm"))]
-        x = measure(record) or mean([measure(other) for other in same])  # the first runs of PG-Seq-IS logged none
+        key, x = (record["recipe"], record["arm"]), measure(record)
+        if record.get("non_finite"):
+            spoilt.add(key)
+        elif not x:  # the first runs of PG-Seq-IS logged none
+            x = mean([measure(other) for other in everything if (other["recipe"], other["arm"]) == key])
         if x is not None and record["policy_accuracy"] is not None:
-            places.setdefault((record["recipe"], record["arm"]), []).append((x, record["policy_accuracy"]))
+            places.setdefault(key, []).append((x, record["policy_accuracy"]))
+    for recipe, arm in sorted(spoilt - places.keys()):
+        axes.plot([], [], "x", color="black", label=f"{recipe} {arm}: no finite mismatch")
     named = set()
     for (recipe, arm), points in places.items():
         of_recipe = [record for record in records if record["recipe"] == recipe]
-        algorithm, tokens = of_recipe[0]["algorithm"], fmean(record["answer_tokens"] for record in of_recipe)
-        what = f"{algorithm}, {tokens:.0f} tokens"
+        algorithm, tokens = of_recipe[0]["algorithm"], mean([record["answer_tokens"] for record in of_recipe])
+        what = f"{algorithm}, {tokens or math.nan:.0f} tokens"
         colour, mark = ALGORITHMS[algorithm], MARKS[recipe]
         if not any(x for x, _ in points):  # no mismatch has no place on a logarithmic axis
             style = "--" if of_recipe[0]["world"] == "toy" else ":"
@@ -82,6 +89,7 @@ def _points(axes: Axes, where: str, records: Sequence[Record], everything: Seque
         named.add(recipe)
         axes.plot(*zip(*points, strict=True), mark, color=colour, mfc=fill, ms=7, label=label)
         x, y = (fmean(values) for values in zip(*points, strict=True))
-        axes.annotate(arm.removeprefix("bits-"), (x, y), xytext=(7, 5), textcoords="offset points", fontsize=8)
+        text = arm.removeprefix("bits-") + " (NaN in some steps)" * ((recipe, arm) in spoilt)
+        axes.annotate(text, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=8)
         if recipe == "dose-response" and arm in TOY:
             axes.axvline(x, color=TOY[arm], ls=":", lw=1.2, label=f"toy, {arm.upper()}")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from recorded_curves import note
 from toy_experiment_figure import draw
 from toy_experiment_records import (
     ROOT,
@@ -15,6 +16,7 @@ from toy_experiment_records import (
     accuracy,
     answer_kl,
     by_quarters,
+    mean,
     read_plain,
     read_records,
     token_mismatch,
@@ -70,16 +72,17 @@ def _row(group: Sequence[Record]) -> tuple[str, ...]:
     ended = [record for record in group if record["status"] == "completed"]
     return (
         ", ".join(filter(None, (group[0]["algorithm"], group[0].get("varied")))),
-        f"{fmean(record['answer_tokens'] for record in ended):.0f}" if ended else "-",
+        interval([record["answer_tokens"] for record in ended], "{:.0f}", spread=False) + note(ended, "answer_tokens"),
         group[0]["arm"],
         " ".join(str(record["seed"]) for record in ended) or f"none ({group[0]['status']})",
         " ".join(dict.fromkeys(str(record["steps"]) for record in ended)) or "-",
-        interval([token_mismatch(record) for record in ended], "{:.2e}"),
-        interval([answer_kl(record) for record in ended], "{:.1e}"),
-        interval([record.get("effective_samples") for record in ended], "{:.2f}", spread=False),
-        interval([record["reward"][0] for record in ended], "{:.2f}", spread=False),
+        interval([token_mismatch(record) for record in ended], "{:.2e}") + note(ended, "prob_diff_mean"),
+        interval([answer_kl(record) for record in ended], "{:.1e}") + note(ended, "k3_kl"),
+        interval([record.get("effective_samples") for record in ended], "{:.2f}", spread=False)
+        + note(ended, "effective_samples"),
+        interval([mean(record["reward"][:1]) for record in ended], "{:.2f}", spread=False),
         " ".join(interval(values, "{:.3f}", spread=False) for values in zip(*map(by_quarters, ended), strict=True)),
-        interval([accuracy(record) for record in ended], "{:.3f}"),
+        interval([accuracy(record) for record in ended], "{:.3f}") + note(ended, "reward"),
         seeds_and_interval([record["policy_accuracy"] for record in ended]),
         " ".join("-" if record["skipped"] is None else str(record["skipped"]) for record in ended),
         " ".join(f"{record['seconds'] / 60:.0f}" for record in ended),

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from recorded_curves import Value, finite
+
 from fp16_patch.lab.loading.load import find, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +41,7 @@ def read_plain(*, varied: bool = False) -> list[dict[str, Any]]:
             "status": "completed",
             "asked": record["steps"],
             "skipped": None,
-            "answer_tokens": fmean(record["answer_tokens"]),
+            "answer_tokens": mean(record["answer_tokens"]),
             "varied": ", ".join(words.format(record[what]) for what, words in VARIED.items() if what in record),
         }
         for record in _lines(PLAIN)
@@ -57,16 +59,16 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def accuracy(record: Record) -> float:
+def accuracy(record: Record) -> float | None:
     """Return the training accuracy over the last epoch, as sampled by the (rounded) rollout."""
-    return fmean(record["reward"][-AN_EPOCH:])
+    return mean(record["reward"][-AN_EPOCH:])
 
 
-def by_quarters(record: Record) -> list[float]:
+def by_quarters(record: Record) -> list[float | None]:
     """Return the training accuracy over each quarter of the run."""
     rewards = record["reward"]
     ends = [len(rewards) * i // 4 for i in range(5)]
-    return [fmean(rewards[start:end]) for start, end in pairwise(ends)]
+    return [mean(rewards[start:end]) for start, end in pairwise(ends)]
 
 
 def token_mismatch(record: Record) -> float | None:
@@ -77,9 +79,10 @@ def token_mismatch(record: Record) -> float | None:
 def answer_kl(record: Record) -> float | None:
     """Return KL[mu|pi] (k3) of a whole answer in nats, the sum over its tokens, averaged over the steps."""
     kl = mean(record["k3_kl"])
-    return None if kl is None else kl * record["answer_tokens"]
+    return None if kl is None or record["answer_tokens"] is None else kl * record["answer_tokens"]
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def mean(values: Sequence[Value]) -> float | None:
+    """Return the mean of the finite values, None without any. ``recorded_curves.note`` says how many are not finite."""
+    known = finite(values)
     return fmean(known) if known else None
