@@ -2,7 +2,8 @@
 """Name the sampling parameters that make mu another distribution than the one the trainer computes.
 
 The trainer computes ``softmax(logits / temperature)``. A parameter that cuts, shifts or forbids tokens makes vLLM
-sample from something else, and its log-probs are those of the changed distribution. Does not import torch.
+sample from something else. Its log-probs are those of the changed distribution, or with ``logprobs_mode=raw_logprobs``
+those of the logits before any parameter is applied (``vllm/v1/sample/sampler.py``). Does not import torch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """vLLM's sampling parameters that change the distribution (``vllm/sampling_params.py``), and the values at which
 they do not."""
+
+BEFORE_RAW = ("structured_outputs",)
+"""Parameters that vLLM applies to the logits before it takes raw log-probs (``vllm/v1/worker/gpu_model_runner.py``)."""
 
 Changed = Counter[tuple[str, str]]
 """(parameter, value as text) -> requests. ``temperature`` is counted at every value."""
@@ -73,12 +77,26 @@ def metrics(changed: Changed) -> dict[str, float]:
     return total | {f"rollout/changed_sampling/{name}": float(count) for name, count in sorted(by_name.items())}
 
 
-def refuse_changed(changed: Changed, step: int, temperature: float) -> Fp16PatchError:
-    """Return the error for requests of a training step that sampled from another distribution."""
+def refuse_changed(changed: Changed, step: int, temperature: float, whole: str | None = None) -> Fp16PatchError:
+    """Return the error for requests of a training step that sampled from another distribution.
+
+    Args:
+        changed: The parameters.
+        step: The training step, for the message.
+        temperature: The trainer's.
+        whole: What makes vLLM's log-probs those of the trainer's distribution whatever is sampled from; None: they are
+            those of the distribution that was sampled from.
+    """
     listed = ", ".join(f"{name}={value} ({count} requests)" for (name, value), count in sorted(changed.items()))
+    why = "its log-probs are those of that distribution, not of the one that the trainer computes, so every importance "
+    why += "weight and mismatch metric is wrong"
+    if whole is not None:
+        why = "the samples are not of the distribution that the trainer computes, which no importance weight corrects. "
+        why += f"The log-probs are of that distribution ({whole})"
+        masked = [name for name in BEFORE_RAW if any(name == changed_name for changed_name, _ in changed)]
+        why += f", but with {', '.join(masked)} they are those of the tokens allowed" if masked else ""
     return Fp16PatchError(
-        f"step {step}: vLLM sampled with {listed}; its log-probs are then not those of the policy that the trainer "
-        "computes, so every importance weight and mismatch metric is wrong",
+        f"step {step}: vLLM sampled with {listed}; {why}",
         code="sampling-changed",
         allowed=f"temperature={temperature:g}, and no parameter that cuts or shifts the distribution",
         next_step="remove the parameter from the agent loop or rollout function that passes it; to train all the "

@@ -17,7 +17,8 @@ from fp16_patch.precision import Precision
 ACCEPT = "fp16_patch.allow_truncated_sampling=true"
 UNREAD = "nothing reads the rollout's log-probs"
 
-CUT = "vLLM samples from the tokens that it leaves, and its log-probs are those of the cut, renormalised distribution"
+CUT_SAMPLES = "vLLM samples from the tokens that it leaves"
+CUT = f"{CUT_SAMPLES}, and its log-probs are those of the cut, renormalised distribution"
 LOWEST_TEMPERATURE = 0.01
 """vLLM samples at this temperature where a lower one is asked for, and greedily at 0 (``vllm/sampling_params.py``)."""
 TOO_COLD = "vLLM raises it to 0.01, or at 0 takes the likeliest token; the trainer divides the logits by another number"
@@ -30,7 +31,7 @@ class SamplingSetting:
     key: str
     value: Any
     why: str
-    """What vLLM's log-probs are then."""
+    """What vLLM samples from then, and what its log-probs are."""
     allowed: str
     next_step: str
     """How to get right log-probs. :func:`judge` adds how to accept wrong ones."""

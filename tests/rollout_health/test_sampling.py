@@ -58,6 +58,12 @@ def test_the_error_names_parameter_value_and_count() -> None:
     assert "top_p=0.8 (2 requests)" in str(error)
 
 
+def test_structured_outputs_are_masked_before_raw_log_probs_are_taken() -> None:
+    changed = changed_requests({("top_p", "0.8"): 2, ("structured_outputs", "..."): 1}, ())
+    assert "with structured_outputs they are those of the tokens allowed" in refuse_changed(changed, 3, 1.0, "raw").what
+    assert "tokens allowed" not in refuse_changed(changed_requests({("top_p", "0.8"): 2}, ()), 3, 1.0, "raw").what
+
+
 def test_every_neutral_name_is_a_parameter_of_the_installed_vllm() -> None:
     vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
     known = set(vllm.SamplingParams.__struct_fields__) | {"logits_processors"}

@@ -209,7 +209,7 @@ def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
     Raises:
         Fp16PatchError: There is one, something reads its log-probs, and the flag does not accept it.
     """
-    from fp16_patch.frameworks.verl.config.sampling import accepted_requests, log_probs_are_read
+    from fp16_patch.frameworks.verl.config.sampling import accepted_requests, log_probs_are_read, whole_distribution
 
     state = attached(trainer, RolloutState)
     requests = state.requests + _take_requests(trainer)
@@ -217,9 +217,8 @@ def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
     changed = sampling.changed_requests(requests, accepted_requests(trainer.config))
     metrics |= sampling.metrics(changed)
     if changed and log_probs_are_read(trainer.config) and not Precision.current().allow_truncated_sampling:
-        raise sampling.refuse_changed(
-            changed, trainer.global_steps, trainer.config.actor_rollout_ref.rollout.temperature
-        )
+        temperature, whole = trainer.config.actor_rollout_ref.rollout.temperature, whole_distribution(trainer.config)
+        raise sampling.refuse_changed(changed, trainer.global_steps, temperature, whole)
 
 
 @wrap(

@@ -15,12 +15,13 @@ from raising import check_error, raises_code
 
 from fp16_patch import envs
 from fp16_patch.attached_state import attached
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config.sampling import accepted_requests, accepted_settings, problems
 from fp16_patch.frameworks.verl.controller import plain_list
 from fp16_patch.frameworks.verl.entry import apply_flag
 from fp16_patch.frameworks.verl.rollout_health import RolloutState, check_sampling
 from fp16_patch.precision import Precision
-from fp16_patch.rollout_health.sampling_settings import ACCEPT, UNREAD
+from fp16_patch.rollout_health.sampling_settings import ACCEPT, CUT_SAMPLES, UNREAD
 
 ROLLOUT = "actor_rollout_ref.rollout"
 VLLM = f"{ROLLOUT}.engine_kwargs.vllm"
@@ -102,6 +103,31 @@ def test_raw_log_probs_at_temperature_1_are_right_whatever_is_cut():
     keys = (f"{ROLLOUT}.top_p", f"{ROLLOUT}.top_k", f"{VLLM}.logits_processors")
     assert accepted(config, Precision()) == dict.fromkeys(keys, RAW_IS_RIGHT)
     assert accepted_requests(config) == {("temperature", "1"), ("top_p", "0.9"), ("top_k", "20")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "log_probs"),
+    [({}, "renormalised"), (RAW, "of the whole distribution"), (RAW | COOL, "of the whole distribution")],
+)
+def test_an_entry_says_what_the_log_probs_are_next_to_the_cut(settings, log_probs):
+    config = configure(settings | {"top_p": 0.9})
+    (entry,) = [entry for entry in accepted_settings(config, ACCEPTS) if entry["key"].endswith("top_p")]
+    assert entry["why"].startswith(CUT_SAMPLES)
+    assert log_probs in entry["why"]
+    assert ("renormalised" in entry["why"]) == (log_probs == "renormalised")
+
+
+@pytest.mark.parametrize("settings", [{}, RAW])
+def test_the_stop_says_whether_log_probs_or_samples_are_wrong(monkeypatch, settings):
+    monkeypatch.setenv(envs.PRECISION, Precision().to_environment())
+    servers = SimpleNamespace(get_replicas=list)
+    trainer = SimpleNamespace(config=configure(settings), global_steps=3, llm_server_manager=servers)
+    attached(trainer, RolloutState).requests = Counter({("top_p", "0.8"): 4})
+    with pytest.raises(Fp16PatchError) as stopped:
+        check_sampling(trainer, {})
+    wrong_log_probs = "every importance weight and mismatch metric is wrong" in stopped.value.what
+    wrong_samples = f"The log-probs are of that distribution ({RAW_IS_RIGHT})" in stopped.value.what
+    assert (wrong_log_probs, wrong_samples) == (not settings, bool(settings))
 
 
 def test_a_mode_of_log_probs_that_nobody_reads_has_no_effect():

@@ -19,13 +19,21 @@ from fp16_patch.frameworks.verl.config.setting import value_of
 from fp16_patch.frameworks.verl.config.vllm_engines import ROLLOUT, VLLM_ARGUMENTS
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.sampling import NEUTRAL, accept
-from fp16_patch.rollout_health.sampling_settings import CUT, LOWEST_TEMPERATURE, TOO_COLD, SamplingSetting, judge
+from fp16_patch.rollout_health.sampling_settings import (
+    CUT,
+    CUT_SAMPLES,
+    LOWEST_TEMPERATURE,
+    TOO_COLD,
+    SamplingSetting,
+    judge,
+)
 
 MODE = f"{ROLLOUT}.logprobs_mode"
 TEMPERATURE = f"{ROLLOUT}.temperature"
 RAW, RIGHT = "raw_logprobs", "processed_logprobs"
 
-PROCESSED = "a logits processor changes what vLLM samples from, and its log-probs are those of the changed distribution"
+PROCESSED_SAMPLES = "a logits processor changes what vLLM samples from"
+PROCESSED = f"{PROCESSED_SAMPLES}, and its log-probs are those of the changed distribution"
 SYNTHETIC = "vLLM accepts draft tokens at a fixed rate, whatever their probability"
 NO_LOG_PROBS = "vLLM then returns logits in place of log-probs"
 USE_RAW = (
@@ -56,7 +64,7 @@ def accepted_requests(config: DictConfig) -> set[tuple[str, str]]:
     """Return the parameters with which requests give right log-probs, as ``rollout_health.sampling`` names them."""
     rollout = config.actor_rollout_ref.rollout
     accepted = accept(temperature=rollout.temperature)
-    if _whole_distribution(config) is not None:
+    if whole_distribution(config) is not None:
         accepted |= accept(top_p=rollout.top_p, top_k=rollout.top_k)
     if config.algorithm.adv_estimator == "remax":
         accepted |= accept(temperature=0)  # its baseline, which nothing is trained on
@@ -66,15 +74,19 @@ def accepted_requests(config: DictConfig) -> set[tuple[str, str]]:
 def _find(config: DictConfig) -> list[SamplingSetting]:
     """Return every setting that changes what vLLM samples from, and the mode of log-probs that are read."""
     found = []
-    right_by = _whole_distribution(config)
+    right_by = whole_distribution(config)
     for name in ("top_p", "top_k"):
         value = value_of(config, f"{ROLLOUT}.{name}")
         if value is not None and value not in NEUTRAL[name]:
             neutral = f"{name}={NEUTRAL[name][-1]:g}"
-            found.append(SamplingSetting(f"{ROLLOUT}.{name}", value, CUT, neutral, USE_RAW, right_by))
+            found.append(
+                SamplingSetting(f"{ROLLOUT}.{name}", value, _why(config, CUT, CUT_SAMPLES), neutral, USE_RAW, right_by)
+            )
     key, value = _vllm_argument(config, "logits_processors")
     if value:
-        found.append(SamplingSetting(key, value, PROCESSED, "unset", USE_RAW, right_by))
+        found.append(
+            SamplingSetting(key, value, _why(config, PROCESSED, PROCESSED_SAMPLES), "unset", USE_RAW, right_by)
+        )
     key, value = _vllm_argument(config, "speculative_config")
     if "synthetic" in str(value):
         found.append(SamplingSetting(key, value, SYNTHETIC, "rejection_sample_method=standard", "remove it"))
@@ -92,7 +104,15 @@ def _mode(config: DictConfig, temperature: Any) -> list[SamplingSetting]:
     return [SamplingSetting(key, mode, why if mode == RAW else NO_LOG_PROBS, RIGHT, f"set {key}={RIGHT}")]
 
 
-def _whole_distribution(config: DictConfig) -> str | None:
+def _why(config: DictConfig, processed: str, samples: str) -> str:
+    """Return what is wrong with samples and log-probs, in the mode of log-probs that takes effect."""
+    _, mode = _log_probs_mode(config)
+    if mode == RAW:
+        return f"{samples}, although its log-probs are those of the whole distribution"
+    return processed if mode == RIGHT else samples
+
+
+def whole_distribution(config: DictConfig) -> str | None:
     """Return what makes vLLM's log-probs those of the trainer's distribution wherever samples are cut, or None."""
     key, mode = _log_probs_mode(config)
     return f"{key}={RAW} at temperature 1" if mode == RAW and value_of(config, TEMPERATURE) == 1 else None
