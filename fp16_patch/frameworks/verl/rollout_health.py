@@ -83,7 +83,7 @@ def check_log_probs(trainer: Trainer, batch: Batch, metrics: dict[str, Any]) -> 
     """
     from fp16_patch.rollout_health.overflow_policy import answers_to_mask, refuse_logits
 
-    if not trainer.local_trigger_step:  # else a later update of the same step
+    if not getattr(trainer, "local_trigger_step", 0):  # else a later update of the same step
         _MASKED.clear()
     step = trainer.global_steps
     if not trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
