@@ -23,7 +23,7 @@ _TOTALS = {
     "loss_not_finite": "losses_not_finite_total",
     "critic_loss_not_finite": "critic_losses_not_finite_total",
 }
-"""Series that a step of several updates logs as a mean, whose sum is not a count -> series that counts."""
+"""Series that logs of earlier releases have as means, whose sum is not a count -> series that counts."""
 
 
 @dataclass(frozen=True)
