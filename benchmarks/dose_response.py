@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def main() -> None:
         print(run, flush=True)
         started = time.monotonic()
         steps, accuracy = train(build_toy_task(arguments.out, recipe, arguments.layers), run)
-        curves = {name: [float(f"{step[name]:.4g}") for step in steps] for name in steps[0]}
+        curves = {name: [_recorded(step[name]) for step in steps] for name in steps[0]}
         record = {**run, "policy_accuracy": accuracy, **curves, "seconds": round(time.monotonic() - started)}
         with RUNS.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
@@ -131,6 +132,11 @@ def train(task: Path, run: dict[str, Any]) -> tuple[list[dict[str, float]], floa
         print(step + 1, {name: f"{value:.3g}" for name, value in found[-1].items()}, flush=True)
     solved = solved_counts(model, tokenizer, problems, samples=16, max_tokens=h["response_tokens"], rng=rng)
     return found, round(sum(solved) / (16 * len(problems)), 4)
+
+
+def _recorded(value: float) -> float | str:
+    """Return four digits, or ``"NaN"`` for what JSON does not have."""
+    return float(f"{value:.4g}") if math.isfinite(value) else "NaN"
 
 
 def log_probs(model: Any, ids: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recorded_curves import NOT_FINITE, record_curve, show_curve
+from recorded_curves import count_not_finite, record_curve, show_curve
 
 from fp16_patch import text_table
 from fp16_patch.lab.launch.run import run_recipe
@@ -102,7 +102,7 @@ def record(path: Path, framework: str, arm: ArmRun) -> Record:
         "arm": arm.name,
         "steps": len(arm.series.steps),
         **curves,
-        "non_finite": {name: curve.count(NOT_FINITE) for name, curve in curves.items() if NOT_FINITE in curve},
+        "non_finite": {name: count for name, curve in curves.items() if (count := count_not_finite(curve))},
         "skipped": arm.skipped_updates,
         "seconds": arm.result.get("seconds"),
         "started": arm.result.get("started"),

@@ -31,6 +31,11 @@ def finite(values: Iterable[Any]) -> list[float]:
     return [number for value in values if (number := finite_number(value)) is not None]
 
 
+def count_not_finite(values: Iterable[Any]) -> int:
+    """Return the steps of a recorded curve that logged a number that is not finite."""
+    return sum(value is not None and finite_number(value) is None for value in values)
+
+
 def show_curve(values: Sequence[Value]) -> str:
     """Return a curve as text, ``-`` if it was not logged."""
     logged = [value for value in values if value is not None]

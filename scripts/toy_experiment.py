@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recorded_curves import NOT_FINITE, finite, record_curve, rounded
+from recorded_curves import count_not_finite, finite, record_curve, rounded
 from toy_experiment_page import write_page
 from toy_experiment_records import RUNS, mean, read_records
 
@@ -80,7 +80,7 @@ def measured(run: ArmRun, folder: Path) -> dict[str, Any]:
     curves = {name: record_curve(run.series, name, 4) for name in CURVES}
     means = {name: logged_values(folder / run.name / "metrics.jsonl", key) for name, key in MEANS.items()}
     not_finite = {name: len(values) - len(finite(values)) for name, values in means.items()}
-    not_finite |= {name: curve.count(NOT_FINITE) for name, curve in curves.items()}
+    not_finite |= {name: count_not_finite(curve) for name, curve in curves.items()}
     rollout = (run.precision_report or {}).get("roles", {}).get("rollout", {})
     return {
         "status": run.status,

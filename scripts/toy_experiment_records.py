@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recorded_curves import Value, finite
+from recorded_curves import Value, count_not_finite, finite
 
 from fp16_patch.lab.loading.load import find, load
 
@@ -55,7 +55,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     found = []
     for record in map(json.loads, lines):
         recipe = load(find(record["recipe"]))
-        found.append({**record, "algorithm": recipe.algorithm.name, "world": recipe.world})
+        curves = {name: values for name, values in record.items() if isinstance(values, list)}
+        not_finite = {name: count for name, values in curves.items() if (count := count_not_finite(values))}
+        facts = {"algorithm": recipe.algorithm.name, "world": recipe.world}
+        found.append({**record, **facts, "non_finite": not_finite | record.get("non_finite", {})})
     return found
 
 

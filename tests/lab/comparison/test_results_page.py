@@ -98,3 +98,15 @@ def test_the_figure_names_an_arm_that_logged_nan(run: Any, monkeypatch: pytest.M
     figure._points(axes, "verl", [record, spoilt], [record, spoilt], figure.token_mismatch)
     assert [text.get_text() for text in axes.texts] == ["8 (NaN in some steps)"]
     assert "dose-response bits-4: no finite mismatch" in axes.get_legend_handles_labels()[1]
+
+
+def test_a_run_without_a_framework_is_counted_too(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import toy_experiment_records as records
+
+    line = {"recipe": "dose-response", "bits": 8, "seed": 0, "steps": 3, "policy_accuracy": 0.5, "seconds": 1}
+    line |= {name: [0.5, "NaN", 0.5] for name in ("reward", "prob_diff_mean", "k3_kl", "grad_norm", "answer_tokens")}
+    (tmp_path / "plain.jsonl").write_text(json.dumps(line))
+    monkeypatch.setattr(records, "PLAIN", tmp_path / "plain.jsonl")
+    (record,) = records.read_plain()
+    assert record["non_finite"]["k3_kl"] == record["non_finite"]["answer_tokens"] == 1
+    assert (record["answer_tokens"], records.accuracy(record)) == (0.5, 0.5)
