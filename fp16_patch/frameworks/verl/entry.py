@@ -66,9 +66,7 @@ class PrecisionCallback(Callback):  # type: ignore[misc]  # Hydra ships no types
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a multirun, whose jobs are composed later and never pass through ``on_run_start``."""
-        what = "the precision flag does not reach the jobs of a Hydra multirun (-m)"
-        next_step = "start each job by itself, or from a shell loop"
-        _stop(Fp16PatchError(what, code="multirun-not-supported", next_step=next_step))
+        _stop(multirun_error())
 
 
 def apply_flag(config: DictConfig) -> list[Change]:
@@ -76,14 +74,7 @@ def apply_flag(config: DictConfig) -> list[Change]:
 
     Raises :class:`Fp16PatchError` with every problem found and ``config`` untouched.
     """
-    if "actor_rollout_ref" not in config:
-        raise Fp16PatchError(
-            "the precision flag was given to a Hydra application that is not verl's PPO trainer",
-            code="application-not-supported",
-            allowed="python -m verl.trainer.main_ppo (strategy fsdp, fsdp2 or megatron, rollout vllm)",
-            next_step="remove +precision@_global_ from this command",
-        )
-    if problems := _installation_problems(config):
+    if problems := application_problems(config) or installation_problems(config):
         raise combine_errors(problems)
     precision, changes, report_path = examine(config)
     accepted = sampling.accepted_settings(config, precision)
@@ -103,8 +94,8 @@ def apply_flag(config: DictConfig) -> list[Change]:
         }
     lines = [f"\n  {change.line}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
-    for setting in accepted:
-        logger.warning("%s", warning(setting))
+    for text in warnings(config, precision):
+        logger.warning("%s", text)
     return changes
 
 
@@ -113,6 +104,17 @@ def examine(config: DictConfig) -> tuple[Precision, list[Change], str | None]:
 
     Raises :class:`Fp16PatchError` with every problem of the configuration.
     """
+    precision, changes, problems, report_path = compare(config)
+    if problems:
+        raise combine_errors(problems)
+    return precision, changes, report_path
+
+
+def compare(config: DictConfig) -> tuple[Precision, list[Change], list[Fp16PatchError], str | None]:
+    """Return the precision, its changes, what it refuses, and the report's path. Changes nothing.
+
+    Raises :class:`Fp16PatchError` if a setting of the flag is not allowed.
+    """
     node = OmegaConf.to_container(config.get("fp16_patch") or OmegaConf.create({}), resolve=False)
     node.pop("applied", None)
     node = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
@@ -120,10 +122,33 @@ def examine(config: DictConfig) -> tuple[Precision, list[Change], str | None]:
     _check_choice(config, node)
     precision, critic = Precision.from_mapping(node), irregular.uses_critic(config)
     changes, problems = plan(config, settings(config, precision, critic), precision)
-    problems += irregular.problems(config, precision, critic)
-    if problems:
-        raise combine_errors(problems)
-    return precision, changes, report_path
+    return precision, changes, [*problems, *irregular.problems(config, precision, critic)], report_path
+
+
+def warnings(config: DictConfig, precision: Precision) -> list[str]:
+    """Return what the user should know about settings that are accepted."""
+    return [warning(setting) for setting in sampling.accepted_settings(config, precision)]
+
+
+def multirun_error() -> Fp16PatchError:
+    """Return the error for Hydra's multirun."""
+    what = "the precision flag does not reach the jobs of a Hydra multirun (-m)"
+    next_step = "start each job by itself, or from a shell loop"
+    return Fp16PatchError(what, code="multirun-not-supported", next_step=next_step)
+
+
+def application_problems(config: DictConfig) -> list[Fp16PatchError]:
+    """Return an error if the configuration is not that of a trainer that the flag supports."""
+    if "actor_rollout_ref" in config:
+        return []
+    return [
+        Fp16PatchError(
+            "the precision flag was given to a Hydra application that is not verl's PPO trainer",
+            code="application-not-supported",
+            allowed="python -m verl.trainer.main_ppo (strategy fsdp, fsdp2 or megatron, rollout vllm)",
+            next_step="remove +precision@_global_ from this command",
+        )
+    ]
 
 
 def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
@@ -145,7 +170,8 @@ def _check_choice(config: DictConfig, node: dict[str, Any]) -> None:
         raise refusal("fp16_patch.loss_scaling", "null", why, allowed, next_step)
 
 
-def _installation_problems(config: DictConfig) -> list[Fp16PatchError]:
+def installation_problems(config: DictConfig) -> list[Fp16PatchError]:
+    """Return why the flag cannot work with what is installed, in this process, or with this Ray cluster."""
     import ray
 
     problems = list(framework_problems("verl", RELEASE, ALL_PATCHES))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 from textwrap import indent
@@ -135,7 +134,7 @@ def _check(arguments: argparse.Namespace) -> int:
         raise Fp16PatchError(found_none, code="invalid-arguments", next_step="name some, or give --all")
     paths = available() if arguments.all else [find(name) for name in arguments.recipes]
     found = []
-    for checked in itertools.chain.from_iterable(map(check, paths)):
+    for checked in check(paths):
         found.append(checked)
         if not arguments.json:
             *what, problem = dataclasses.astuple(checked)

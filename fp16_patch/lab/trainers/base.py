@@ -3,40 +3,13 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.arms.preflight import Needs, count
-
-
-def unknown_option(word: str, framework: str, known: Iterable[str], advice: str = "correct it") -> Fp16PatchError:
-    """Return the error for ``word``, which sets an option that the framework does not have."""
-    key = word.partition("=")[0].lstrip("-")
-    close = difflib.get_close_matches(key, known, n=3)
-    return Fp16PatchError(
-        f"{word}: {framework} has no option {key}",
-        code="configuration-refused",
-        allowed=f"the options of {framework}" + (f", such as {', '.join(close)}" if close else ""),
-        next_step=f"did you mean {close[0]}?" if close else advice,
-    )
-
-
-def package_folder(package: str, name: str) -> Path:
-    """Return the folder of an installed framework, without importing it."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise Fp16PatchError(
-            f"{name} is not installed",
-            code="not-installed",
-            next_step=f"pip install {package}, or choose another framework",
-        )
-    return Path(found.origin).parent
 
 
 class Trainer(ABC):

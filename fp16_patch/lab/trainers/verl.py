@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.arms.overrides import assignments, key_value, merge, render
 from fp16_patch.lab.arms.preflight import Needs
-from fp16_patch.lab.trainers import verl_composition, verl_hyperparameters
+from fp16_patch.lab.trainers import verl_hyperparameters
 from fp16_patch.lab.trainers.base import Trainer
 
 _PRECISION_FILES = Path(__file__).parents[2] / "frameworks/verl/conf/precision"
@@ -103,7 +103,15 @@ class Verl(Trainer):
 
     def compose(self, command: Command) -> Any:
         """Return Hydra's composition of the command, rewritten by the flag and accepted by verl's own checks."""
-        return verl_composition.compose(command)
+        from fp16_patch.frameworks.verl import composition, entry
+        from fp16_patch.frameworks.verl.config.changes import rewrite
+
+        config = composition.compose([word for word in command.arguments[3:] if not word.startswith("hydra.")])
+        _, changes, _ = entry.examine(config)
+        rewrite(config, changes)
+        for problem in composition.verl_problems(config)[0]:
+            raise problem
+        return config
 
     def translate(self, job: Job) -> dict[str, object]:
         """Return the job's hyperparameters as Hydra keys."""

@@ -19,7 +19,7 @@ from fp16_patch.lab.loading.load import available, find, load
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.toy import ToyTask
 from fp16_patch.lab.trainers import TRAINERS
-from fp16_patch.lab.trainers.openrlhf_arguments import parser
+from fp16_patch.frameworks.openrlhf.arguments import parser
 
 Write = Callable[..., Path]
 STEPS = "verl:\n  overrides:\n    trainer.total_training_steps: 4\n"

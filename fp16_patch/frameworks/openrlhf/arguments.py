@@ -18,7 +18,8 @@ from datetime import datetime
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.trainers.base import package_folder, unknown_option
+from fp16_patch.frameworks.installation import package_folder
+from fp16_patch.frameworks.unknown_option import unknown_option
 
 _UNKNOWN = "unrecognized arguments: "
 
@@ -37,7 +38,7 @@ def parsed(words: Sequence[str]) -> Any:
     try:
         with _as_main_program(words), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return _run(_main_block())["args"]
-    except (SystemExit, AssertionError) as error:
+    except (SystemExit, Exception) as error:
         message = said.getvalue().strip().rpartition(": error: ")[2] if isinstance(error, SystemExit) else str(error)
         if _UNKNOWN in message:
             known = [option.lstrip("-") for option in parser()._option_string_actions]
