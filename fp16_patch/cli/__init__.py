@@ -29,8 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] not in subparsers.choices:
         for entry_point in metadata.entry_points(group=COMMANDS):
             entry_point.load()(subparsers)
+    after_dashes = None
+    if words[:1] in (["run"], ["doctor"]) and "--" in words:  # argparse removes one --, and not always the first
+        at = words.index("--")
+        words, after_dashes = words[:at], words[at + 1 :]
     try:
         options = parser.parse_args(words)
+        options.command_words = after_dashes
         return int(options.run(options) or 0)
     except Fp16PatchError as error:
         print(error, file=sys.stderr)

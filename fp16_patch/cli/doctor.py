@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report what is installed, what the flag would patch, and why not: ``fp16-patch doctor``. Changes nothing."""
+"""Report what is installed, what the flag would patch, and why not: ``fp16-patch doctor``. Changes nothing.
+
+With the user's command: what the flag would change, refuse or warn about there (``command_check.py``).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from fp16_patch import text_table
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import Patch, check_source, declared_in, installed_version
 from fp16_patch.precision import Precision
+from fp16_patch.precision.setting_names import check_settings
 from fp16_patch.report import precision_report
 
 DISTRIBUTIONS = (*(name for names in precision_report.DISTRIBUTIONS.values() for name in names), "hydra-core")
@@ -27,15 +31,56 @@ COMMANDS = {
 
 def add_parser(subparsers: Any) -> None:
     """Add ``doctor`` to the commands."""
-    parser = subparsers.add_parser("doctor", help="report what is installed, what would be patched, and why not")
+    parser = subparsers.add_parser(
+        "doctor",
+        help="report what is installed, what would be patched, and why not; or what the flag would do to a command",
+        usage="fp16-patch doctor [--json] [[fp16_patch.NAME=VALUE ...] -- COMMAND [ARGUMENT ...]]",
+        description="Report what is installed, what would be patched, and why not. With a command: what the flag would "
+        "change, refuse or warn about there. Nothing is started. Exit status: 0 if ready, 1 if not, 2 if the command "
+        "cannot be examined.",
+    )
+    setting = "a setting of the flag, for the command"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="fp16_patch.NAME=VALUE", help=setting)
+    parser.add_argument("--command", dest="text", metavar="'COMMAND'", help="the command as one word, in quotes")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.check_unknown = _check_unknown
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; return 0 if every installed framework, at least one, would accept the flag, else 1."""
+    """Print the findings; return 0 if every installed framework, at least one, would accept the flag, else 1.
+
+    Raises:
+        Fp16PatchError: If the user's command cannot be examined.
+    """
+    if options.text is not None or options.command_words is not None or options.overrides:
+        return _check_command(options)
     findings = examine()
     print(json.dumps(findings, indent=2) if options.json else _text(findings))
+    return 0 if findings["ready"] else 1
+
+
+def _check_unknown(words: list[str]) -> None:
+    if not words[0].startswith("--"):  # a command without the --
+        check_settings(words)
+
+
+def _check_command(options: argparse.Namespace) -> int:
+    """Print what the flag would do to the user's command; return 0 if it would start, else 1."""
+    from fp16_patch.cli import command_check
+
+    settings, words = options.overrides, options.command_words
+    if (options.text is None) == (words is None):
+        raise Fp16PatchError(
+            "both --command and a command after the --" if words else "settings without a command",
+            code="invalid-arguments",
+            next_step="give the command once: fp16-patch doctor [fp16_patch.NAME=VALUE ...] -- COMMAND",
+        )
+    command = command_check.find_command(words or [], options.text)
+    again = ["doctor", *(["--json"] if options.json else []), *settings]
+    command_check.run_in_its_environment(command, [*again, "--", *command.words])
+    findings = command_check.examine(command, settings)
+    print(json.dumps(findings, indent=2) if options.json else command_check.as_text(findings))
     return 0 if findings["ready"] else 1
 
 

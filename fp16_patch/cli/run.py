@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
 from typing import Any
 
+from fp16_patch.cli.interpreter import find_interpreter
 from fp16_patch.engines.ray.cluster import cluster_problems
-from fp16_patch.errors import Fp16PatchError, combine_errors
+from fp16_patch.errors import combine_errors
 from fp16_patch.precision.setting_names import check_settings
 
 
@@ -37,25 +36,12 @@ def run(options: argparse.Namespace) -> int:
     """
     from fp16_patch.frameworks.launcher import command_with_flag
 
-    words = list(options.words)
-    # argparse removes a leading --.
-    split = words.index("--") if "--" in words else next((i for i, w in enumerate(words) if "=" not in w), len(words))
-    settings, command = words[:split], words[split:]
-    command = command_with_flag(settings, command[1:] if command[:1] == ["--"] else command)
-    program = shutil.which(command[0])
-    if program is None:
-        raise Fp16PatchError(
-            f"program {command[0]!r} was not found",
-            code="program-not-found",
-            next_step="check the path of the interpreter",
-        )
-    if subprocess.run([program, "-c", "import fp16_patch, omegaconf"], capture_output=True, check=False).returncode:
-        raise Fp16PatchError(
-            f"fp16-patch is not installed for {program}",
-            code="not-installed",
-            allowed="the interpreter of the environment that the trainer is installed in",
-            next_step=f"{program} -m pip install fp16-patch, or name the right interpreter after the --",
-        )
+    settings, command = list(options.words), options.command_words
+    if command is None:  # without a --
+        split = next((i for i, word in enumerate(settings) if "=" not in word), len(settings))
+        settings, command = settings[:split], settings[split:]
+    command = command_with_flag(settings, command)
+    program = find_interpreter(command[0])
     if problems := cluster_problems(python=program):
         raise combine_errors(problems)
     sys.stdout.flush()

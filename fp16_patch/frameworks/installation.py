@@ -24,11 +24,15 @@ def package_folder(package: str, name: str) -> Path:
 
 
 def module_file(module: str) -> Path:
-    """Return the file of ``python -m MODULE``, without importing it or its packages.
+    """Return the file of ``python -m MODULE``, or the script ``MODULE``, without importing it or its packages.
 
     Raises:
         Fp16PatchError: If there is none.
     """
+    if module.endswith(".py"):
+        if Path(module).is_file():
+            return Path(module).resolve()
+        raise Fp16PatchError(f"there is no script {module}", code="file-not-found", next_step="correct its path")
     top, *names = module.split(".")
     try:
         found = importlib.util.find_spec(top)

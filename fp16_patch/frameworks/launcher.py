@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.advice import OPENRLHF, VERL, command_not_supported
 from fp16_patch.precision.setting_names import FLAG, check_overrides, check_settings
 
-VERL = ("verl.trainer.main_ppo",)
-OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
 STARTER = "fp16_patch.frameworks.openrlhf"
 HYDRA_OPTIONS_WITH_A_VALUE = frozenset(
     (
@@ -37,19 +35,22 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
     module = words[module_at] if module_at < len(words) else ""
     head, arguments = words[:module_at], words[module_at + 1 :]
     if not head or not Path(head[0]).name.startswith("python") or module not in (*OPENRLHF, *VERL):
-        raise Fp16PatchError(
-            f"{' '.join(words[: module_at + 1]) or 'an empty command'} is not a command of a supported trainer",
-            code="command-not-supported",
-            allowed=" or ".join(f"python -m {name} ..." for name in (*OPENRLHF, *VERL)),
-            next_step="give the trainer's own command after the --; with `ray job submit`, fp16-patch run goes inside. "
-            "Start other programs without fp16-patch",
-        )
+        raise command_not_supported(words, settings)
     if module in OPENRLHF:
         return [*head, STARTER, *settings, "--", module, *arguments]
+    return [*head, module, *verl_arguments(settings, arguments)]
+
+
+def verl_arguments(settings: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a main of verl with the flag on them; FP16 if they name no precision.
+
+    Raises:
+        Fp16PatchError: If a setting is unknown.
+    """
     check_overrides(arguments)
     flag = [] if any(word.startswith(FLAG) for word in arguments) else [f"{FLAG}=fp16"]
     at = _first_override(arguments)
-    return [*head, module, *arguments[:at], *flag, *settings, *arguments[at:]]
+    return [*arguments[:at], *flag, *settings, *arguments[at:]]
 
 
 def _first_override(arguments: Sequence[str]) -> int:

@@ -18,10 +18,29 @@ from datetime import datetime
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.examined import Examined
 from fp16_patch.frameworks.installation import package_folder
+from fp16_patch.frameworks.openrlhf import config, entry, refusals
 from fp16_patch.frameworks.unknown_option import unknown_option
+from fp16_patch.rollout_health.sampling_settings import warning
 
 _UNKNOWN = "unrecognized arguments: "
+
+
+def examine_command(module: str, words: Sequence[str], overrides: Sequence[str]) -> Examined:
+    """Return what the flag would do to ``python -m MODULE WORDS``; ``overrides`` are settings of the flag.
+
+    Raises:
+        Fp16PatchError: If OpenRLHF refuses the arguments, or a setting of the flag is not allowed.
+    """
+    given = config.settings(overrides)
+    args = parsed(words)
+    precision = config.precision(args, given)
+    problems = [*entry.installation_problems(module), *refusals.unsupported(args, precision)]
+    warned = [warning(setting) for setting in refusals.accepted_sampling(args, precision)]
+    if precision.train_dtype != "fp16":
+        warned.append(f"this run trains in {precision.train_dtype}: FP16 is --ds.param_dtype fp16")
+    return Examined(precision.name, config.rewrite(args, precision), problems, warned)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +61,7 @@ def parsed(words: Sequence[str]) -> Any:
         message = said.getvalue().strip().rpartition(": error: ")[2] if isinstance(error, SystemExit) else str(error)
         if _UNKNOWN in message:
             known = [option.lstrip("-") for option in parser()._option_string_actions]
-            raise unknown_option(message.partition(_UNKNOWN)[2], "OpenRLHF", known) from error
+            raise unknown_option(message.partition(_UNKNOWN)[2].split()[0], "OpenRLHF", known) from error
         what = f"OpenRLHF refuses its arguments: {message}"
         raise Fp16PatchError(what, code="configuration-refused", next_step="correct the argument") from error
 
@@ -57,8 +76,8 @@ def _main_block() -> list[ast.stmt]:
 
 def _run(statements: list[ast.stmt]) -> dict[str, Any]:
     # By its path: importing the package would import the models.
-    config = runpy.run_path(str(package_folder("openrlhf", "OpenRLHF") / "utils" / "config.py"))
-    names = {"argparse": argparse, "datetime": datetime, "hierarchize": config["hierarchize"]}
+    loaded = runpy.run_path(str(package_folder("openrlhf", "OpenRLHF") / "utils" / "config.py"))
+    names = {"argparse": argparse, "datetime": datetime, "hierarchize": loaded["hierarchize"]}
     exec(compile(ast.Module(statements, []), "train_ppo_ray", "exec"), names)
     return names
 

@@ -20,17 +20,23 @@ from fp16_patch.frameworks.installation import module_file, package_folder
 from fp16_patch.frameworks.unknown_option import unknown_option
 
 MODULE = "verl.trainer.main_ppo"
+_OWN_MAIN = "whether the proof reaches the trainer of this main is checked when it starts"
 _UNKNOWN = re.compile(r"Could not override '(.+)'")
 
 
 def examine_command(module: str, words: Sequence[str]) -> Examined:
-    """Return what the flag would do to ``python -m MODULE WORDS``.
+    """Return what the flag would do to ``python -m MODULE WORDS``. ``module`` may be the path of a script.
 
     Raises:
         Fp16PatchError: If Hydra cannot compose the configuration, or a setting of the flag is not allowed.
     """
     from omegaconf.errors import OmegaConfBaseException
 
+    from fp16_patch.frameworks.verl.refusals import mains
+
+    module_file(module)
+    if problems := mains.problems(module):
+        return Examined("", problems=problems)
     config = compose(words, module)
     from fp16_patch.frameworks.verl import entry
     from fp16_patch.frameworks.verl.config.changes import rewrite
@@ -39,7 +45,7 @@ def examine_command(module: str, words: Sequence[str]) -> Examined:
         return Examined("", problems=problems)
     try:
         precision, changes, problems, _ = entry.compare(config)
-        warned = entry.warnings(config, precision)
+        warned = [*entry.warnings(config, precision), *([] if module in mains.SUPPORTED else [_OWN_MAIN])]
     except OmegaConfBaseException as error:  # such as ${oc.env:NAME} of a variable that is not set
         raise _refused("OmegaConf", error) from error
     listed = [asdict(change) for change in changes]
@@ -131,19 +137,19 @@ def _declared(module: str, file: Path) -> dict[str, Any]:
         for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "hydra.main":
                 names = ("config_path", "config_name", "version_base")
-                given = dict(zip(names, call.args)) | {one.arg: one.value for one in call.keywords if one.arg}
+                given = dict(zip(names, call.args, strict=False))
+                given |= {one.arg: one.value for one in call.keywords if one.arg}
                 return {name: ast.literal_eval(value) for name, value in given.items()}
     raise Fp16PatchError(
-        f"python -m {module} has no @hydra.main",
-        code="application-not-supported",
-        allowed=f"python -m {MODULE}",
-        next_step="start it without fp16-patch",
+        f"{module} starts no trainer that the flag supports: it has no @hydra.main",
+        code="trainer-not-found",
+        allowed=f"python -m {MODULE} ..., or a main of your own with verl's configuration",
+        next_step="give the trainer's own command",
     )
 
 
 def _composed(file: Path, path: str | None, name: str | None, given: Any) -> Any:
     """Compose as ``hydra._internal.utils._run_hydra`` does."""
-
     from hydra import version
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_automatic_config_search_path, validate_config_path

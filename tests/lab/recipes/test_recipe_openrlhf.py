@@ -13,13 +13,13 @@ from raising import raises_code
 from fp16_patch import envs
 from fp16_patch.frameworks.launcher import command_with_flag
 from fp16_patch.frameworks.openrlhf import config
+from fp16_patch.frameworks.openrlhf.arguments import parser
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.loading.load import available, find, load
 from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.lab.toy import ToyTask
 from fp16_patch.lab.trainers import TRAINERS
-from fp16_patch.frameworks.openrlhf.arguments import parser
 
 Write = Callable[..., Path]
 STEPS = "verl:\n  overrides:\n    trainer.total_training_steps: 4\n"

@@ -60,6 +60,13 @@ def refuse_started_module() -> None:
         raise _refusal(started, REFUSED[started])
 
 
+def problems(main: str) -> list[Fp16PatchError]:
+    """Return why one of verl's mains is refused; nothing for a user's own, which only its function can tell."""
+    if main in SUPPORTED or main.partition(".")[0] != "verl":
+        return []
+    return [_refusal(main, REFUSED.get(main, _UNKNOWN))]
+
+
 def refuse_main(function: Callable[..., Any]) -> None:
     """Refuse the function that Hydra is about to call, unless the proof reaches the trainer that it runs.
 

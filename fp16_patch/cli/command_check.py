@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Say what the flag would do to the user's command: ``fp16-patch doctor -- COMMAND``. Starts nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fp16_patch import text_table
+from fp16_patch.cli.interpreter import find_interpreter, is_this_environment
+from fp16_patch.engines.ray.cluster import cluster_problems
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks import advice
+from fp16_patch.frameworks.launcher import verl_arguments
+from fp16_patch.frameworks.user_command import UserCommand, find, find_in_text
+from fp16_patch.precision.setting_names import check_settings
+
+
+def find_command(words: Sequence[str], text: str | None) -> UserCommand:
+    """Return the trainer's command in ``words``, or in the command line ``text``.
+
+    Raises:
+        Fp16PatchError: If there is none, or only a shell can tell it.
+    """
+    if text is not None:
+        found = find_in_text(text)
+        words = text.split()
+    else:
+        found = find(words)
+    if found is None and (script := advice.shell_script(words)):
+        found = find_in_text(advice.read_script(script), strict=True)
+        if found is None:
+            raise advice.in_script(script, words, ())
+    if found is None:
+        raise advice.command_not_supported(words, ())
+    return found
+
+
+def run_in_its_environment(command: UserCommand, arguments: Sequence[str]) -> None:
+    """Replace this process by ``fp16-patch ARGUMENTS`` in the environment of the command, if that is another one.
+
+    A command inside of ``uv run``, ``ray job submit`` and the like is examined in this environment.
+
+    Raises:
+        Fp16PatchError: If its interpreter is not found, or lacks this package.
+    """
+    if any("=" not in word and word != "env" for word in command.wrapper) or command.head[0].startswith("-"):
+        return
+    program = find_interpreter(command.head[0])
+    if not is_this_environment(program):
+        sys.stdout.flush()
+        os.execv(program, [program, "-m", "fp16_patch.cli", *arguments])
+
+
+def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the findings, ready for JSON.
+
+    Raises:
+        Fp16PatchError: If the command's configuration cannot be composed.
+    """
+    settings = [*command.settings, *settings]
+    check_settings(settings)
+    in_job = _job_problems(command) if command.submitted else []
+    if unreadable := next((error for error in in_job if error.code == "runtime-env-not-json"), None):
+        raise unreadable
+    openrlhf = command.module in advice.OPENRLHF and not command.is_script
+    with _environment(command):
+        if openrlhf:
+            from fp16_patch.frameworks.openrlhf import arguments
+
+            examined = arguments.examine_command(command.module, command.arguments, settings)
+            flagged = ["fp16-patch", "run", *settings, "--", *command.words]
+        else:
+            from fp16_patch.frameworks.verl import composition
+
+            with_flag = verl_arguments(settings, command.arguments)
+            examined = composition.examine_command(command.module, with_flag)
+            flagged = [*command.head, command.module, *with_flag]
+    problems = [*in_job, *examined.problems]
+    return {
+        "command": command.words,
+        "inside": list(command.wrapper),
+        "framework": "openrlhf" if openrlhf else "verl",
+        "executable": sys.executable,
+        "precision": examined.precision,
+        "changes": [dict(change) for change in examined.changes],
+        "refused": [_as_mapping(problem) for problem in problems],
+        "warnings": list(examined.warnings),
+        "with_the_flag": [*command.wrapper, *flagged],
+        "ready": not problems,
+    }
+
+
+def as_text(findings: Mapping[str, Any]) -> str:
+    """Return the findings as text."""
+    inside = shlex.join(findings["inside"])
+    paragraphs = [f"{findings['framework']}: {shlex.join(findings['command'])}"]
+    if inside:
+        paragraphs.append(f"Inside: {inside}\nComposed with the packages of {findings['executable']}")
+    if changes := findings["changes"]:
+        rows = [[one["key"], str(one["before"]), str(one["after"]), _MARKS[one["overwritten"]]] for one in changes]
+        paragraphs.append(f"What the flag would change here, precision {findings['precision']} (nothing was started):")
+        paragraphs.append(text_table.plain(("key", "before", "after", ""), rows))
+    paragraphs += [f"WARNING: {text}" for text in findings["warnings"]]
+    for one in findings["refused"]:
+        lines = [f"NOT READY: {one['what']}"]
+        lines += [f"  {name.replace('_', ' ')}: {one[name]}" for name in ("allowed", "next_step") if one[name]]
+        paragraphs.append("\n".join(lines))
+    if findings["ready"]:
+        paragraphs.append(f"Ready: {shlex.join(findings['with_the_flag'])}")
+    return "\n\n".join(paragraphs)
+
+
+_MARKS = {True: "overwritten", False: ""}
+
+
+def _job_problems(command: UserCommand) -> list[Fp16PatchError]:
+    return cluster_problems(command.option("--address"), command.option("--runtime-env-json"), submit=True)
+
+
+def _as_mapping(error: Fp16PatchError) -> dict[str, Any]:
+    return {name: getattr(error, name) for name in ("code", "what", "allowed", "next_step")}
+
+
+@contextlib.contextmanager
+def _environment(command: UserCommand) -> Iterator[None]:
+    """Set what the command would find: its variables, and its folder of modules. Ask no hub for a model."""
+    before, path = dict(os.environ), list(sys.path)
+    in_job = {"RAY_ADDRESS": "local"} if command.submitted else {}  # the job's own cluster, checked before
+    os.environ.update({"HF_HUB_OFFLINE": "1", **command.environment, **in_job})
+    sys.path.insert(0, os.path.dirname(os.path.abspath(command.module)) if command.is_script else os.getcwd())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        sys.path[:] = path

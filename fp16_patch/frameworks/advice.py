@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Say how the flag gets onto a command that ``fp16-patch run`` does not start itself: scripts, ``uv run``, Ray jobs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.user_command import SHELLS, UserCommand, find
+from fp16_patch.precision.setting_names import FLAG
+
+VERL = ("verl.trainer.main_ppo",)
+OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
+ALLOWED = " or ".join(f"python -m {name} ..." for name in (*OPENRLHF, *VERL))
+_RANK_STARTERS = ("torchrun", "accelerate", "deepspeed", "mpirun")
+PAGE = "docs/your-command.md"
+
+
+def command_not_supported(words: Sequence[str], settings: Sequence[str]) -> Fp16PatchError:
+    """Return the error for a command that ``fp16-patch run`` cannot start, with the way that fits."""
+    if script := shell_script(words):
+        return in_script(script, words, settings)
+    found = find(words)
+    if found is not None and found.module in (*VERL, *OPENRLHF) and found.wrapper:
+        return _inside_another_program(found, settings)
+    at = list(words).index("-m") + 2 if "-m" in words else len(words)
+    step = "with `ray job submit`, fp16-patch run goes inside. Start other programs without fp16-patch"
+    if words and Path(words[0]).name in _RANK_STARTERS and any(module in words for module in (*VERL, *OPENRLHF)):
+        step = "without torchrun and the like: Ray starts the ranks"
+    return Fp16PatchError(
+        f"{' '.join(words[:at]) or 'an empty command'} is not a command of a supported trainer",
+        code="command-not-supported",
+        allowed=ALLOWED,
+        next_step=f"give the trainer's own command after the --; {step}",
+    )
+
+
+def shell_script(words: Sequence[str]) -> str | None:
+    """Return the path of the shell script that the command runs, or None."""
+    for at, word in enumerate(words):
+        if word.endswith((".sh", ".bash")):
+            return word
+        if Path(word).name in SHELLS:
+            return next((one for one in words[at + 1 :] if not one.startswith("-")), None)
+    return None
+
+
+def in_script(script: str, words: Sequence[str], settings: Sequence[str]) -> Fp16PatchError:
+    """Return the error for a command inside a shell script: where it is, and how the flag gets there."""
+    text = read_script(script)
+    at, module = next(
+        (number, module)
+        for number, line in enumerate(text.splitlines(), 1)
+        for module in (*VERL, *OPENRLHF)
+        if module in line and not line.lstrip().startswith("#")
+    )
+    given = " ".join(["", *settings])
+    if module in OPENRLHF:
+        step = f"write `fp16-patch run{given} --` before python in line {at}"
+    elif re.search(r"\$(@|\*|\{@)", text):
+        step = f"the script passes its arguments on: {shlex.join(words)} {FLAG}=fp16{given}"
+    else:
+        step = f"add {FLAG}=fp16{given} to the command in line {at}"
+    return Fp16PatchError(
+        f"{script} is a script: only a shell can tell the trainer's command in its line {at}",
+        code="command-in-script",
+        allowed=ALLOWED,
+        next_step=f"{step}. To see what the flag would change, write `fp16-patch doctor --` before python in line {at} "
+        f"of a copy ({PAGE})",
+    )
+
+
+def read_script(script: str) -> str:
+    """Return the text of a shell script that names a supported trainer.
+
+    Raises:
+        Fp16PatchError: If the file cannot be read, or names none.
+    """
+    try:
+        text = Path(script).read_text(errors="replace")
+    except OSError as error:
+        raise Fp16PatchError(
+            f"{script} cannot be read: {error.strerror}",
+            code="file-not-found",
+            next_step="correct the path of the script",
+        ) from error
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    if not any(module in code for module in (*VERL, *OPENRLHF)):
+        raise Fp16PatchError(
+            f"{script} starts no trainer that the flag supports",
+            code="trainer-not-found",
+            allowed=f"a script with {ALLOWED}",
+            next_step=f"if it calls another script, give that one; otherwise the trainer's own command ({PAGE})",
+        )
+    return text
+
+
+def _inside_another_program(found: UserCommand, settings: Sequence[str]) -> Fp16PatchError:
+    outer = next((word for word in found.wrapper if "=" not in word), found.wrapper[0])
+    given = " ".join(["", *settings])
+    if found.module in VERL:
+        step = f"start your command as it is, without fp16-patch run, and append {FLAG}=fp16{given}"
+    else:
+        inner = shlex.join([*found.wrapper, "fp16-patch", "run", *settings, "--", *found.head, found.module])
+        step = f"put fp16-patch run inside: {inner} ..."
+    return Fp16PatchError(
+        f"{outer} starts {found.module} in an environment of its own",
+        code="command-not-supported",
+        allowed=ALLOWED,
+        next_step=f"{step}. The package must be in that environment ({PAGE})",
+    )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the trainer's command in what people type: ``python -m ...``, also inside ``uv run`` or ``ray job submit``.
+
+Nothing is executed. What only a shell can know (variables, loops, functions) is not found; ``advice.py`` says what to
+do then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fp16_patch.errors import Fp16PatchError
+
+SHELLS = ("sh", "bash", "dash", "zsh")
+_PYTHON = re.compile(r"python[\d.]*")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_WITH_A_VALUE = ("-X", "-W", "--check-hash-based-pycs")
+_OPERATORS = set(";&|\n")
+_FROM_A_SHELL = re.compile(r"\$\(|`|\$\w|\$\{[A-Za-z_]\w*(:[-=+?\d]|[\[#%/@^,])|\$\{[!#@*\d]")
+"""What only a shell can replace; ``${a.b}`` and ``${a:b}`` are Hydra's."""
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+_SCRIPT_ARGUMENTS = re.compile(r"\$(@|\*|\{@)")
+
+
+@dataclass(frozen=True)
+class UserCommand:
+    """A trainer's command, taken apart."""
+
+    head: tuple[str, ...]
+    """The interpreter with its options, up to ``-m``."""
+    module: str
+    """The module, or the path of a script."""
+    arguments: tuple[str, ...]
+    wrapper: tuple[str, ...] = ()
+    """The words before it, such as ``ray job submit --``."""
+    settings: tuple[str, ...] = ()
+    """The settings of an inner ``fp16-patch run``."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The variables that the words before it set."""
+
+    @property
+    def words(self) -> list[str]:
+        """The words from the interpreter on."""
+        return [*self.head, self.module, *self.arguments]
+
+    @property
+    def is_script(self) -> bool:
+        """Whether ``module`` is a file."""
+        return self.head[-1] not in ("-m", "--module")
+
+    @property
+    def submitted(self) -> bool:
+        """Whether ``ray job submit`` starts it."""
+        return any(self.wrapper[i : i + 3] == ("ray", "job", "submit") for i in range(len(self.wrapper)))
+
+    def option(self, name: str) -> str | None:
+        """Return the value of an option of the words before it."""
+        for word, value in zip(self.wrapper, (*self.wrapper[1:], ""), strict=True):
+            if word == name:
+                return value
+            if word.startswith(f"{name}="):
+                return word.partition("=")[2]
+        return None
+
+
+def find(words: Sequence[str]) -> UserCommand | None:
+    """Return the first command that starts a Python module or script, or None."""
+    words = list(words)
+    for at, word in enumerate(words[:-2]):
+        if Path(word).name in SHELLS and re.fullmatch(r"-\w*c", words[at + 1]):
+            return find_in_text(words[at + 2])
+    return _python(words, modules=True) or _uv(words) or _python(words, modules=False)
+
+
+def find_in_text(text: str, *, strict: bool = False) -> UserCommand | None:
+    """Return the first command of a shell command line, or None.
+
+    Environment variables are put in, as a shell would. With ``strict``, for scripts, the first command with anything
+    else than ``"$@"`` that only a shell can replace counts as none.
+
+    Raises:
+        Fp16PatchError: If the text cannot be read as a command line, or only a shell can replace a part of the command.
+    """
+    environment: dict[str, str] = {}
+    for raw in _simple_commands(text):
+        words = raw if strict else [_expanded(word, {**os.environ, **environment}) for word in raw]
+        bare = words[1:] if words[:1] == ["export"] else words
+        if bare and all(_ASSIGNMENT.match(word) for word in bare):
+            environment |= _assignments(bare)
+        elif found := find(words):
+            if strict and any("$" in word or "`" in word for word in words):
+                return None
+            if unknown := next((word for word in words if _FROM_A_SHELL.search(word)), None):
+                raise Fp16PatchError(
+                    f"only a shell can tell what {unknown!r} stands for",
+                    code="command-unreadable",
+                    allowed="words, quotes, and variables that are set here",
+                    next_step="put `fp16-patch doctor --` in front of the command itself: your shell then fills it in",
+                )
+            return replace(found, environment={**environment, **found.environment})
+    return None
+
+
+def _python(words: list[str], *, modules: bool) -> UserCommand | None:
+    for at, word in enumerate(words):
+        if not _PYTHON.fullmatch(Path(word).name):
+            continue
+        i = at + 1
+        while i < len(words) and words[i].startswith("-") and words[i] not in ("-m", "-c"):
+            i += 2 if words[i] in _WITH_A_VALUE else 1
+        if i < len(words) and words[i] == "-m" and i + 1 < len(words) and modules:
+            return _taken_apart(words, at, i + 1)
+        if i < len(words) and not words[i].startswith("-") and not modules:
+            return _taken_apart(words, at, i)
+    return None
+
+
+def _uv(words: list[str]) -> UserCommand | None:
+    """Return the command of ``uv run -m MODULE``."""
+    at = next((i for i in range(len(words) - 1) if Path(words[i]).name == "uv" and words[i + 1] == "run"), None)
+    option = next((i for i, word in enumerate(words) if word in ("-m", "--module")), None)
+    if at is None or option is None or option < at or option + 1 >= len(words):
+        return None
+    return _taken_apart(words, option, option + 1)
+
+
+def _taken_apart(words: list[str], start: int, module: int) -> UserCommand:
+    wrapper = tuple(words[:start])
+    settings: tuple[str, ...] = ()
+    inner = next((i for i in range(start - 1) if Path(words[i]).name == "fp16-patch" and words[i + 1] == "run"), None)
+    if inner is not None:
+        settings = tuple(word for word in words[inner + 2 : start] if word != "--")
+        wrapper = tuple(words[:inner])
+    found = UserCommand(tuple(words[start:module]), words[module], tuple(words[module + 1 :]), wrapper, settings)
+    # ``A=1 python``, ``env A=1 python``; not ``fp16_patch.x=1``.
+    set_here = _assignments([word for word in wrapper if _ASSIGNMENT.match(word)])
+    return replace(found, environment={**_of_the_job(found), **set_here})
+
+
+def _of_the_job(command: UserCommand) -> dict[str, str]:
+    """Return the variables of ``--runtime-env-json``; its mistakes are found when the cluster is checked."""
+    try:
+        variables = json.loads(command.option("--runtime-env-json") or "{}")["env_vars"]
+        return {str(name): str(value) for name, value in variables.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _assignments(words: Sequence[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
+def _expanded(word: str, variables: Mapping[str, str]) -> str:
+    return _VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), word)
+
+
+def _simple_commands(text: str) -> list[list[str]]:
+    text = re.sub(r"\\\r?\n", " ", text)
+    text = re.sub(r"(?m)^\s*#.*$", "", text)
+    text = re.sub(r"\s[012]?>(?=[>&\s\w/.])", " >", text)
+    lexer = shlex.shlex(text.strip(), posix=True, punctuation_chars=";&|<>\n")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
+    commands: list[list[str]] = [[]]
+    try:
+        tokens = list(lexer)
+    except ValueError as error:
+        raise Fp16PatchError(
+            f"the command cannot be read: {error}",
+            code="command-unreadable",
+            allowed="a command line as a shell reads it",
+            next_step="close the quotes; quote the whole command for your shell, or give its words after a --",
+        ) from error
+    skip = False
+    for token in tokens:
+        if set(token) & {"<", ">"} and not set(token) - set("<>&"):
+            skip = True  # a redirection, and its file
+        elif set(token) <= _OPERATORS:
+            commands.append([])
+        elif skip:
+            skip = False
+        elif not _SCRIPT_ARGUMENTS.match(token):  # a script's own arguments: none here
+            commands[-1].append(token)
+    return [words for words in commands if words]
