@@ -139,7 +139,7 @@ def _taken_apart(words: list[str], start: int, module: int) -> UserCommand:
         settings = tuple(word for word in words[inner + 2 : start] if word != "--")
         wrapper = tuple(words[:inner])
     found = UserCommand(tuple(words[start:module]), words[module], tuple(words[module + 1 :]), wrapper, settings)
-    # ``A=1 python``, ``env A=1 python``; not ``fp16_patch.x=1``.
+    # ``A=1 python``, ``env A=1 python``.
     set_here = _assignments([word for word in wrapper if _ASSIGNMENT.match(word)])
     return replace(found, environment={**_of_the_job(found), **set_here})
 

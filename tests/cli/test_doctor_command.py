@@ -171,7 +171,7 @@ BAD = {
     ("--", *OPENRLHF, "--ds.zero_stge", "1"): "next step: did you mean ds.zero_stage?",
     ("--", *OPENRLHF, "--ds.zero_stage", "x"): "OpenRLHF refuses its arguments: argument --ds.zero_stage",
     ("--", "ray", "job", "submit", "--runtime-env-json", "{x", "--", *VERL): "is not a JSON mapping",
-    ("fp16_patch.overwrit=true", "--", *VERL): "did you mean fp16_patch.overwrite?",
+    ("fp16_patch.init_scale=2", "--", *VERL): "did you mean fp16_patch.loss_scaling.init_scale?",
     ("fp16_patch.overwrite=2", "--", *VERL): "allowed: true, false",
     ("fp16_patch.overwrite=true",): "settings without a command",
     ("--command", "x", "--", "y"): "both --command and a command after the --",
