@@ -29,7 +29,11 @@ JOB = """ray job submit --address=http://x:8265 --runtime-env-json '{"env_vars":
         ("# don't\nset -x\npython -m m a=[1,2] $@", "python -m m a=[1,2]", ""),
         ("bash -lc 'python -m m a=1'", "python -m m a=1", ""),
         ("python main.py a=1", "python main.py a=1", ""),
-        ("ray job submit -- fp16-patch run fp16_patch.overwrite=true -- python -m m", "python -m m", "ray job submit --"),
+        (
+            "ray job submit -- fp16-patch run fp16_patch.overwrite=true -- python -m m",
+            "python -m m",
+            "ray job submit --",
+        ),
     ],
 )
 def test_the_trainer_s_command_is_found(text: str, words: str, wrapper: str) -> None:
@@ -42,7 +46,9 @@ def test_what_stands_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     found = find_in_text(JOB)
     assert found is not None
     assert (found.submitted, found.option("--address"), found.environment) == (True, "http://x:8265", {"A": "b"})
-    inner = find(["ray", "job", "submit", "--", "fp16-patch", "run", "fp16_patch.overwrite=true", "--", "python", "-m", "m"])
+    inner = find(
+        ["ray", "job", "submit", "--", "fp16-patch", "run", "fp16_patch.overwrite=true", "--", "python", "-m", "m"]
+    )
     assert inner is not None
     assert inner.settings == ("fp16_patch.overwrite=true",)
     monkeypatch.setenv("FOLDER", "/data")
