@@ -7,6 +7,9 @@ PRECISION = "FP16_PATCH"
 REPORTS = "FP16_PATCH_REPORTS"
 """Set by the flag: the folder of precision reports, overflow reports and log-probs. Default: the current directory."""
 
+COUNT_LOGITS = "FP16_PATCH_COUNT_LOGITS"
+"""Set by the flag: `1` in a run that asks vLLM for no log-probs: vLLM's workers count logits not finite. Else `0`."""
+
 RUN_RECORD = "FP16_PATCH_RUN_RECORD"
 """Set by `fp16-patch run`: the driver's host and pid, the changed settings and the report's path, as JSON."""
 

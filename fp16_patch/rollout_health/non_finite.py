@@ -49,11 +49,30 @@ def find_non_finite(log_probs: torch.Tensor, mask: torch.Tensor) -> NonFinite:
     """
     if log_probs.shape != mask.shape:
         raise ValueError(f"log-probs {tuple(log_probs.shape)} and mask {tuple(mask.shape)} must have one shape")
-    bad = ~torch.isfinite(log_probs.detach()) & mask.detach().bool()
-    tokens = int(bad.count_nonzero())
-    first = bad.nonzero()[:1].tolist() if tokens else []
-    return NonFinite(
-        affected=bad.any(dim=1),
-        tokens=tokens,
-        first=(first[0][0], first[0][1]) if first else None,
-    )
+    answers, length = log_probs.shape
+    return find_in_answers(log_probs.flatten(), mask.flatten(), torch.arange(answers + 1) * length)
+
+
+def find_in_answers(log_probs: torch.Tensor, mask: torch.Tensor, offsets: torch.Tensor) -> NonFinite:
+    """Find the unmasked log-probs that are not finite, in answers that follow each other without padding.
+
+    Args:
+        log_probs: Nats, ``[tokens]``, one answer after the other.
+        mask: Boolean or 0/1, ``[tokens]``. Where it is false nothing is read.
+        offsets: Where each answer begins, and where the last one ends, ``[answers + 1]``.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if log_probs.shape != mask.shape:
+        raise ValueError(f"log-probs {tuple(log_probs.shape)} and mask {tuple(mask.shape)} must have one shape")
+    affected = torch.zeros(len(offsets) - 1, dtype=torch.bool)
+    values = log_probs.detach()
+    if values.sum().isfinite():  # a sum is not finite if one of its terms is not; twice as fast as looking at each
+        return NonFinite(affected, tokens=0, first=None)
+    bad = (~values.isfinite() & mask.detach().bool()).nonzero().flatten().cpu()
+    offsets = offsets.cpu()
+    rows = torch.searchsorted(offsets, bad, right=True) - 1
+    affected[rows] = True
+    first = (int(rows[0]), int(bad[0] - offsets[rows[0]])) if len(bad) else None
+    return NonFinite(affected, tokens=len(bad), first=first)

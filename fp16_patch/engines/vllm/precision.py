@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fp16_patch.engines.vllm.logits import count_rows
+from fp16_patch.engines.vllm.logits import count_rows, start_counting
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.patching import ProcessKind, Release, attach, scoped, status
 from fp16_patch.report.dtypes import dtype_shares, format_dtypes
@@ -88,13 +88,15 @@ def parse_reports(replies: list[str] | None, expected: int, server: int) -> list
     remove_when="never",
 )
 def observe_compute_logits(compute_logits: Callable[..., Any], worker: Any) -> Callable[..., Any]:
-    """Record the dtype of the logits on the worker."""
+    """Record the dtype of the logits on the worker. Count those that are not finite where log-probs do not show it."""
+    counting = start_counting(worker)
 
     def observed(*args: Any, **kwargs: Any) -> Any:
         logits = compute_logits(*args, **kwargs)
         if logits is not None:  # tensor-parallel ranks other than 0 may get none
             record_dtype(worker, "logits", logits.dtype)
-            count_rows(worker, logits)
+            if counting:
+                count_rows(worker, logits)
         return logits
 
     return observed

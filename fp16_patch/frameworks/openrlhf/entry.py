@@ -29,7 +29,7 @@ from fp16_patch.rollout_health.sampling_settings import warning
 MODULE = "openrlhf.cli.train_ppo_ray"
 SETUP = "fp16_patch.frameworks.openrlhf.worker.activate"
 
-CARRIED = (envs.PRECISION, envs.REPORTS, envs.RUN_RECORD, envs.PLATFORM, envs.METRICS)
+CARRIED = (envs.PRECISION, envs.REPORTS, envs.COUNT_LOGITS, envs.RUN_RECORD, envs.PLATFORM, envs.METRICS)
 
 _settings: dict[str, Any] = {}  # from the command line of this driver
 
@@ -96,6 +96,7 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
     os.environ |= {
         envs.PRECISION: precision.to_environment(),
         envs.REPORTS: os.path.dirname(report),
+        envs.COUNT_LOGITS: "0" if config.asks_for_log_probs(args) else "1",
         envs.RUN_RECORD: json.dumps(record),
     }
     runtime_env.set_runtime_env_hook(SETUP, CARRIED)

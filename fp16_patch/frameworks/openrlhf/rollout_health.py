@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray.actor_calls import answers
-from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
+from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS, sum_rows
 from fp16_patch.engines.vllm.sampling import set_counting, take_requests
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf.config import asks_for_log_probs
@@ -46,6 +47,8 @@ class StepHealth:
     metrics: Metrics = field(default_factory=dict)
     masked: torch.Tensor | None = None
     """Boolean ``[answers]``, in the order of the rollout; None if every answer is trained on."""
+    pending: list[Callable[[Metrics], None]] = field(default_factory=list)
+    """Checks of what the vLLM actors were asked for: run when the trainer has its log-probs, so that none waits."""
     seconds: float = 0.0
     """Time that the checks have taken."""
 
@@ -57,13 +60,16 @@ def check_step(original: Any, self: Controller, rollout_samples: Any, global_ste
     health = attached(self.experience_maker, StepHealth)
     start = time.perf_counter()
     health.metrics, health.masked = {}, None
-    check_sampling(self, health.metrics, global_step + 1)
+    calls = _ask_servers(self.vllm_engines, take_server_requests)
+    health.pending = [partial(check_sampling, self, calls, global_step + 1)]
     if asks_for_log_probs(self.args):
         health.masked = check_log_probs(self, rollout_samples, health.metrics, global_step + 1)
     else:
-        check_logits(self, rollout_samples, health.metrics, global_step + 1)
+        calls = _ask_servers(self.vllm_engines, ask_workers, NON_FINITE_LOGITS)
+        health.pending.append(partial(check_logits, self, rollout_samples, calls, global_step + 1))
     health.seconds = time.perf_counter() - start
     status, step = original(self, rollout_samples, global_step)
+    assert not health.pending, "OpenRLHF has made no advantages in this step"
     return status | health.metrics | {"timing/rollout_health": health.seconds}, step
 
 
@@ -85,21 +91,27 @@ def check_log_probs(
         Fp16PatchError: The run must stop.
     """
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
-    from fp16_patch.rollout_health.non_finite import find_non_finite
+    from fp16_patch.rollout_health.non_finite import find_in_answers
     from fp16_patch.rollout_health.overflow_policy import answers_to_mask, check_lengths
 
-    masks = [sample.action_mask[0].bool() for sample in samples]
-    prompts = [int(mask.int().argmax()) for mask in masks]
+    lengths = [sample.action_mask.shape[1] for sample in samples]
     given = [0 if sample.rollout_log_probs is None else sample.rollout_log_probs.shape[1] for sample in samples]
-    check_lengths(_less(given, prompts), _less(map(len, masks), prompts), step)
-    log_probs = [sample.rollout_log_probs[0][mask] for sample, mask in zip(samples, masks, strict=True)]
-    tokens = [sample.sequences[0, 1:][mask] for sample, mask in zip(samples, masks, strict=True)]
-    padded = pad_sequence(log_probs, batch_first=True)
-    found = find_non_finite(padded, torch.ones_like(padded))
+    if given != lengths:
+        prompts = [int(sample.action_mask[0].int().argmax()) for sample in samples]
+        check_lengths(_less(given, prompts), _less(lengths, prompts), step)
+    log_probs, mask = (
+        torch.cat([getattr(sample, name)[0] for sample in samples]) for name in ("rollout_log_probs", "action_mask")
+    )
+    found = find_in_answers(log_probs, mask, torch.tensor([0, *lengths]).cumsum(0))
     metrics |= found.metrics("rollout")
     precision = Precision.current()
+    tokens: list[torch.Tensor] = []
+    if found.first is not None:  # its position among the sampled tokens: a row has those of prompt and environment too
+        sampled = [sample.action_mask[0].bool() for sample in samples]
+        answer, position = found.first
+        found = replace(found, first=(answer, int(sampled[answer][:position].sum())))
+        tokens = [sample.sequences[0, 1:][mask] for sample, mask in zip(samples, sampled, strict=True)]
     try:
         masked = answers_to_mask(found, tokens, step, precision)
     except Fp16PatchError as error:
@@ -125,11 +137,13 @@ def check_log_probs(
     **_OURS,
 )
 def leave_groups(original: Any, self: Any, experiences: list[Experience]) -> Any:
-    """Count the trainer's log-probs that are not finite. Take masked answers out of rewards and advantages."""
+    """Finish the checks, count the trainer's log-probs, and take masked answers out of rewards and advantages."""
     from fp16_patch.rollout_health.non_finite import find_non_finite
 
     health = attached(self, StepHealth)
     start = time.perf_counter()
+    while health.pending:
+        health.pending.pop(0)(health.metrics)
     found = [find_non_finite(e.action_log_probs, e.action_mask).metrics("trainer") for e in experiences]
     health.metrics |= {name: sum(counts[name] for counts in found) for name in found[0]}
     health.seconds += time.perf_counter() - start
@@ -142,19 +156,17 @@ def leave_groups(original: Any, self: Any, experiences: list[Experience]) -> Any
         return original(self, experiences)
 
 
-def check_logits(controller: Controller, samples: list[Experience], metrics: Metrics, step: int) -> None:
+def check_logits(
+    controller: Controller, samples: list[Experience], calls: dict[str, Any], step: int, metrics: Metrics
+) -> None:
     """Count the rows of vLLM's logits that were not finite, where nobody asks vLLM for log-probs.
 
     Raises:
-        Fp16PatchError: There is one: no answer can be named, so none can be masked.
+        Fp16PatchError: There is one: no answer can be named, so none can be masked. Or a worker does not count.
     """
     from fp16_patch.rollout_health.overflow_policy import refuse_logits
 
-    calls = {
-        f"vLLM workers of server {number}": engine.__ray_call__.remote(ask_workers, NON_FINITE_LOGITS)
-        for number, engine in enumerate(controller.vllm_engines)
-    }
-    rows = sum(max(replies or [0]) for replies in answers(calls).values())  # tensor-parallel ranks see the same rows
+    rows = sum_rows(answers(calls))
     metrics["rollout/non_finite_logits"] = float(rows)
     if rows:
         raise add_trace(refuse_logits(rows, step, Precision.current()), controller, samples, step, None)
@@ -162,14 +174,14 @@ def check_logits(controller: Controller, samples: list[Experience], metrics: Met
         trace_step(controller, samples, step, None)
 
 
-def check_sampling(controller: Controller, metrics: Metrics, step: int) -> None:
+def check_sampling(controller: Controller, calls: dict[str, Any], step: int, metrics: Metrics) -> None:
     """Count the requests since the last step that sampled from another distribution than the trainer computes.
 
     Raises:
         Fp16PatchError: There is one, OpenRLHF reads its log-probs, and the flag does not accept it.
     """
     requests: Counter[tuple[str, str]] = Counter()
-    for counts in _ask_servers(controller.vllm_engines, take_server_requests).values():
+    for counts in answers(calls).values():
         requests.update(counts)
     temperature = controller.args.rollout.temperature
     changed = sampling.changed_requests(requests, sampling.accept(temperature=temperature))
@@ -188,11 +200,11 @@ def check_sampling(controller: Controller, metrics: Metrics, step: int) -> None:
 )
 def leave_out_evaluation(original: Any, self: Any, **generate_kwargs: Any) -> Any:
     """Count no request of the evaluation. No other request is made meanwhile, with the async trainer neither."""
-    _ask_servers(self.vllm_engines, count_server_requests, False)
+    answers(_ask_servers(self.vllm_engines, count_server_requests, False))
     try:
         return original(self, **generate_kwargs)
     finally:
-        _ask_servers(self.vllm_engines, count_server_requests, True)
+        answers(_ask_servers(self.vllm_engines, count_server_requests, True))
 
 
 def take_server_requests(_actor: Any) -> dict[tuple[str, str], int]:
@@ -210,5 +222,5 @@ def _less(lengths: Iterable[int], prompts: list[int]) -> list[int]:
 
 
 def _ask_servers(engines: list[Any], function: Any, *args: Any) -> dict[str, Any]:
-    calls = {f"vLLM server {i}": engine.__ray_call__.remote(function, *args) for i, engine in enumerate(engines)}
-    return answers(calls)
+    """Call ``function`` in every vLLM actor. Does not wait: return the calls by name."""
+    return {f"vLLM server {i}": engine.__ray_call__.remote(function, *args) for i, engine in enumerate(engines)}

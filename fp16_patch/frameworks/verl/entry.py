@@ -194,6 +194,7 @@ def _send_to_every_process(config: DictConfig, precision: Precision, report_path
     values = {
         envs.PRECISION: precision.to_environment(),
         envs.REPORTS: os.path.dirname(os.path.abspath(report_path)),
+        envs.COUNT_LOGITS: "0" if config.actor_rollout_ref.rollout.calculate_log_probs else "1",
         EXTERNAL_MODULES: ",".join([*modules, WORKER_MODULE]),
     }
     with open_dict(config):

@@ -6,6 +6,8 @@ from __future__ import annotations
 from fp16_patch.engines.vllm import sampling
 from fp16_patch.frameworks.verl import (
     controller,
+    engine_counts,
+    masked_answers,
     mismatch,
     receiver_failures,
     rollout,
@@ -20,7 +22,8 @@ from fp16_patch.patching import registry
 ALL_PATCHES = registry.declared_in(
     *(controller, mismatch, trainer),
     *(engine, checkpoint, fp32_modules),
-    *(trainer_megatron, receiver_failures, rollout, rollout_health, sampling, step_metrics),
+    *(trainer_megatron, receiver_failures, rollout),
+    *(rollout_health, masked_answers, engine_counts, sampling, step_metrics),
 )
 
 PLAN = registry.plan(ALL_PATCHES)

@@ -8,6 +8,8 @@ from typing import Any
 from fp16_patch.patching import ProcessKind, Release
 
 RELEASE = Release("verl", "==0.9.1")
+TRANSFER_QUEUE = Release("TransferQueue", ">=0.1.10,<0.2")
+"""What verl's V1 trainer keeps its batches in."""
 
 TASK_RUNNER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TASK_RUNNER}}
 VLLM_WORKER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.VLLM_WORKER}}

@@ -51,8 +51,8 @@ def fp16_patch_report(self: Any) -> str:
     upstream="none: our own proof",
     remove_when="never",
 )
-def fp16_patch_non_finite_logits(self: Any) -> int:
-    """Return the rows of logits of this vLLM worker that were NaN or +inf since the last call."""
+def fp16_patch_non_finite_logits(self: Any) -> int | None:
+    """Return the rows of logits of this vLLM worker that were NaN or +inf since the last call; None if uncounted."""
     return take_rows(self)
 
 

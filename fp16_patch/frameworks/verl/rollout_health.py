@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watch the rollout of each training step: log-probs that are not finite, and requests of another distribution.
 
-The patches run in verl's task runner, before the trainer, a correction or the loss reads a log-prob. An error raised
-there stops the run.
+The patches run in verl's task runner while it computes the old log-probs. There it reads the log-probs of both engines
+for its own metrics, so the check looks at what verl has read and fetches nothing. No reference, critic, correction or
+loss has seen a log-prob by then. An error raised there stops the run.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch.attached_state import attached
-from fp16_patch.engines.ray.actor_calls import answers
-from fp16_patch.engines.vllm.logits import NON_FINITE_LOGITS
-from fp16_patch.engines.vllm.sampling import take_requests
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.verl.releases import TASK_RUNNER
+from fp16_patch.frameworks.verl.engine_counts import EngineCounts, ask_counts
+from fp16_patch.frameworks.verl.masked_answers import clear_masked, mask_answers
+from fp16_patch.frameworks.verl.releases import TASK_RUNNER, TRANSFER_QUEUE
 from fp16_patch.frameworks.verl.rollout_trace import add_trace, trace_step
-from fp16_patch.patching import wrap
+from fp16_patch.patching import opened, scoped, wrap
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health import sampling
 
@@ -33,187 +34,192 @@ if TYPE_CHECKING:
 Trainer = Any  # verl.trainer.ppo.v1.trainer_base.PPOTrainer, never imported here
 Batch = Any  # transfer_queue's KVBatchMeta: keys of a step's answers, not their tensors
 
-_TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
 _OURS: dict[str, Any] = {
-    **TASK_RUNNER,
     "upstream": "none: our own proof",
     "remove_when": "verl checks the log-probs of its rollout engine",
 }
-WITHOUT_GROUPS = ("gae", "reinforce_plus_plus", "remax")
-"""verl's advantage estimators that do not compare the answers of a prompt with each other."""
+_QUEUE: dict[str, Any] = {**_OURS, **TASK_RUNNER, "release": TRANSFER_QUEUE, "required": False}
+ROLLOUT, TRAINER, MASK = "rollout_log_probs", "old_log_probs", "response_mask"
+"""Fields of verl's transfer queue, each jagged ``[answers, tokens of the answer]``."""
 
 
 @dataclass
-class RolloutState:
-    """State on a trainer: the requests of its rollout engine that no step has looked at."""
+class StepCheck:
+    """The check of one step, open while verl computes its old log-probs."""
 
-    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
-    rows: int = 0
-    """Rows of its logits that were not finite, and that no step has looked at."""
+    trainer: Trainer
+    batch: Batch
+    metrics: dict[str, Any]
+    mask: torch.Tensor | None = None
+    """The answers' mask; None until verl has read its batch."""
+    seconds: float = 0.0
+    """Time that the check has taken. Reads and writes are verl's own."""
 
+    def __post_init__(self) -> None:
+        config = self.trainer.config
+        correction = config.algorithm.get("rollout_correction", None)
+        self.bypass = bool(correction and correction.get("bypass_mode", False))
+        """Whether verl takes the rollout's log-probs for the old ones: the trainer has none of its own yet."""
+        self.asked = bool(config.actor_rollout_ref.rollout.calculate_log_probs)
+        """Whether verl asks vLLM for log-probs."""
+        self.padding = [tag.get("is_padding", False) for tag in self.batch.tags]
+        """Whether verl has added the row to make the batch divisible: it is no answer."""
+        keys = [key for key, padding in zip(self.batch.keys, self.padding, strict=True) if not padding]
+        self.answers: Batch = SimpleNamespace(keys=keys, partition_id=self.batch.partition_id)
 
-_MASKED: set[str] = set()  # keys of this step's masked answers; verl's advantage function gets no trainer
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of the block."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+    def without_padding(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows of the answers, jagged too."""
+        if not any(self.padding):
+            return rows
+        import torch
+
+        kept = [row for row, padding in zip(rows.unbind(), self.padding, strict=True) if not padding]
+        return torch.nested.as_nested_tensor(kept, layout=torch.jagged)
+
+    def count(self, log_probs: torch.Tensor, engine: str) -> NonFinite:
+        """Count the log-probs of these answers that are not finite, into the metrics."""
+        from fp16_patch.rollout_health.non_finite import find_in_answers
+
+        assert self.mask is not None, "verl writes log-probs before it reads the mask"
+        found = find_in_answers(log_probs.values(), self.mask.values(), log_probs.offsets())
+        self.metrics |= found.metrics(engine)
+        return found
 
 
 @wrap(
-    f"{_TRAINER}._compute_old_log_prob",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_old_log_prob",
     name="rollout-health",
-    reason="a policy that overflows in vLLM returns NaN log-probs, and verl trains on them without a word",
+    fingerprint="9dc843b0b42230f3",
+    reason="a policy that overflows in vLLM returns NaN log-probs, and verl trains on them without a word; the source "
+    "is pinned because the check looks at what it reads and writes",
     **_OURS,
+    **TASK_RUNNER,
 )
 def check_step(original: Any, self: Trainer, batch: Batch, metrics: dict[str, Any]) -> Any:
     """Check the rollout of this step, and count the trainer's own log-probs that are not finite."""
-    start = time.perf_counter()
-    check_sampling(self, metrics)
-    check_log_probs(self, _without_padding(batch), metrics)
-    before = time.perf_counter() - start
-    batch = original(self, batch, metrics)
-    start = time.perf_counter()
-    if not _bypass(self):
-        metrics |= _find(batch, "old_log_probs").metrics("trainer")
-    metrics["timing_s/rollout_health"] = before + time.perf_counter() - start
+    check = StepCheck(self, batch, metrics)
+    with ExitStack() as stack:
+        with check.timed():
+            if not getattr(self, "local_trigger_step", 0):  # else a later update of the same step
+                clear_masked()
+            stack.enter_context(opened(check_what_is_read, check))
+            stack.enter_context(opened(check_what_is_written, check))
+            counts = ask_counts(self)  # answered while the trainer computes
+        batch = original(self, batch, metrics)
+    assert check.mask is not None, "verl has not read the log-probs through its transfer queue"
+    with check.timed():
+        missed, found = attached(self, EngineCounts).take(), counts.wait()
+        check_sampling(self, missed.requests + found.requests, metrics)
+        if not check.asked:
+            check_logits(check, missed.rows + found.rows)
+    metrics["timing_s/rollout_health"] = check.seconds
     return batch
 
 
-def check_log_probs(trainer: Trainer, batch: Batch, metrics: dict[str, Any]) -> None:
+@scoped(
+    "transfer_queue:kv_batch_get",
+    name="rollout-health-read",
+    reason="verl reads the rollout's log-probs here; to fetch them once more took longer than all else in the check",
+    parameters=("keys", "partition_id", "select_fields"),
+    **_QUEUE,
+)
+def check_what_is_read(get: Callable[..., Any], check: StepCheck) -> Callable[..., Any]:
+    """Check the log-probs of the rollout in verl's first read of its batch, and mask answers before verl sees them."""
+
+    def read(keys: list[str], partition_id: str, select_fields: Sequence[str]) -> Any:
+        if check.mask is not None or keys != check.batch.keys:  # verl's later reads, and our own
+            return get(keys, partition_id, select_fields)
+        fields = [*select_fields, *({MASK} - {*select_fields})]  # bypass mode does not read the mask
+        data = get(keys, partition_id, fields)
+        with check.timed():
+            check.mask = check.without_padding(data[MASK])
+            if check.asked and check_log_probs(check, check.without_padding(data[ROLLOUT])):
+                data = get(keys, partition_id, fields)
+                check.mask = check.without_padding(data[MASK])
+        return data.select(*select_fields)
+
+    return read
+
+
+@scoped(
+    "transfer_queue:kv_batch_put",
+    name="rollout-health-written",
+    reason="verl writes the trainer's log-probs here; the check counts those that are not finite",
+    parameters=("keys", "partition_id", "fields"),
+    **_QUEUE,
+)
+def check_what_is_written(put: Callable[..., Any], check: StepCheck) -> Callable[..., Any]:
+    """Count the trainer's log-probs that are not finite before verl writes them."""
+
+    def write(keys: list[str], partition_id: str, fields: Any, **kwargs: Any) -> Any:
+        if TRAINER in fields.keys() and not check.bypass:  # noqa: SIM118 (a TensorDict refuses "in")
+            with check.timed():
+                check.count(check.without_padding(fields[TRAINER]), "trainer")
+        return put(keys, partition_id, fields, **kwargs)
+
+    return write
+
+
+def check_log_probs(check: StepCheck, log_probs: torch.Tensor) -> bool:
     """Count the rollout's log-probs that are not finite, and mask their answers where the flag says so.
+
+    Returns:
+        Whether an answer was masked.
 
     Raises:
         Fp16PatchError: The run must stop.
     """
-    from fp16_patch.rollout_health.overflow_policy import answers_to_mask, refuse_logits
+    from fp16_patch.rollout_health.overflow_policy import answers_to_mask, check_lengths
 
-    if not getattr(trainer, "local_trigger_step", 0):  # else a later update of the same step
-        _MASKED.clear()
-    step = trainer.global_steps
-    if not trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
-        state = attached(trainer, RolloutState)
-        rows, state.rows = state.rows + _take_rows(trainer), 0
-        metrics["rollout/non_finite_logits"] = float(rows)
-        if rows:
-            raise add_trace(refuse_logits(rows, step, Precision.current()), trainer, batch, None)
-        if Precision.current().trace_rollout == step:
-            trace_step(trainer, batch, None)
-        return
-    found = _find(batch, "rollout_log_probs", step=step)
-    metrics |= found.metrics("rollout")
-    precision = Precision.current()
+    assert check.mask is not None
+    step, precision, masked = check.trainer.global_steps, Precision.current(), 0
+    given, tokens = (rows.offsets().diff().tolist() for rows in (log_probs, check.mask))
+    check_lengths(given, tokens, step)
+    found = check.count(log_probs, "rollout")
     if found.first is not None:
         try:
-            masked = answers_to_mask(found, _padded(batch, "responses"), step, precision)
+            affected = answers_to_mask(found, _responses(check.answers), step, precision)
         except Fp16PatchError as error:
-            raise add_trace(error, trainer, batch, found.first) from None
-        _mask(batch, masked)
+            raise add_trace(error, check.trainer, check.answers, found.first) from None
+        masked = mask_answers(check.answers, affected)
     if precision.trace_rollout == step:
-        trace_step(trainer, batch, found.first)
+        trace_step(check.trainer, check.answers, found.first)
     if precision.rollout_overflow == "mask":
-        metrics["rollout/masked_answers"] = float(sum(key in _MASKED for key in batch.keys))
+        check.metrics["rollout/masked_answers"] = float(masked)
+    return masked > 0
 
 
-def masked_keys() -> frozenset[str]:
-    """Return the keys of the answers that were masked in this step."""
-    return frozenset(_MASKED)
+def check_logits(check: StepCheck, rows: int) -> None:
+    """Report the rows of vLLM's logits that were not finite, where nobody asks vLLM for log-probs.
+
+    Raises:
+        Fp16PatchError: There is one: no answer can be named, so none can be masked.
+    """
+    from fp16_patch.rollout_health.overflow_policy import refuse_logits
+
+    check.metrics["rollout/non_finite_logits"] = float(rows)
+    step, precision = check.trainer.global_steps, Precision.current()
+    if rows:
+        raise add_trace(refuse_logits(rows, step, precision), check.trainer, check.answers, None)
+    if precision.trace_rollout == step:
+        trace_step(check.trainer, check.answers, None)
 
 
-def _find(batch: Batch, name: str, step: int | None = None) -> NonFinite:
-    """Find the tokens of this batch whose log-prob ``name`` is not finite. Check lengths where ``step`` is given."""
-    from fp16_patch.rollout_health.non_finite import find_non_finite
-    from fp16_patch.rollout_health.overflow_policy import check_lengths
-
-    data = _get(batch, name, "response_mask")
-    if step is not None:
-        log_probs, tokens = (data[field].offsets().diff().tolist() for field in (name, "response_mask"))
-        check_lengths(log_probs, tokens, step)
-    padded = data.to_padded_tensor()
-    return find_non_finite(padded[name], padded["response_mask"])
-
-
-def _get(batch: Batch, *fields: str) -> Any:
-    """Return fields of a step's answers, each a nested tensor ``[answers, tokens of the answer]``."""
-    import transfer_queue
-
-    return transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
-
-
-def _without_padding(batch: Batch) -> Batch:
-    """Return the batch without the rows that verl has added to make it divisible: they are no answers."""
-    keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-    return SimpleNamespace(keys=keys, partition_id=batch.partition_id)
-
-
-def _padded(batch: Batch, name: str) -> Any:
-    return _get(batch, name).to_padded_tensor()[name]
-
-
-def _mask(batch: Batch, masked: torch.Tensor) -> None:
-    """Take answers out of every loss and mean: no token of theirs counts, and none of their numbers is NaN."""
-    import torch
-    import transfer_queue
-
-    sessions = {key.rpartition("_")[0] for key, out in zip(batch.keys, masked.tolist(), strict=True) if out}
-    _MASKED.update(key for key in batch.keys if key.rpartition("_")[0] in sessions)
-    keys = [key for key in batch.keys if key in _MASKED]
-    fields = ["response_mask", "loss_mask", "rollout_log_probs"]
-    data = transfer_queue.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
-    for name in fields:
-        zeros = [torch.zeros_like(row) for row in data[name].unbind()]
-        data[name] = torch.nested.as_nested_tensor(zeros, layout=torch.jagged)
-    transfer_queue.kv_batch_put(keys=keys, partition_id=batch.partition_id, fields=data)
-
-
-@wrap(
-    "verl.trainer.ppo.v1.utils:compute_advantage_for_multi_trajectories",
-    name="masked-answers-leave-their-group",
-    when="verl.trainer.ppo.v1.trainer_base",
-    also_bound=("verl.trainer.ppo.v1.trainer_base:compute_advantage_for_multi_trajectories",),
-    reason="an answer that fp16_patch.rollout_overflow=mask takes out of the loss must not move its group's mean and "
-    "deviation either",
-    **_OURS,
-)
-def leave_groups(original: Any, data: Any, batch_keys: list[str], *args: Any, **kwargs: Any) -> Any:
-    """Give each masked answer a group of its own, and an answer that is left alone in its group no advantage."""
-    if not _MASKED:
-        return original(data, batch_keys, *args, **kwargs)
-    groups = data.non_tensor_batch["uid"]
-    alone = lone_answers(groups.tolist(), batch_keys, _MASKED)
-    for row, key in enumerate(batch_keys):
-        if key in _MASKED:
-            groups[row] = f"masked {key}"
-    data = original(data, batch_keys, *args, **kwargs)
-    if kwargs["adv_estimator"] not in WITHOUT_GROUPS:
-        for name in ("advantages", "returns"):
-            data.batch[name][alone] = 0
-    return data
-
-
-def lone_answers(groups: list[str], keys: list[str], masked: Iterable[str]) -> list[int]:
-    """Return the rows of answers that have lost every other answer of their group. A key is ``{uid}_{session}_{n}``."""
-    masked = set(masked)
-    sessions: dict[str, set[str]] = {}
-    left: dict[str, set[str]] = {}
-    for group, key in zip(groups, keys, strict=True):
-        session = key.rpartition("_")[0]
-        sessions.setdefault(group, set()).add(session)
-        if key not in masked:
-            left.setdefault(group, set()).add(session)
-    return [
-        row
-        for row, (group, key) in enumerate(zip(groups, keys, strict=True))
-        if key not in masked and len(left[group]) == 1 < len(sessions[group])
-    ]
-
-
-def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Count the requests of this step that sampled from another distribution than the trainer computes.
+def check_sampling(trainer: Trainer, requests: Counter[tuple[str, str]], metrics: dict[str, Any]) -> None:
+    """Report the requests of this step that sampled from another distribution than the trainer computes.
 
     Raises:
         Fp16PatchError: There is one, something reads its log-probs, and the flag does not accept it.
     """
     from fp16_patch.frameworks.verl.config.sampling import accepted_requests, log_probs_are_read, whole_distribution
 
-    state = attached(trainer, RolloutState)
-    requests = state.requests + _take_requests(trainer)
-    state.requests = Counter()
     changed = sampling.changed_requests(requests, accepted_requests(trainer.config))
     metrics |= sampling.metrics(changed)
     if changed and log_probs_are_read(trainer.config) and not Precision.current().allow_truncated_sampling:
@@ -221,53 +227,10 @@ def check_sampling(trainer: Trainer, metrics: dict[str, Any]) -> None:
         raise sampling.refuse_changed(changed, trainer.global_steps, temperature, whole)
 
 
-@wrap(
-    f"{_TRAINER}._validate",
-    name="validation-requests-apart",
-    reason="validation has sampling settings of its own; its requests are not those of the next training step",
-    **_OURS,
-)
-def drop_validation_requests(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
-    """Count the requests and logits so far for the next step, and forget those of the validation."""
-    state = attached(self, RolloutState)
-    state.requests += _take_requests(self)
-    state.rows += _take_rows(self)
-    result = original(self, *args, **kwargs)
-    _take_requests(self)
-    _take_rows(self)
-    return result
+def _responses(batch: Batch) -> Sequence[torch.Tensor]:
+    """Return the sampled token ids of each answer."""
+    import transfer_queue
 
-
-def take_server_requests(_server: Any) -> dict[tuple[str, str], int]:
-    """Return the requests that reached this vLLM server since the last call. Runs inside it."""
-    return take_requests()
-
-
-def _take_requests(trainer: Trainer) -> Counter[tuple[str, str]]:
-    calls = {
-        f"vLLM server {number} node {node}": server.__ray_call__.remote(take_server_requests)
-        for number, replica in enumerate(_policy_replicas(trainer))
-        for node, server in enumerate(replica.servers)
-    }
-    return sum((Counter(counts) for counts in answers(calls).values()), Counter())
-
-
-def _take_rows(trainer: Trainer) -> int:
-    """Return the rows of logits that were not finite since the last call; 0 where log-probs show them."""
-    if trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
-        return 0
-    calls = {
-        f"vLLM workers of server {number}": replica.servers[0].collective_rpc.remote(NON_FINITE_LOGITS)
-        for number, replica in enumerate(_policy_replicas(trainer))
-    }
-    return sum(max(rows or [0]) for rows in answers(calls).values())  # tensor-parallel ranks see the same rows
-
-
-def _policy_replicas(trainer: Trainer) -> list[Any]:
-    return list(trainer.llm_server_manager.get_replicas())
-
-
-def _bypass(trainer: Trainer) -> bool:
-    """Return whether verl takes the rollout's log-probs for the old ones: then the trainer has none of its own yet."""
-    correction = trainer.config.algorithm.get("rollout_correction", None)
-    return bool(correction and correction.get("bypass_mode", False))
+    data = transfer_queue.kv_batch_get(batch.keys, batch.partition_id, ["responses"])
+    rows: Sequence[torch.Tensor] = data["responses"].unbind()
+    return rows

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from fp16_patch.frameworks.verl import mismatch
+from fp16_patch.frameworks.verl.masked_answers import masked_keys
 from fp16_patch.frameworks.verl.releases import TASK_RUNNER
-from fp16_patch.frameworks.verl.rollout_health import masked_keys
 from fp16_patch.loss_scaling.update import COUNTS as COUNTS_OF_UPDATES
 from fp16_patch.mismatch import METRIC_PREFIX
 from fp16_patch.patching import wrap

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fp16_patch.frameworks.verl import rollout_health
-from fp16_patch.frameworks.verl.rollout_health import leave_groups, lone_answers
+from fp16_patch.frameworks.verl import masked_answers
+from fp16_patch.frameworks.verl.masked_answers import leave_groups, lone_answers
 
 pytestmark = pytest.mark.skipif(find_spec("verl") is None, reason="verl is not installed")
 
@@ -22,7 +22,7 @@ REWARDS = [1.0, 0.0, 3.0, 7.0, 2.0, 2.5, 0.0, 1.0]
 @pytest.fixture(autouse=True)
 def nothing_masked() -> Iterator[None]:
     yield
-    rollout_health._MASKED.clear()
+    masked_answers._MASKED.clear()
 
 
 def advantages(keys: list[str], masked: set[str], estimator: str) -> dict[str, list[float]]:
@@ -36,8 +36,8 @@ def advantages(keys: list[str], masked: set[str], estimator: str) -> dict[str, l
         tensors={"token_level_rewards": rewards, "response_mask": mask},
         non_tensors={"uid": np.array([key[0] for key in keys], dtype=object)},
     )
-    rollout_health._MASKED.clear()
-    rollout_health._MASKED.update(masked)
+    masked_answers._MASKED.clear()
+    masked_answers._MASKED.update(masked)
     compute = leave_groups.make(compute_advantage_for_multi_trajectories)
     result = compute(data, keys, adv_estimator=estimator, num_repeat=4, config=None)
     return dict(zip(keys, result.batch["advantages"].tolist(), strict=True))

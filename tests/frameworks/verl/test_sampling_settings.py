@@ -14,12 +14,11 @@ from omegaconf import OmegaConf
 from raising import check_error, raises_code
 
 from fp16_patch import envs
-from fp16_patch.attached_state import attached
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config.sampling import accepted_requests, accepted_settings, problems
 from fp16_patch.frameworks.verl.controller import plain_list
 from fp16_patch.frameworks.verl.entry import apply_flag
-from fp16_patch.frameworks.verl.rollout_health import RolloutState, check_sampling
+from fp16_patch.frameworks.verl.rollout_health import check_sampling
 from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.sampling_settings import ACCEPT, CUT_SAMPLES, UNREAD
 
@@ -120,11 +119,9 @@ def test_an_entry_says_what_the_log_probs_are_next_to_the_cut(settings, log_prob
 @pytest.mark.parametrize("settings", [{}, RAW])
 def test_the_stop_says_whether_log_probs_or_samples_are_wrong(monkeypatch, settings):
     monkeypatch.setenv(envs.PRECISION, Precision().to_environment())
-    servers = SimpleNamespace(get_replicas=list)
-    trainer = SimpleNamespace(config=configure(settings), global_steps=3, llm_server_manager=servers)
-    attached(trainer, RolloutState).requests = Counter({("top_p", "0.8"): 4})
+    trainer = SimpleNamespace(config=configure(settings), global_steps=3)
     with pytest.raises(Fp16PatchError) as stopped:
-        check_sampling(trainer, {})
+        check_sampling(trainer, Counter({("top_p", "0.8"): 4}), {})
     wrong_log_probs = "every importance weight and mismatch metric is wrong" in stopped.value.what
     wrong_samples = f"The log-probs are of that distribution ({RAW_IS_RIGHT})" in stopped.value.what
     assert (wrong_log_probs, wrong_samples) == (not settings, bool(settings))
@@ -169,15 +166,13 @@ def test_requests_of_an_accepted_setting_do_not_stop_the_run(
     monkeypatch, settings, precision, parameter, changed, stops
 ):
     monkeypatch.setenv(envs.PRECISION, precision.to_environment())
-    servers = SimpleNamespace(get_replicas=list)
-    trainer = SimpleNamespace(config=configure(settings), global_steps=3, llm_server_manager=servers)
-    attached(trainer, RolloutState).requests = Counter({parameter: 4})
-    metrics = {}
+    trainer = SimpleNamespace(config=configure(settings), global_steps=3)
+    requests, metrics = Counter({parameter: 4}), {}
     if stops:
         with raises_code("sampling-changed", f"{parameter[0]}={parameter[1]} (4 requests)"):
-            check_sampling(trainer, metrics)
+            check_sampling(trainer, requests, metrics)
     else:
-        check_sampling(trainer, metrics)
+        check_sampling(trainer, requests, metrics)
     assert metrics["rollout/changed_sampling"] == changed
 
 

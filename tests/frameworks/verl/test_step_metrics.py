@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from fp16_patch.frameworks.verl import mismatch, rollout_health
+from fp16_patch.frameworks.verl import masked_answers, mismatch
 from fp16_patch.frameworks.verl.step_metrics import add_up_counts, is_count, leave_out_masked_answers
 from fp16_patch.frameworks.verl.trainer import _count_by_step
 from fp16_patch.loss_scaling.scale_rule import Counts
@@ -29,7 +29,7 @@ Metrics = dict[str, Any]
 @pytest.fixture(autouse=True)
 def nothing_masked() -> Iterator[None]:
     yield
-    rollout_health._MASKED.clear()
+    masked_answers._MASKED.clear()
 
 
 def rows_of_steps(*updates: Metrics) -> Metrics:
@@ -171,8 +171,8 @@ def test_masked_answers_are_in_none_of_verl_s_metrics_of_answers(monkeypatch: py
     compute = leave_out_masked_answers.make(trainer_base.PPOTrainer._compute_metrics)
 
     def metrics(*masked: str) -> Metrics:
-        rollout_health._MASKED.clear()
-        rollout_health._MASKED.update(masked)
+        masked_answers._MASKED.clear()
+        masked_answers._MASKED.update(masked)
         found: Metrics = {}
         compute(trainer, batch, found, {"step": 1.0}, global_steps=1, epoch=0)
         return found
