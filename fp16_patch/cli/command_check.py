@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fp16_patch import text_table
@@ -16,7 +17,7 @@ from fp16_patch.engines.ray.cluster import cluster_problems
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks import advice
 from fp16_patch.frameworks.launcher import verl_arguments
-from fp16_patch.frameworks.user_command import UserCommand, find, find_in_text
+from fp16_patch.frameworks.user_command import OPENRLHF, UserCommand, find, find_in_text
 from fp16_patch.precision.setting_names import check_settings
 
 
@@ -35,6 +36,7 @@ def find_command(words: Sequence[str], text: str | None) -> UserCommand:
         found = find_in_text(advice.read_script(script), strict=True)
         if found is None:
             raise advice.in_script(script, words, ())
+        found = replace(found, script=tuple(words))
     if found is None:
         raise advice.command_not_supported(words, ())
     return found
@@ -43,12 +45,13 @@ def find_command(words: Sequence[str], text: str | None) -> UserCommand:
 def run_in_its_environment(command: UserCommand, arguments: Sequence[str]) -> None:
     """Replace this process by ``fp16-patch ARGUMENTS`` in the environment of the command, if that is another one.
 
-    A command inside of ``uv run``, ``ray job submit`` and the like is examined in this environment.
+    A command inside a script, ``uv run``, ``ray job submit`` and the like is examined in this environment.
 
     Raises:
         Fp16PatchError: If its interpreter is not found, or lacks this package.
     """
-    if any("=" not in word and word != "env" for word in command.wrapper) or command.head[0].startswith("-"):
+    alone = all("=" in word or word == "env" for word in command.wrapper) and not command.head[0].startswith("-")
+    if command.script or not alone:
         return
     program = find_interpreter(command.head[0])
     if not is_this_environment(program):
@@ -67,7 +70,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
     in_job = _job_problems(command) if command.submitted else []
     if unreadable := next((error for error in in_job if error.code == "runtime-env-not-json"), None):
         raise unreadable
-    openrlhf = command.module in advice.OPENRLHF and not command.is_script
+    openrlhf = command.module in OPENRLHF and not command.is_script
     with _environment(command):
         if openrlhf:
             from fp16_patch.frameworks.openrlhf import arguments
@@ -83,7 +86,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
     problems = [*in_job, *examined.problems]
     return {
         "command": command.words,
-        "inside": list(command.wrapper),
+        "inside": [*command.script, *command.wrapper],
         "framework": "openrlhf" if openrlhf else "verl",
         "executable": sys.executable,
         "precision": examined.precision,

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.frameworks.user_command import SHELLS, UserCommand, find
+from fp16_patch.frameworks.user_command import OPENRLHF, SHELLS, VERL, UserCommand, find
 from fp16_patch.precision.setting_names import FLAG
 
-VERL = ("verl.trainer.main_ppo",)
-OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
 ALLOWED = " or ".join(f"python -m {name} ..." for name in (*OPENRLHF, *VERL))
 _RANK_STARTERS = ("torchrun", "accelerate", "deepspeed", "mpirun")
 PAGE = "docs/your-command.md"
@@ -68,8 +66,8 @@ def in_script(script: str, words: Sequence[str], settings: Sequence[str]) -> Fp1
         f"{script} is a script: only a shell can tell the trainer's command in its line {at}",
         code="command-in-script",
         allowed=ALLOWED,
-        next_step=f"{step}. To see what the flag would change, write `fp16-patch doctor --` before python in line {at} "
-        f"of a copy ({PAGE})",
+        next_step=f"{step}. To see what the flag would change, write `fp16-patch doctor --` before the command in "
+        f"line {at} of a copy ({PAGE})",
     )
 
 

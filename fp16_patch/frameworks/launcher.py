@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fp16_patch.frameworks.advice import OPENRLHF, VERL, command_not_supported
+from fp16_patch.frameworks.advice import command_not_supported
+from fp16_patch.frameworks.user_command import OPENRLHF, VERL
 from fp16_patch.precision.setting_names import FLAG, check_overrides, check_settings
 
 STARTER = "fp16_patch.frameworks.openrlhf"

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 
+VERL = ("verl.trainer.main_ppo",)
+OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
 SHELLS = ("sh", "bash", "dash", "zsh")
 _PYTHON = re.compile(r"python[\d.]*")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
@@ -40,6 +42,8 @@ class UserCommand:
     arguments: tuple[str, ...]
     wrapper: tuple[str, ...] = ()
     """The words before it, such as ``ray job submit --``."""
+    script: tuple[str, ...] = ()
+    """The words that run the shell script it is in."""
     settings: tuple[str, ...] = ()
     """The settings of an inner ``fp16-patch run``."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +84,7 @@ def find(words: Sequence[str]) -> UserCommand | None:
 
 
 def find_in_text(text: str, *, strict: bool = False) -> UserCommand | None:
-    """Return the first command of a shell command line, or None.
+    """Return the first command of a shell command line that starts a supported trainer, or else any Python, or None.
 
     Environment variables are put in, as a shell would. With ``strict``, for scripts, the first command with anything
     else than ``"$@"`` that only a shell can replace counts as none.
@@ -89,23 +93,31 @@ def find_in_text(text: str, *, strict: bool = False) -> UserCommand | None:
         Fp16PatchError: If the text cannot be read as a command line, or only a shell can replace a part of the command.
     """
     environment: dict[str, str] = {}
+    chosen: tuple[list[str], UserCommand] | None = None
     for raw in _simple_commands(text):
         words = raw if strict else [_expanded(word, {**os.environ, **environment}) for word in raw]
         bare = words[1:] if words[:1] == ["export"] else words
         if bare and all(_ASSIGNMENT.match(word) for word in bare):
             environment |= _assignments(bare)
         elif found := find(words):
-            if strict and any("$" in word or "`" in word for word in words):
-                return None
-            if unknown := next((word for word in words if _FROM_A_SHELL.search(word)), None):
-                raise Fp16PatchError(
-                    f"only a shell can tell what {unknown!r} stands for",
-                    code="command-unreadable",
-                    allowed="words, quotes, and variables that are set here",
-                    next_step="put `fp16-patch doctor --` in front of the command itself: your shell then fills it in",
-                )
-            return replace(found, environment={**environment, **found.environment})
-    return None
+            candidate = words, replace(found, environment={**environment, **found.environment})
+            if found.module in (*VERL, *OPENRLHF):
+                chosen = candidate
+                break
+            chosen = chosen or (None if strict else candidate)
+    if chosen is None:
+        return None
+    words, command = chosen
+    if strict and any("$" in word or "`" in word for word in words):
+        return None
+    if unknown := next((word for word in words if _FROM_A_SHELL.search(word)), None):
+        raise Fp16PatchError(
+            f"only a shell can tell what {unknown!r} stands for",
+            code="command-unreadable",
+            allowed="words, quotes, and variables that are set here",
+            next_step="put `fp16-patch doctor --` in front of the command itself: your shell then fills it in",
+        )
+    return command
 
 
 def _python(words: list[str], *, modules: bool) -> UserCommand | None:
@@ -138,7 +150,8 @@ def _taken_apart(words: list[str], start: int, module: int) -> UserCommand:
     if inner is not None:
         settings = tuple(word for word in words[inner + 2 : start] if word != "--")
         wrapper = tuple(words[:inner])
-    found = UserCommand(tuple(words[start:module]), words[module], tuple(words[module + 1 :]), wrapper, settings)
+    head, arguments = tuple(words[start:module]), tuple(words[module + 1 :])
+    found = UserCommand(head, words[module], arguments, wrapper=wrapper, settings=settings)
     # ``A=1 python``, ``env A=1 python``.
     set_here = _assignments([word for word in wrapper if _ASSIGNMENT.match(word)])
     return replace(found, environment={**_of_the_job(found), **set_here})

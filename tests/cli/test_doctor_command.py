@@ -89,9 +89,10 @@ def test_a_critic_whose_model_is_not_here_is_a_warning(doctor: Doctor) -> None:
 def test_inside_uv_run_and_a_script_that_says_it_all(doctor: Doctor, tmp_path: Path) -> None:
     status, found = doctor("--", "uv", "run", "--with", "x", "python", *VERL[1:])
     assert (status, found["inside"]) == (0, ["uv", "run", "--with", "x"])
-    (tmp_path / "run.sh").write_text(f'set -x\n{sys.executable} -m {MAIN} \\\n {" ".join(USUAL)} "$@"\n')
+    (tmp_path / "run.sh").write_text(f'set -x\npython3 -m {MAIN} \\\n {" ".join(USUAL)} "$@"\n')
     status, found = doctor("--", "bash", str(tmp_path / "run.sh"))
-    assert (status, found["command"]) == (0, list(VERL))
+    assert (status, found["command"]) == (0, ["python3", *VERL[1:]])
+    assert found["inside"] == ["bash", str(tmp_path / "run.sh")]
 
 
 def test_own_folder_of_configuration_and_own_main(doctor: Doctor, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ JOB = """ray job submit --address=http://x:8265 --runtime-env-json '{"env_vars":
         ("# don't\nset -x\npython -m m a=[1,2] $@", "python -m m a=[1,2]", ""),
         ("bash -lc 'python -m m a=1'", "python -m m a=1", ""),
         ("python main.py a=1", "python main.py a=1", ""),
+        (f"python get_data.py\npython -m {VERL} a=1", f"python -m {VERL} a=1", ""),
         (
             "ray job submit -- fp16-patch run fp16_patch.overwrite=true -- python -m m",
             "python -m m",

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError, combine_errors
-from fp16_patch.frameworks.advice import OPENRLHF
 from fp16_patch.frameworks.openrlhf import arguments, config, refusals
+from fp16_patch.frameworks.user_command import OPENRLHF
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.arms.overrides import assignments, merge, render
 from fp16_patch.lab.arms.preflight import Needs
