@@ -40,8 +40,8 @@ def examine_command(module: str, words: Sequence[str], overrides: Sequence[str])
     warned = [warning(setting) for setting in refusals.accepted_sampling(args, precision)]
     if precision.train_dtype != "fp16":
         warned.append(
-            f"this run trains in {precision.train_dtype}: for FP16 set --ds.param_dtype fp16, or fp16_patch.train_dtype=fp16 "
-            "with fp16_patch.overwrite=true"
+            f"this run trains in {precision.train_dtype}: for FP16 set --ds.param_dtype fp16, or "
+            "fp16_patch.train_dtype=fp16 with fp16_patch.overwrite=true"
         )
     return Examined(precision.name, config.rewrite(args, precision), problems, warned)
 
