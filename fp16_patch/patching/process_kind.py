@@ -16,6 +16,7 @@ class ProcessKind(str, Enum):
     ASYNC_CONTROLLER = "async controller"
     COORDINATOR = "coordinator"
     SAMPLER = "sampler"
+    AGENT_LOOP = "agent loop worker"
     TRAINER_RANK = "trainer rank"
     ACTOR_RANK = "actor rank"
     REFERENCE_RANK = "reference rank"

@@ -59,6 +59,7 @@ def required() -> dict[str, dict[str, tuple[Patch, ...]]]:
 
     openrlhf = {kind: patches for kind, patches in REQUIRED.items() if patches and kind != ProcessKind.TRAINER_RANK}
     controllers = (ProcessKind.CONTROLLER, ProcessKind.COORDINATOR, ProcessKind.ASYNC_CONTROLLER)
+    trainers = {"": "verl.trainer.ppo.v1.trainer_sync", "legacy trainer, ": "verl.trainer.ppo.ray_trainer"}
     combinations = {
         "fsdp": {"fsdp"},
         "fsdp2": {"fsdp"},
@@ -67,7 +68,10 @@ def required() -> dict[str, dict[str, tuple[Patch, ...]]]:
     }
     return {
         **{
-            f"verl {strategies}": registry.required(ALL_PATCHES, controller.KINDS, engines)
+            f"verl {trainer}{strategies}": registry.required(
+                [patch for patch in ALL_PATCHES if patch in controller.patches_of(module)], controller.KINDS, engines
+            )
+            for trainer, module in trainers.items()
             for strategies, engines in combinations.items()
         },
         "openrlhf": openrlhf,

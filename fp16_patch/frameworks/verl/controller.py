@@ -14,14 +14,16 @@ from fp16_patch.engines.ray import node_check
 from fp16_patch.engines.vllm import sampling
 from fp16_patch.frameworks.verl import mismatch, reports
 from fp16_patch.frameworks.verl.releases import TASK_RUNNER
-from fp16_patch.patching import ProcessKind, hook, registry, status, wrap
+from fp16_patch.patching import Patch, ProcessKind, hook, registry, status, wrap
 from fp16_patch.precision import Precision
 from fp16_patch.report import precision_report
 from fp16_patch.report.process_report import require, this_process
 
-Trainer = Any  # verl.trainer.ppo.v1.trainer_base.PPOTrainer, never imported here
+Trainer = Any  # verl's PPOTrainer or, with trainer.use_v1=False, its RayPPOTrainer; never imported here
 
 _TRAINER = "verl.trainer.ppo.v1.trainer_base:PPOTrainer"
+V1, LEGACY = "verl.trainer.ppo.v1.", "verl.trainer.ppo.ray_trainer:"
+"""How the targets of patches begin that only one of verl's two trainers needs."""
 KINDS = (ProcessKind.TASK_RUNNER, ProcessKind.TRAINER_RANK, ProcessKind.VLLM_SERVER, ProcessKind.VLLM_WORKER)
 """The kinds of processes of a run of verl that must show their patches."""
 
@@ -43,6 +45,12 @@ class ReportProgress:
     **TASK_RUNNER,
     reason="every hook that loads this package in a process can fail silently, so a missing ledger stops the run",
 )
+@hook(
+    f"{LEGACY}RayPPOTrainer.init_workers",
+    name="legacy-check-processes",
+    **TASK_RUNNER,
+    reason="every hook that loads this package in a process can fail silently, so a missing ledger stops the run",
+)
 def check_processes(original: Any, self: Trainer) -> Any:
     """Check every node before the workers start, and every process's ledger afterwards."""
     node_check.check_every_node()
@@ -59,7 +67,7 @@ def check_processes(original: Any, self: Trainer) -> Any:
 )
 def report_before_training(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Save the precision report before the first validation. Later reports complete it."""
-    _publish_if_due(self, START)
+    publish_if_due(self, START)
     return original(self, *args, **kwargs)
 
 
@@ -71,7 +79,7 @@ def report_before_training(original: Any, self: Trainer, *args: Any, **kwargs: A
 )
 def report_before_first_update(original: Any, self: Trainer, batch: Any, metrics: dict[str, Any]) -> Any:
     """Publish the precision report after the first log-probs were computed, before anything is updated."""
-    _publish_if_due(self, BEFORE)
+    publish_if_due(self, BEFORE)
     return original(self, batch, metrics)
 
 
@@ -88,14 +96,14 @@ def report_after_first_update(original: Any, self: Trainer, batch: Any, metrics:
     """Add gradients and optimizer state to the saved report; rename the mismatch metrics of bypass mode."""
     result = original(self, batch, metrics)
     mismatch.strip_actor_prefix(metrics)
-    _publish_if_due(self, AFTER)
+    publish_if_due(self, AFTER)
     return result
 
 
 @hook(
     "verl.workers.rollout.replica:RolloutReplica.__init__",
     name="remember-replicas",
-    when="verl.trainer.ppo.v1.trainer_base",
+    when="verl.trainer.ppo.ray_trainer",  # the V1 trainer imports it too
     **TASK_RUNNER,
     reason="reward-model and teacher engines are asked for their ledgers too",
 )
@@ -116,12 +124,18 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
     servers, workers = reports.from_rollout(_replicas, trainer.llm_server_manager.get_replicas())
     runner = [this_process(ProcessKind.TASK_RUNNER.value, status(), {})]
     by_kind = dict(zip(KINDS, (runner, trainers, servers, workers), strict=True))
-    patches = (*registry.declared_under("fp16_patch.frameworks.verl"), *registry.declared_in(sampling))
-    require(by_kind, registry.required(patches, KINDS, _engines(trainer)))
+    require(by_kind, registry.required(patches_of(type(trainer).__module__), KINDS, _engines(trainer)))
     return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
 
 
-def _publish_if_due(trainer: Trainer, when: str) -> None:
+def patches_of(trainer_module: str) -> tuple[Patch, ...]:
+    """Return the patches of a run whose trainer is defined in this module: without those of verl's other trainer."""
+    other = V1 if f"{trainer_module}:" == LEGACY else LEGACY
+    declared = (*registry.declared_under("fp16_patch.frameworks.verl"), *registry.declared_in(sampling))
+    return tuple(patch for patch in declared if not patch.target.startswith(other))
+
+
+def publish_if_due(trainer: Trainer, when: str) -> None:
     """Gather the reports, check them against the flag, save them, and print them before training and updates."""
     progress = attached(trainer, ReportProgress)
     if progress.due == when:

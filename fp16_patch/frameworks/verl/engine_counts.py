@@ -78,14 +78,16 @@ def take_server_requests(_server: Any) -> dict[tuple[str, str], int]:
     return take_requests()
 
 
-@wrap(
-    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate",
-    name="validation-requests-apart",
-    reason="validation has sampling settings of its own; its requests are not those of the next training step",
-    upstream="none: our own proof",
-    remove_when="verl checks the log-probs of its rollout engine",
+_APART: dict[str, Any] = {
     **TASK_RUNNER,
-)
+    "reason": "validation has sampling settings of its own; its requests are not those of the next training step",
+    "upstream": "none: our own proof",
+    "remove_when": "verl checks the log-probs of its rollout engine",
+}
+
+
+@wrap("verl.trainer.ppo.ray_trainer:RayPPOTrainer._validate", name="legacy-validation-requests-apart", **_APART)
+@wrap("verl.trainer.ppo.v1.trainer_base:PPOTrainer._validate", name="validation-requests-apart", **_APART)
 def drop_validation_requests(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
     """Keep the requests and logits so far for the next step, and forget those of the validation."""
     kept, found = attached(self, EngineCounts), ask_counts(self).wait()

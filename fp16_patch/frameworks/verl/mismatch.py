@@ -31,7 +31,7 @@ LogProbs = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 @wrap(
     "verl.utils.debug.metrics:calculate_debug_metrics",
     name="mismatch-metrics",
-    when="verl.trainer.ppo.v1.trainer_base",
+    when="verl.trainer.ppo.ray_trainer",  # the V1 trainer imports it too
     also_bound=("verl.trainer.ppo.v1.trainer_base:calculate_debug_metrics",),
     **TASK_RUNNER,
     reason="adds max and min of pi - mu and the KL in float64 to verl's own mismatch metrics; keeps the log-probs "

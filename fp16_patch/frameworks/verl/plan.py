@@ -7,6 +7,8 @@ from fp16_patch.engines.vllm import sampling
 from fp16_patch.frameworks.verl import (
     controller,
     engine_counts,
+    legacy_rollout_health,
+    legacy_trainer,
     masked_answers,
     mismatch,
     receiver_failures,
@@ -21,6 +23,7 @@ from fp16_patch.patching import registry
 
 ALL_PATCHES = registry.declared_in(
     *(controller, mismatch, trainer),
+    *(legacy_trainer, legacy_rollout_health),
     *(engine, checkpoint, fp32_modules),
     *(trainer_megatron, receiver_failures, rollout),
     *(rollout_health, masked_answers, engine_counts, sampling, step_metrics),

@@ -12,6 +12,7 @@ TRANSFER_QUEUE = Release("TransferQueue", ">=0.1.10,<0.2")
 """What verl's V1 trainer keeps its batches in."""
 
 TASK_RUNNER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TASK_RUNNER}}
+AGENT_LOOP: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.AGENT_LOOP}}
 VLLM_WORKER: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.VLLM_WORKER}}
 TRAINER_RANK: dict[str, Any] = {"release": RELEASE, "processes": {ProcessKind.TRAINER_RANK}}
 FSDP_RANK: dict[str, Any] = {**TRAINER_RANK, "engine": "fsdp"}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,9 +14,10 @@ from fp16_patch.engines.vllm import rollout_trace
 from fp16_patch.engines.vllm.rollout_trace import NotFinite, Prompts, TracedAnswers, TracedEngine, one_token
 from fp16_patch.engines.vllm.trace import RolloutTrace
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.padded_batch import PaddedBatch
 
 Trainer = Any  # verl.trainer.ppo.v1.trainer_base.PPOTrainer, never imported here
-Batch = Any  # transfer_queue's KVBatchMeta
+Batch = Any  # transfer_queue's KVBatchMeta, or a PaddedBatch
 
 EAGER = "actor_rollout_ref.rollout.enforce_eager"
 
@@ -47,15 +48,21 @@ def _trace(
 
 def _token_ids(batch: Batch, lengths: Mapping[int, int | None]) -> list[list[int]]:
     """Return each prompt and its answer up to that length, or but for its last token: what decided the next one."""
+    texts = batch.prompts_and_answers(lengths) if isinstance(batch, PaddedBatch) else _from_queue(batch, lengths)
+    return [
+        [*prompt.tolist(), *answer.tolist()[: -1 if length is None else length]]
+        for (prompt, answer), length in zip(texts, lengths.values(), strict=True)
+    ]
+
+
+def _from_queue(batch: Batch, rows: Iterable[int]) -> list[tuple[Any, Any]]:
+    """Return the token ids of these prompts and of their answers."""
     import transfer_queue
 
-    keys = [batch.keys[row] for row in lengths]
+    keys = [batch.keys[row] for row in rows]
     fields = ["prompts", "responses"]
     data = transfer_queue.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
-    pairs = zip(data["prompts"].unbind(), data["responses"].unbind(), lengths.values(), strict=True)
-    return [
-        [*prompt.tolist(), *answer.tolist()[: -1 if length is None else length]] for prompt, answer, length in pairs
-    ]
+    return list(zip(data["prompts"].unbind(), data["responses"].unbind(), strict=True))
 
 
 def _engine(trainer: Trainer) -> TracedEngine:
@@ -86,7 +93,8 @@ def _awake(trainer: Trainer, sleep: bool) -> Iterator[None]:
     With ``sleep``, drop them again afterwards, for a run that goes on.
     """
     weights, manager = trainer.config.actor_rollout_ref.rollout.free_cache_engine, trainer.checkpoint_manager
-    paused = trainer.config.trainer.v1.trainer_mode == "colocate_async"
+    settings = trainer.config.trainer
+    paused = settings.get("use_v1", True) and settings.v1.trainer_mode == "colocate_async"
     if weights:
         manager.update_weights(trainer.global_steps - 1)  # this step's update has not happened yet
     if paused:

@@ -25,6 +25,9 @@ ACCEPTED_MAINS = {
     "under other names": f"{FROM} TaskRunnerV1 as R, run_ppo as go\ndef main(config):\n    go(config, R)",
     "imported in the function": f"def main(c):\n    {FROM} TaskRunnerV1, run_ppo\n    run_ppo(c, TaskRunnerV1)",
     "through the module": "import verl.trainer.main_ppo as m\ndef main(config):\n    m.run_ppo(config, m.TaskRunnerV1)",
+    "with the legacy trainer": (
+        f"{FROM} run_ppo\nfrom verl.trainer.main_ppo_v0 import TaskRunner\ndef main(c):\n    run_ppo(c, TaskRunner)"
+    ),
     "in a nested function": f"{FROM} TaskRunnerV1, run_ppo\ndef main(c):\n  def f():\n    run_ppo(c, TaskRunnerV1)",
 }
 REFUSED_MAINS = {

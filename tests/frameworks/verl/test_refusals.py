@@ -50,7 +50,6 @@ REFUSED = {
     (f"+{ROLLOUT}.engine_kwargs.vllm.hf_overrides={{torch_dtype:bfloat16}}",): "engine_kwargs.vllm.hf_overrides",
     (f"++{ROLLOUT}.engine_kwargs.vllm=foo",): "engine_kwargs.vllm=foo",
     ("fp16_patch.loss_scaling=null",): "fp16_patch.loss_scaling=null",
-    ("trainer.use_v1=False",): "trainer.use_v1",
     ("trainer.v1.trainer_mode=separate_async",): "trainer.v1.trainer_mode=separate_async",
     ("+fp16_patch.loss_scaling.init_scal=4",): "fp16_patch.loss_scaling.init_scal=4",
     ("fp16_patch.loss_scaling.init_scale=1000",): "fp16_patch.loss_scaling.init_scale=1000",
@@ -99,6 +98,12 @@ def test_refused_with_one_clear_error(compose, overrides):
     assert REFUSED[overrides[:1] if engine else overrides] in message
     assert "allowed:" in message
     assert "next step:" in message
+
+
+def test_the_legacy_trainer_is_no_matter(compose):
+    config = compose(FP16, "trainer.use_v1=False")
+    apply_flag(config)
+    assert config.trainer.use_v1 is False
 
 
 def test_fsdp2_may_defer_its_gradient_sync(compose):

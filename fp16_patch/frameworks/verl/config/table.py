@@ -48,7 +48,6 @@ def fsdp_section(role: str) -> str:
 
 def _trainer(config: DictConfig, critic: bool) -> list[Setting]:
     rows = [
-        Setting("trainer.use_v1", allowed=(True,), why="the legacy trainer is not supported"),
         Setting("trainer.v1.trainer_mode", allowed=("sync", "colocate_async"), why="standalone replicas are untested"),
     ]
     for role in ("actor", "critic") if critic else ("actor",):

@@ -39,7 +39,7 @@ REFUSED = {
 }
 """verl's other mains, and why they are refused."""
 
-TASK_RUNNERS = {LAUNCHER: ("TaskRunnerV1",)}
+TASK_RUNNERS = {LAUNCHER: ("TaskRunnerV1",), "verl.trainer.main_ppo_v0": ("TaskRunner",)}
 """Module -> the task runners whose trainer the proof reaches; a user's main passes one to verl's ``run_ppo``."""
 
 _OWN_MAIN = (
