@@ -73,9 +73,9 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
     openrlhf = command.module in OPENRLHF and not command.is_script
     with _environment(command):
         if openrlhf:
-            from fp16_patch.frameworks.openrlhf import arguments
+            from fp16_patch.frameworks.openrlhf import composition
 
-            examined = arguments.examine_command(command.module, command.arguments, settings)
+            examined = composition.examine_command(command.module, command.arguments, settings)
             flagged = ["fp16-patch", "run", *settings, "--", *command.words]
         else:
             from fp16_patch.frameworks.verl import composition

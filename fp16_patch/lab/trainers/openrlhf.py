@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError, combine_errors
-from fp16_patch.frameworks.openrlhf import arguments, config, refusals
+from fp16_patch.frameworks.openrlhf import composition, config, refusals
 from fp16_patch.frameworks.user_command import OPENRLHF
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.arms.overrides import assignments, merge, render
@@ -121,7 +121,7 @@ class OpenRLHF(Trainer):
         words = list(command.arguments)
         at = words.index("--")
         settings = config.settings(words[4:at])
-        args = arguments.parsed(words[at + 4 :])
+        args = composition.parsed(words[at + 4 :])
         precision = config.precision(args, settings)
         if problems := refusals.unsupported(args, precision):
             raise combine_errors(problems)

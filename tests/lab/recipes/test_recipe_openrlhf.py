@@ -13,7 +13,7 @@ from raising import raises_code
 from fp16_patch import envs
 from fp16_patch.frameworks.launcher import command_with_flag
 from fp16_patch.frameworks.openrlhf import config
-from fp16_patch.frameworks.openrlhf.arguments import parser
+from fp16_patch.frameworks.openrlhf.composition import parser
 from fp16_patch.lab.arms.command import Command, Job
 from fp16_patch.lab.launch.run import run_recipe
 from fp16_patch.lab.loading.load import available, find, load
