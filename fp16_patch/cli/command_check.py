@@ -73,15 +73,15 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
     openrlhf = command.module in OPENRLHF and not command.is_script
     with _environment(command):
         if openrlhf:
-            from fp16_patch.frameworks.openrlhf import composition
+            from fp16_patch.frameworks.openrlhf.composition import examine_command
 
-            examined = composition.examine_command(command.module, command.arguments, settings)
+            examined = examine_command(command.module, command.arguments, settings)
             flagged = ["fp16-patch", "run", *settings, "--", *command.words]
         else:
-            from fp16_patch.frameworks.verl import composition
+            from fp16_patch.frameworks.verl.composition import examine_composed
 
             with_flag = verl_arguments(settings, command.arguments)
-            examined = composition.examine_command(command.module, with_flag)
+            examined = examine_composed(command.module, with_flag)
             flagged = [*command.head, command.module, *with_flag]
     problems = [*in_job, *examined.problems]
     return {

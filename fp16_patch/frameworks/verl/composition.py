@@ -24,7 +24,7 @@ _OWN_MAIN = "whether the proof reaches the trainer of this main is checked when 
 _UNKNOWN = re.compile(r"Could not override '(.+)'")
 
 
-def examine_command(module: str, words: Sequence[str]) -> Examined:
+def examine_composed(module: str, words: Sequence[str]) -> Examined:
     """Return what the flag would do to ``python -m MODULE WORDS``. ``module`` may be the path of a script.
 
     Raises:
