@@ -41,7 +41,8 @@ def expected(precision: Precision, role: str) -> dict[str, tuple[str, ...]]:
     """Return row -> the values that the flag allows. Other rows are reported and not checked."""
     if role in ("rollout", "reward model", "teacher"):
         rollout = long_name(precision.rollout_dtype)
-        return {"weights": (rollout,), "compute": (rollout,), "kv_cache": (rollout, "not allocated")}
+        kv_cache = (rollout, "not allocated")
+        return {"weights": (rollout,), "lora": (rollout,), "compute": (rollout,), "kv_cache": kv_cache}
     promised: dict[str, tuple[str, ...]] = {
         "master_weights": ("float32",),
         "compute": (long_name(precision.train_dtype),),

@@ -39,7 +39,11 @@ def model_type_of(model: str) -> tuple[str, ...]:
 
     Empty if its ``config.json`` cannot be read here; vLLM itself then refuses the model later.
     """
-    config = read_model_config(model)
+    return model_types_in(read_model_config(model))
+
+
+def model_types_in(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the ``model_type`` of a model's ``config.json``, and of its text model."""
     types = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
     return tuple(dict.fromkeys(t for t in types if t))
 

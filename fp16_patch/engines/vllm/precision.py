@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fp16_patch.engines.vllm.logits import count_rows, start_counting
@@ -28,19 +28,31 @@ def register_row(name: str, read: Callable[[Any], str | None]) -> None:
 
 
 def describe_worker(worker: Any) -> dict[str, str]:
-    """Return rows for the precision report: rollout weights, compute and KV cache of one vLLM worker process."""
+    """Return rows for the precision report: weights, adapters, compute and KV cache of one vLLM worker process."""
     from torch.utils._pytree import tree_leaves
 
     runner = worker.model_runner
     # Hybrid models nest lists in the list of caches.
     caches = [leaf for leaf in tree_leaves(getattr(runner, "kv_caches", [])) if hasattr(leaf, "dtype")]
-    extra = {name: text for name, read in _extra_rows.items() if (text := read(runner.model))}
+    adapters = list(_lora_tensors(runner.model))
+    extra = {"lora": dtype_shares(adapters)} if adapters else {}
+    extra |= {name: text for name, read in _extra_rows.items() if (text := read(runner.model))}
     return {
         "weights": dtype_shares(runner.model.parameters()),
         "compute": format_dtypes([runner.model_config.dtype]),
         "kv_cache": dtype_shares(caches, none="not allocated"),
         **extra,
     }
+
+
+def _lora_tensors(model: Any) -> Iterator[Any]:
+    """Yield the LoRA weights of vLLM's layers (``vllm/lora/layers``), which are plain attributes."""
+    from torch.utils._pytree import tree_leaves
+
+    for layer in model.modules():
+        if type(layer).__module__.startswith("vllm.lora."):
+            values = [value for name, value in vars(layer).items() if not name.startswith("_")]
+            yield from (leaf for leaf in tree_leaves(values) if getattr(leaf, "is_floating_point", bool)())
 
 
 REPORT = "fp16_patch_report"

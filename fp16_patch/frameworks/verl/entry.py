@@ -19,7 +19,7 @@ from fp16_patch.engines.ray import job
 from fp16_patch.engines.ray.cluster import cluster_problems
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
-from fp16_patch.frameworks.verl.config import command_line, sampling
+from fp16_patch.frameworks.verl.config import command_line, sampling, vllm_engines
 from fp16_patch.frameworks.verl.config.changes import Change, plan, rewrite
 from fp16_patch.frameworks.verl.config.setting import refusal, value_of
 from fp16_patch.frameworks.verl.config.table import settings
@@ -126,8 +126,9 @@ def compare(config: DictConfig) -> tuple[Precision, list[Change], list[Fp16Patch
 
 
 def warnings(config: DictConfig, precision: Precision) -> list[str]:
-    """Return what the user should know about settings that are accepted."""
-    return [warning(setting) for setting in sampling.accepted_settings(config, precision)]
+    """Return what the user should know about settings and models that are accepted."""
+    accepted = [warning(setting) for setting in sampling.accepted_settings(config, precision)]
+    return [*accepted, *vllm_engines.fp16_warnings(config, precision)]
 
 
 def multirun_error() -> Fp16PatchError:

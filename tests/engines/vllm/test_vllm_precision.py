@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
+from raising import raises_code
 
 from fp16_patch.engines.vllm.precision import observe_compute_logits, record_logits_dtype, record_weight_dtypes
+from fp16_patch.errors import combine_errors
 from fp16_patch.patching import check_source
+from fp16_patch.precision import Precision
 from fp16_patch.report.observed_dtypes import recorded_dtypes
+from fp16_patch.report.precision_report import precision_violations
 
 
 class Model:
@@ -39,3 +48,17 @@ def test_dtypes_of_arriving_weights_add_up() -> None:
     record_weight_dtypes(worker, [torch.float16])
     record_weight_dtypes(worker, iter([torch.float32, torch.float16]))
     assert recorded_dtypes(worker) == {"weights_on_the_wire": "float16, float32"}
+
+
+@pytest.mark.timeout(180)
+def test_the_adapters_of_vllms_own_lora_layers_are_a_row(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("lora_layers.py")
+    command = [sys.executable, str(script), str(tmp_path / "meeting"), "bfloat16"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert run.returncode == 0, run.stderr[-4000:]
+    rows = json.loads(run.stdout.splitlines()[-1])
+    assert rows["adapted"] == rows["plain"] | {"lora": "bfloat16"}
+    assert rows["plain"]["weights"] == "float16"
+    assert precision_violations({"rollout": rows["plain"]}, Precision()) == []
+    with raises_code("precision-violated", "rollout lora is bfloat16"):
+        raise combine_errors(precision_violations({"rollout": rows["adapted"]}, Precision()))

@@ -12,6 +12,7 @@ from raising import raises_code
 from fp16_patch.engines.megatron import config as configuration
 from fp16_patch.engines.megatron import optimizer_choice
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.verl.config import megatron
 from fp16_patch.frameworks.verl.entry import apply_flag
 
 MEGATRON = ("+precision@_global_=fp16", "model_engine=megatron", "actor_rollout_ref.actor.strategy=megatron")
@@ -124,6 +125,51 @@ def test_refused_with_one_clear_error(compose, overrides):
     assert "allowed:" in str(refused.value)
     assert "next step:" in str(refused.value)
     assert OmegaConf.to_container(config, resolve=False) == before, "half applied"
+
+
+FP16_ONLY = {
+    f"+{TRANSFORMER}.moe_token_dispatcher_type=flex": f"{TRANSFORMER}.moe_token_dispatcher_type=flex",
+    f"+{TRANSFORMER}.moe_enable_deepep=True": f"{TRANSFORMER}.moe_enable_deepep=True",
+    f"+{TRANSFORMER}.moe_use_legacy_grouped_gemm=True": f"{TRANSFORMER}.moe_use_legacy_grouped_gemm=True",
+    f"{ACTOR}.optim.use_precision_aware_optimizer=True": f"{ACTOR}.optim.use_precision_aware_optimizer=True",
+}
+STATES = {
+    **{f"{ACTOR}.optim.{name}=bf16": f"{ACTOR}.optim.{name}=bf16" for name in megatron.STATES[1:]},
+    **{f"+{OPTIMIZER}.{name}=bf16": f"{OPTIMIZER}.{name}=bf16" for name in megatron.STATES},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_has_bf16_only_and_states_that_are_not_fp32(compose, precision):
+    config = compose(f"+precision@_global_={precision}", *MEGATRON[1:], *FP16_ONLY, *STATES)
+    with pytest.raises(Fp16PatchError) as refused:
+        apply_flag(config)
+    expected = [*STATES.values(), *(FP16_ONLY.values() if precision == "fp16" else ())]
+    assert [text for text in expected if text not in str(refused.value)] == []
+    assert len(refused.value.codes) == len(expected)
+
+
+def test_the_fused_loss_is_off_where_it_trains_mtp(compose):
+    """Its backward casts the gradient to BF16; verl uses Megatron's loss for MTP only."""
+    key, mtp = f"{TRANSFORMER}.cross_entropy_loss_fusion", "actor_rollout_ref.model.mtp.enable=True"
+    assert value(flagged(compose), key) is None
+    assert value(flagged(compose, f"+{key}=True"), key) is True, "nothing calls it"
+    assert value(flagged(compose, mtp), key) is False
+    with raises_code("setting-contradicts", f"{key}=True"):
+        flagged(compose, mtp, f"+{key}=True")
+    config = compose("+precision@_global_=bf16", *MEGATRON[1:], mtp, f"+{key}=True")
+    apply_flag(config)
+    assert value(config, key) is True
+
+
+def test_the_gradient_of_megatrons_fused_loss_is_bf16():
+    """When this fails, the rule above is not needed any more."""
+    import torch
+    from megatron.core.fusions.fused_cross_entropy import calculate_gradients
+
+    softmax, one = torch.full((1, 1, 4), 0.25), torch.tensor([0])
+    gradient = calculate_gradients(softmax, torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.bool), one)
+    assert gradient.dtype is torch.bfloat16
 
 
 def test_what_says_no_more_than_the_flag_may_stand(compose):

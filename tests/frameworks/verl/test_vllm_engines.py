@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 from omegaconf import OmegaConf
@@ -115,3 +116,19 @@ def test_a_model_type_that_vllm_refuses_in_float16(compose, section, tmp_path):
     key = f"{section.rpartition('.')[0]}.model_path"
     with raises_code("setting-refused", key, "gemma2"):
         apply_flag(compose(FP16, *ENGINES[section], f"++{key}={tmp_path}"))
+
+
+def test_a_model_that_may_overflow_in_fp16_is_warned_about(compose, model, caplog):
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": {"depth": 24}}))
+    for precision, warned in (("fp16", True), ("bf16", False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="fp16_patch"):
+            apply_flag(compose(f"+precision@_global_={precision}"))
+        assert ("visual.blocks.23 may overflow in FP16" in caplog.text) == warned
+
+
+def test_a_model_that_vllm_computes_otherwise_in_fp16_is_refused(compose, model):
+    (model / "config.json").write_text(json.dumps({"model_type": "glm4_moe", "routed_scaling_factor": 2.5}))
+    with raises_code("setting-refused", "actor_rollout_ref.model.path", "2.5", "bf16"):
+        apply_flag(compose(FP16))
+    apply_flag(compose("+precision@_global_=bf16"))

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from fp16_patch.engines.vllm.dtype_arguments import refused_arguments
+from fp16_patch.engines.vllm.fp16_risks import find_risks, warning
 from fp16_patch.frameworks.verl.config.setting import MISSING, Setting, place_under, value_of
 from fp16_patch.precision import Precision, long_name
 
 ROLLOUT = "actor_rollout_ref.rollout"
+POLICY = "actor_rollout_ref.model.path"
 REWARD_MODEL = "reward.reward_model"
 TEACHERS = "distillation.teacher_models"
 ARGUMENTS = "engine_kwargs.vllm"
@@ -47,7 +49,7 @@ def settings(config: DictConfig, precision: Precision) -> list[Setting]:
 
 def engines(config: DictConfig) -> dict[str, str]:
     """Return the section of each vLLM engine of this run -> the key of the model that it serves."""
-    found = {ROLLOUT: "actor_rollout_ref.model.path"}
+    found = {ROLLOUT: POLICY}
     if value_of(config, f"{REWARD_MODEL}.enable"):
         found[f"{REWARD_MODEL}.rollout"] = f"{REWARD_MODEL}.model_path"
     if value_of(config, "distillation.enabled"):
@@ -56,6 +58,22 @@ def engines(config: DictConfig) -> dict[str, str]:
             teachers.remove("teacher_model")
         found |= {f"{TEACHERS}.{name}.inference": f"{TEACHERS}.{name}.model_path" for name in teachers}
     return found
+
+
+def models(config: DictConfig) -> dict[str, str]:
+    """Return key -> path or hub id of each model that vLLM serves."""
+    paths = {key: value_of(config, key) for key in engines(config).values()}
+    return {key: str(path) for key, path in paths.items() if path}
+
+
+def fp16_warnings(config: DictConfig, precision: Precision) -> list[str]:
+    """Return what is known against FP16 for the models of this run."""
+    trains, serves = (dtype == "fp16" for dtype in (precision.train_dtype, precision.rollout_dtype))
+    return [
+        warning(key, path, risk)
+        for key, path in models(config).items()
+        for risk in find_risks(path, trained=trains and key == POLICY, served=serves)
+    ]
 
 
 def _engine(config: DictConfig, section: str, dtype: str) -> list[Setting]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from omegaconf import DictConfig
 
+from fp16_patch.engines.vllm.fp16_risks import describe_wrong_function
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl.config import command_line, megatron, sampling, vllm_engines
 from fp16_patch.frameworks.verl.config.rollout_correction import CORRECTION, read_correction
 from fp16_patch.frameworks.verl.config.setting import MISSING, SECTIONS, refusal, value_of
 from fp16_patch.frameworks.verl.config.table import fsdp_section
-from fp16_patch.frameworks.verl.refusals import resume
+from fp16_patch.frameworks.verl.refusals import fused_kernels, optimizers, resume
 from fp16_patch.frameworks.verl.refusals.megatron_installation import installation_problems
 from fp16_patch.frameworks.verl.rollout_trace import EAGER
 from fp16_patch.frameworks.verl.trainer_fsdp.fp32_modules import for_critics_only
@@ -36,10 +37,13 @@ def uses_critic(config: DictConfig) -> bool:
 
 def problems(config: DictConfig, precision: Precision, critic: bool) -> list[Fp16PatchError]:
     """Return the problems of this run. ``critic``: whether it has one."""
+    trained = ("actor", "critic") if critic else ("actor",)
     on_megatron = any(megatron.is_configured(config, role) for role in SECTIONS if critic or role != "critic")
     return [
         *(installation_problems() if on_megatron else ()),
-        *_engines(config, critic),
+        *_engines(config, trained),
+        *optimizers.problems(config, precision, trained),
+        *fused_kernels.problems(config),
         *_models(config, precision),
         *_fp32_modules(precision, critic, on_megatron),
         *_bounds_read_as_a_number(config),
@@ -49,9 +53,9 @@ def problems(config: DictConfig, precision: Precision, critic: bool) -> list[Fp1
     ]
 
 
-def _engines(config: DictConfig, critic: bool) -> Iterator[Fp16PatchError]:
+def _engines(config: DictConfig, trained: Sequence[str]) -> Iterator[Fp16PatchError]:
     """Refuse a strategy whose engine has no section in the configuration."""
-    for role in ("actor", "critic") if critic else ("actor",):
+    for role in trained:
         key = f"{SECTIONS[role]}.strategy"
         engines = {"fsdp": fsdp_section(role), "fsdp2": fsdp_section(role), "megatron": f"{SECTIONS[role]}.megatron"}
         strategy = value_of(config, key)
@@ -70,13 +74,14 @@ def _engines(config: DictConfig, critic: bool) -> Iterator[Fp16PatchError]:
 
 
 def _models(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
-    refused = float16_refusing_model_types() if precision.rollout_dtype == "fp16" else {}
-    for key in vllm_engines.engines(config).values():
-        path = value_of(config, key)
-        for model_type in model_type_of(str(path)) if path else ():
-            if model_type in refused:
-                why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
-                yield refusal(key, path, why, "a model type vLLM runs in float16", "use +precision@_global_=bf16")
+    if precision.rollout_dtype != "fp16":
+        return
+    refused = float16_refusing_model_types()
+    for key, path in vllm_engines.models(config).items():
+        types = [name for name in model_type_of(path) if name in refused]
+        reasons = [f"vLLM refuses float16 for model type {name!r}: {refused[name]}" for name in types]
+        for why in reasons or filter(None, [describe_wrong_function(path)]):
+            yield refusal(key, path, why, "a model that vLLM runs in float16", "use +precision@_global_=bf16")
 
 
 def _fp32_modules(precision: Precision, critic: bool, on_megatron: bool) -> Iterator[Fp16PatchError]:
