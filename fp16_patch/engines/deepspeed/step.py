@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 
+_SKIP: dict[str, Any] = {
+    "release": RELEASE,
+    "processes": {ProcessKind.TRAINER_RANK},
+    "engine": "deepspeed",
+    "reason": "without ZeRO, and in ZeRO-1 with FP32 accumulation, these optimizers step on NaN gradients in BF16: a "
+    "loss that is not finite skips the update",
+    "remove_when": "DeepSpeed skips a step whose gradients are not finite, in BF16 too",
+}
+
 Engine = Any  # deepspeed.DeepSpeedEngine, never imported here
 
 
@@ -109,10 +118,29 @@ def _step_without_scale(original: Any, engine: Engine, *args: Any, **kwargs: Any
         return original(engine, *args, **kwargs)
     losses: Any = losses_of(engine)
     skip = losses.any_bad_loss()
-    if hasattr(engine.optimizer, "overflow"):
-        # ZeRO-1 and ZeRO-2 look for overflows in BF16 too and overwrite it. ZeRO-3 does not, and skips if it is set.
-        engine.optimizer.overflow = skip
+    # ZeRO-1 and ZeRO-2 look for overflows in BF16 too and overwrite it. ZeRO-3 does not, and skips if it is set, as
+    # skip_unscaled_step does. The engine reads it after the step, and leaves out that of the LR schedule.
+    engine.optimizer.overflow = skip
     result = original(engine, *args, **kwargs)
+    if skip:  # DeepSpeed keeps the last norm
+        engine._global_grad_norm = engine.optimizer._global_grad_norm = None
     losses.end_update(skipped=skip)
     losses.stop_after_too_many()
     return result
+
+
+@wrap(
+    "deepspeed.runtime.bf16_optimizer:BF16_Optimizer.step",
+    name="deepspeed-skip-zero-1-step",
+    **_SKIP,
+    upstream="deepspeed runtime/bf16_optimizer.py:303",
+)
+@wrap(
+    "deepspeed.runtime.fp16.fused_optimizer:FP16_Optimizer.step",
+    name="deepspeed-skip-fused-step",
+    **_SKIP,
+    upstream="deepspeed runtime/fp16/fused_optimizer.py:245",
+)
+def skip_unscaled_step(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Skip a step in BF16 that :func:`_step_without_scale` says to skip. The engine drops the gradients after it."""
+    return None if getattr(self, "overflow", False) else original(self, *args, **kwargs)

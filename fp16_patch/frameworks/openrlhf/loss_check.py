@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fp16_patch.attached_state import attached
@@ -25,6 +26,23 @@ class Batch:
     experience: Any = None
     engine: Any = None
     role: str = "model"
+    outputs: dict[str, Any] = field(default_factory=dict)
+    """What the model has returned for the next loss, as the log names it."""
+
+
+def keep_outputs(strategy: Strategy, model: Any, name: str) -> None:
+    """Keep what each forward pass of ``model`` in training returns, until its loss has been checked.
+
+    ``name`` is that of the first thing it returns. The second may have an entropy.
+    """
+    model.register_forward_hook(partial(_keep_output, strategy, name))
+
+
+def _keep_output(strategy: Strategy, name: str, _module: Any, _inputs: Any, output: Any) -> None:
+    first, rest = output[:2] if isinstance(output, tuple) else (output, None)
+    if getattr(first, "requires_grad", False):
+        found = {name: first, "entropy": getattr(rest, "entropy", None)}
+        attached(strategy, Batch).outputs = {f"the model's {key}": value for key, value in found.items()}
 
 
 @wrap(
@@ -42,7 +60,8 @@ def check_before_backward(original: Any, self: Strategy, loss: Any, model: Any, 
 
     batch = attached(self, Batch)
     inputs, masks = ({name: getattr(batch.experience, name, None) for name in names} for names in (INPUTS, MASKS))
-    loss, bad_loss = check_loss(loss, inputs, masks, role=batch.role)
+    loss, bad_loss = check_loss(loss, inputs, masks, batch.outputs, role=batch.role)
+    batch.outputs = {}
     if bad_loss is not None and batch.engine is not None:
         losses_of(batch.engine).report_bad_loss(bad_loss)
     return original(self, loss, model, *args, **kwargs)

@@ -136,6 +136,8 @@ def log_updates(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> Any:
         status.pop(f"{role}_grad_norm", None)
         if norms := [update.grad_norm for update, _ in updates.made if update.grad_norm is not None]:
             status |= {f"{role}_grad_norm": norms[-1], f"{role}/grad_norm": fmean(norms)}
+    elif updates.unscaled and updates.unscaled[-1]["loss_not_finite"]:
+        status.pop(f"{role}_grad_norm", None)  # OpenRLHF reports 0 where there is none
     return status
 
 
@@ -165,7 +167,10 @@ def set_loss_scaling(original: Any, self: Strategy, *args: Any, **kwargs: Any) -
     **TRAINER_RANK,
 )
 def observe_outputs(original: Any, self: Strategy, *args: Any) -> Any:
-    """Record the dtypes of logits, log-probs, values and rewards at every forward of each model."""
+    """Record the dtypes of logits, log-probs, values and rewards at every forward of each model.
+
+    Keep what a model returns in training, for the check of its loss.
+    """
     result = original(self, *args)
     for entry in result if isinstance(result, list) else [result]:
         model = entry[0] if isinstance(entry, tuple) else entry
@@ -174,6 +179,7 @@ def observe_outputs(original: Any, self: Strategy, *args: Any) -> Any:
             engine.module.register_forward_hook(partial(_record_output, engine, "values"))
             if engine is not model:
                 model.register_forward_hook(partial(_record_output, engine, "log_probs"))
+            loss_check.keep_outputs(self, model, "values" if engine is model else "log_probs")
     return result
 
 

@@ -121,9 +121,11 @@ def test_async_trainer_that_skips_its_first_update(run_openrlhf, world, sabotage
     witness = tmp_path / "witness.jsonl"
     sabotage("overflow_first,witness_every_weight", WITNESS=str(witness))
     evaluation = (f"eval.dataset={world.train_prompts}", "eval.steps=2", "eval.temperature=0.6")
-    run = run_openrlhf("train.async_enable=true", "data.max_samples=32", *evaluation)
+    run = run_openrlhf("train.async_enable=true", "data.max_samples=32", "fp16_patch.trace_rollout=2", *evaluation)
     assert run.result.status == "completed", run.why()  # requests of the evaluation stop no run
     assert "Async evaluation completed" in run.log
+    trace = json.loads((tmp_path / "run" / "fp16" / "trace_of_rollout_2.json").read_text())
+    assert trace["found"].startswith("every module is finite in vLLM"), "the sampler was kept out"
 
     assert kinds(run.report) == sorted(
         ["driver", "coordinator", "async controller", "sampler", "actor rank", "vLLM server", "vLLM worker"]
@@ -215,9 +217,14 @@ def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_openrlhf, sabot
     assert "--ds.param_dtype bf16" in run.log or "no FP32 module and no BF16 helps" in run.log
 
 
-def test_one_side_in_bf16(run_openrlhf):
-    run = run_openrlhf("fp16_patch.rollout_dtype=bf16")
-    assert run.result.status == "completed", run.why()
+def test_one_side_in_bf16_until_an_agent_samples_from_something_else(run_openrlhf):
+    agent = Path(__file__).parent / "saboteur" / "agent.py"
+    three_steps = ("data.max_samples=24", f"train.agent_func_path={agent}")
+    run = run_openrlhf("fp16_patch.rollout_dtype=bf16", *three_steps)
+    assert run.result.status == "failed", run.why()
+    assert "step 3: vLLM sampled with top_p=0.8 (1 requests)" in run.result.error, run.why()
+    assert len(run.metrics) == 2, "nothing may be trained on such an answer"
+    assert [step["rollout/changed_sampling"] for step in run.metrics] == [0, 0]
     actor, rollout = run.report["roles"]["actor"], run.report["roles"]["rollout"]
     assert (actor["compute"], actor["loss_scale"]) == ("float16", "65536")
     assert rollout["compute"] == "bfloat16"
@@ -228,23 +235,32 @@ def test_one_side_in_bf16(run_openrlhf):
         assert step["mismatch/log_ratio_abs_mean"] > 2e-3, "one-sided FP16 buys nothing: this is BF16's mismatch"
 
 
-def test_a_masked_answer_leaves_the_loss_and_is_counted(run_openrlhf, sabotage):
-    sabotage("nan_log_prob")
+def test_a_masked_answer_and_a_bad_loss_are_left_out_and_counted(run_openrlhf, sabotage, tmp_path):
+    sabotage("nan_log_prob,nan_output")
     # One answer a micro-batch: the masked one has no token that counts, and every mean over it is 0/0 in stock.
     sampling = ("rollout.top_p=0.9", "fp16_patch.allow_truncated_sampling=true")
-    run = run_openrlhf("fp16_patch.rollout_overflow=mask", "train.micro_batch_size=1", *sampling)
+    small = ("data.max_samples=24", "train.micro_batch_size=1")
+    run = run_openrlhf("fp16_patch.rollout_overflow=mask", "fp16_patch.trace_rollout=1", *small, *sampling)
     assert run.result.status == "completed", run.why()
-    first, second = run.metrics
+    first, second, third = run.metrics
     counts = ("rollout/non_finite_tokens", "rollout/non_finite_answers", "rollout/masked_answers")
     assert [first[name] for name in counts] == [1, 1, 1]
     assert [second[name] for name in counts] == [0, 0, 0]
-    for step in run.metrics:
+    for step in (first, second):
         assert step["trainer/non_finite_tokens"] == 0
         assert step["rollout/changed_sampling"] == step["rollout/changed_sampling/top_p"] == 32
-        assert step["actor/update_skipped"] == 0
+        assert step["actor/update_skipped"] == step["actor/loss_not_finite"] == 0
         assert 0 < step["actor/grad_norm"] < math.inf
         assert [name for name, value in step.items() if not math.isfinite(value)] == []
-        assert 0 < step["timing/rollout_health"] < 1
+    assert 0 < second["timing/rollout_health"] < 1
+    trace = json.loads((tmp_path / "run" / "fp16" / "trace_of_rollout_1.json").read_text())
+    assert trace["found"].startswith("every module is finite in vLLM"), "only its log-prob was spoilt"
+
+    assert third["actor/loss_not_finite"] == third["actor/update_skipped"] == 1
+    assert third["actor/losses_not_finite_total/max"] == 1
+    assert third["actor/loss_scale"] == 65536, "no scale would help"
+    assert "actor, update 3: the loss of rank 0 is not finite" in run.log
+    assert "the model's log_probs is not finite" in run.log
 
 
 def test_an_overflow_of_the_rollout_alone_stops_in_the_first_step(run_openrlhf, world, tmp_path):

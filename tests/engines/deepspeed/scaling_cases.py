@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def bad_loss(rank: int, *, settings: LossScaling, stage: int, dtype: str = "fp16
     In BF16 there is no overflow.
     """
     engine = new_engine(stage, settings, dtype=dtype, schedule=True, **engine_options)
+    kind_of_optimizer = type(engine.optimizer).__name__
     last = rank == torch.distributed.get_world_size() - 1
     updates = []
     for kind in ("good", "bad loss", *(["overflow"] if dtype == "fp16" else []), "good"):
@@ -153,14 +155,24 @@ def bad_loss(rank: int, *, settings: LossScaling, stage: int, dtype: str = "fp16
                 "bad": losses_of(engine).bad_loss is not None,
             }
         )
-    return {"updates": updates, "counts": vars(losses_of(engine).counts)}
+    return {"updates": updates, "counts": vars(losses_of(engine).counts), "optimizer": kind_of_optimizer}
 
 
 BF16 = Precision("bf16", "bf16", loss_scaling=LossScaling(init_scale=2.0**8))
 for stage in STAGES:
     case(f"bad-loss-{stage}", bad_loss, settings=LossScaling(init_scale=2.0**8), **options(stage))
-for stage in (2, 3):
+for stage in (0, 1, 2, 3):
     case(f"bad-loss-bf16-{stage}", bad_loss, precision=BF16, stage=stage, dtype="bf16")
+case("bad-loss-bf16-1-fp32-sums", bad_loss, precision=BF16, stage=1, dtype="bf16", **FP32_SUMS)
+
+
+def fused_bad_loss(rank: int, **options: Any) -> Result:
+    """The same without ZeRO for the optimizer that DeepSpeed takes on a GPU. It takes it by the class of Adam."""
+    import_module("deepspeed.runtime.engine").FusedAdam = torch.optim.AdamW
+    return bad_loss(rank, **options)
+
+
+case("bad-loss-bf16-0-fused", fused_bad_loss, precision=BF16, stage=0, dtype="bf16")
 
 
 def health(rank: int, *, settings: LossScaling, stage: int, factor: float) -> Result:

@@ -161,9 +161,20 @@ def test_a_bad_loss_of_one_rank_skips_on_all_and_leaves_the_scale(results: Outco
         assert (rank["counts"]["skipped"], rank["counts"]["losses_not_finite"]) == (2, 1)
 
 
-@STAGES
-def test_a_bad_loss_of_one_rank_skips_on_all_in_bf16_too(results: Outcomes, stage: int) -> None:
-    for rank in results(f"bad-loss-bf16-{stage}"):
+@pytest.mark.parametrize(
+    ("layout", "optimizer"),
+    [
+        ("0", "FP16_UnfusedOptimizer"),
+        ("0-fused", "FP16_Optimizer"),
+        ("1", "DeepSpeedZeroOptimizer"),
+        ("1-fp32-sums", "BF16_Optimizer"),
+        ("2", "DeepSpeedZeroOptimizer"),
+        ("3", "DeepSpeedZeroOptimizer_Stage3"),
+    ],
+)
+def test_a_bad_loss_of_one_rank_skips_on_all_in_bf16_too(results: Outcomes, layout: str, optimizer: str) -> None:
+    for rank in results(f"bad-loss-bf16-{layout}"):
+        assert rank["optimizer"] == optimizer
         assert [update["changed"] for update in rank["updates"]] == [["weights", "lr"], [], ["weights", "lr"]]
         assert [update["bad"] for update in rank["updates"]] == [False, True, False]
         assert (rank["counts"]["updates"], rank["counts"]["losses_not_finite"]) == (3, 1)

@@ -111,10 +111,13 @@ def norm_of(engine: Any) -> float | None:
 
 
 def weights(engine: Any) -> dict[str, torch.Tensor]:
-    """FP32 ones, whole, on every rank."""
+    """FP32 ones, whole, on every rank; without ZeRO the rounded ones."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    return {name: safe_get_full_fp32_param(parameter) for name, parameter in engine.module.named_parameters()}
+    whole = engine.module.named_parameters()
+    if not engine.zero_optimization():
+        return {name: parameter.detach().float() for name, parameter in whole}
+    return {name: safe_get_full_fp32_param(parameter) for name, parameter in whole}
 
 
 def digest(engine: Any) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fp16_patch.engines.vllm.rollout_trace import without_trace
-from fp16_patch.engines.vllm.trace import RolloutTrace
+from fp16_patch.engines.vllm.rollout_trace import TracedEngine, without_trace
+from fp16_patch.engines.vllm.trace import TRACE_START, TRACE_TAKE, RolloutTrace
 from fp16_patch.engines.vllm.trace_report import first_not_finite, render, save, summarize
 from fp16_patch.loss_scaling.diagnosis.module_trace import ModuleRow
 
@@ -50,6 +50,17 @@ def test_a_trace_changes_no_token_and_ends_when_it_is_taken(found: dict) -> None
 
 def test_a_compiled_engine_is_known_to_call_no_module(found: dict) -> None:
     assert (found["eager"], found["compiled"]) == (True, False)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_where_no_module_is_called_the_error_says_how_to_call_them(eager: bool) -> None:
+    asked = []
+    nothing = json.dumps({"rows": [], "weights": {}})
+    replies = {TRACE_START: [eager], TRACE_TAKE: [nothing]}
+    engine = TracedEngine(lambda method: replies[method], asked.append, enforce_eager="--vllm.enforce_eager")
+    with pytest.raises(RuntimeError, match="hooks do not fire; run again with --vllm"):
+        engine.trace([[1, 2]])
+    assert asked == ([[[1, 2]]] if eager else []), "no request is sent for nothing"
 
 
 def test_the_report_has_every_module_and_the_text_those_near_the_first(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ ENGINE = "deepspeed.runtime.engine"
 EXTENSION = "openrlhf.trainer.ray.vllm_worker_wrap"
 SAMPLES = "openrlhf.trainer.ppo_utils.samples_generator"
 ACTOR = "openrlhf.trainer.ray.ppo_actor"
+MODEL = "openrlhf.models.actor"
 PARTS = {
     "q_proj": ("qkv_proj", 0),
     "k_proj": ("qkv_proj", 1),
@@ -120,6 +121,24 @@ def nan_log_prob(module) -> None:
     module.SamplesGenerator._process_response_into_experience = spoilt
 
 
+def nan_output(module) -> None:
+    """A policy that returns NaN for one answer of the third update of 32 micro-batches, and never again."""
+    forward, passes = module.Actor.forward, []
+
+    @functools.wraps(forward)
+    def spoilt(self, *args, **kwargs):
+        import torch
+
+        result = forward(self, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return result
+        passes.append(1)
+        log_probs, output = result
+        return (log_probs * float("nan") if len(passes) == 2 * 32 + 5 else log_probs), output
+
+    module.Actor.forward = spoilt
+
+
 def witness_every_weight(module) -> None:
     """Compare, bit for bit, what the trainer sends with what vLLM holds once it has been loaded."""
     update_weight = module.WorkerWrap.update_weight
@@ -174,6 +193,7 @@ SABOTEURS = {
     "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
     "overflow_first": lambda: when_imported(ENGINE, overflow_first),
     "nan_log_prob": lambda: when_imported(SAMPLES, nan_log_prob),
+    "nan_output": lambda: when_imported(MODEL, nan_output),
     "die_in_the_third": lambda: when_imported(ENGINE, die_in_the_third),
     "witness_every_weight": lambda: when_imported(EXTENSION, after_ours(witness_every_weight)),
 }
