@@ -139,7 +139,7 @@ def bad_loss(rank: int, *, settings: LossScaling, stage: int, dtype: str = "fp16
     In BF16 there is no overflow.
     """
     engine = new_engine(stage, settings, dtype=dtype, schedule=True, **engine_options)
-    kind_of_optimizer = type(engine.optimizer).__name__
+    found: Result = {"optimizer": type(engine.optimizer).__name__, "norms": []}
     last = rank == torch.distributed.get_world_size() - 1
     updates = []
     for kind in ("good", "bad loss", *(["overflow"] if dtype == "fp16" else []), "good"):
@@ -148,6 +148,7 @@ def bad_loss(rank: int, *, settings: LossScaling, stage: int, dtype: str = "fp16
             losses_of(engine).report_bad_loss(BadLoss("advantages", "advantages is not finite", "actor"))
         train(engine, float("nan") if last and kind != "good" else 1.0)
         after = {"weights": digest(engine), "lr": engine.lr_scheduler.last_batch_iteration}
+        found["norms"].append(norm_of(engine))
         updates.append(
             {
                 "changed": [name for name in before if before[name] != after[name]],
@@ -155,7 +156,7 @@ def bad_loss(rank: int, *, settings: LossScaling, stage: int, dtype: str = "fp16
                 "bad": losses_of(engine).bad_loss is not None,
             }
         )
-    return {"updates": updates, "counts": vars(losses_of(engine).counts), "optimizer": kind_of_optimizer}
+    return {"updates": updates, "counts": vars(losses_of(engine).counts), **found}
 
 
 BF16 = Precision("bf16", "bf16", loss_scaling=LossScaling(init_scale=2.0**8))

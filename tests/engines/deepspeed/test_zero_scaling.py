@@ -175,6 +175,7 @@ def test_a_bad_loss_of_one_rank_skips_on_all_and_leaves_the_scale(results: Outco
 def test_a_bad_loss_of_one_rank_skips_on_all_in_bf16_too(results: Outcomes, layout: str, optimizer: str) -> None:
     for rank in results(f"bad-loss-bf16-{layout}"):
         assert rank["optimizer"] == optimizer
+        assert [norm is None for norm in rank["norms"]] == [False, True, False], "not that of the update before"
         assert [update["changed"] for update in rank["updates"]] == [["weights", "lr"], [], ["weights", "lr"]]
         assert [update["bad"] for update in rank["updates"]] == [False, True, False]
         assert (rank["counts"]["updates"], rank["counts"]["losses_not_finite"]) == (3, 1)
