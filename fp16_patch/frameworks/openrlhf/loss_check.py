@@ -45,6 +45,13 @@ def _keep_output(strategy: Strategy, name: str, _module: Any, _inputs: Any, outp
         attached(strategy, Batch).outputs = {f"the model's {key}": value for key, value in found.items()}
 
 
+def _of_answers(outputs: dict[str, Any], mask: Any) -> dict[str, Any]:
+    """Return outputs in the shape of the mask: OpenRLHF's entropy has the prompt's positions too."""
+    if mask is None:
+        return outputs
+    return {name: value if value is None else value[..., -mask.shape[-1] :] for name, value in outputs.items()}
+
+
 @wrap(
     "openrlhf.utils.deepspeed.deepspeed:DeepspeedStrategy.backward",
     name="openrlhf-check-loss",
@@ -60,8 +67,8 @@ def check_before_backward(original: Any, self: Strategy, loss: Any, model: Any, 
 
     batch = attached(self, Batch)
     inputs, masks = ({name: getattr(batch.experience, name, None) for name in names} for names in (INPUTS, MASKS))
-    loss, bad_loss = check_loss(loss, inputs, masks, batch.outputs, role=batch.role)
-    batch.outputs = {}
+    outputs, batch.outputs = _of_answers(batch.outputs, masks["action_mask"]), {}
+    loss, bad_loss = check_loss(loss, inputs, masks, outputs, role=batch.role)
     if bad_loss is not None and batch.engine is not None:
         losses_of(batch.engine).report_bad_loss(bad_loss)
     return original(self, loss, model, *args, **kwargs)

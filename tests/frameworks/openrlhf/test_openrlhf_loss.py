@@ -25,7 +25,9 @@ class Actor(torch.nn.Module):
 
     def forward(self) -> tuple[torch.Tensor, SimpleNamespace]:
         factors = {name: torch.nan if name == self.bad else 1.0 for name in ("log_probs", "entropy")}
-        return self.weight * factors["log_probs"], SimpleNamespace(entropy=self.weight * factors["entropy"])
+        prompt = torch.tensor([torch.inf])  # no loss reads the entropy of a prompt
+        entropy = torch.cat([prompt, self.weight * factors["entropy"]])
+        return self.weight * factors["log_probs"], SimpleNamespace(entropy=entropy)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def strategy() -> Any:
 def check(strategy: Any, actor: Actor) -> None:
     keep_outputs(strategy, actor, "log_probs")
     log_probs, output = actor()
-    loss = log_probs.sum() + output.entropy.sum()
+    loss = log_probs.sum() + output.entropy[-3:].sum()
     assert check_before_backward.handler is not None
     check_before_backward.handler(lambda _, loss, __: loss.backward(), strategy, loss, actor)
 
@@ -54,6 +56,7 @@ def test_an_output_that_is_not_finite_is_named(strategy: Any, bad: str, monkeypa
     found = attached(attached(strategy, Batch).engine, UnscaledUpdates).bad_loss_here
     assert found is not None
     assert (found.source, found.role) == (f"the model's {bad}", "actor")
+    assert found.detail.endswith("in 3 of 3 elements")
     assert actor.weight.grad is not None
     assert actor.weight.grad.isnan().all(), "so that every rank skips the update"
 
