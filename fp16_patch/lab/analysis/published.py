@@ -94,8 +94,7 @@ def _compare(
     number: Published, arm: ArmRun, offline: OfflineMismatch | None, window: int, changed: Sequence[str]
 ) -> _Own:
     name = series_name(number.what)
-    steps, values = _points(arm, offline, name, window)
-    not_finite = _not_finite(arm.series, offline, name)
+    (steps, values), not_finite = _points(arm, offline, name, window)
     if not steps:
         nothing = (NOT_FINITE, not_finite) if not_finite else (NO_DATA, f"no {name or 'such number'} was logged")
         return None, None, *nothing
@@ -115,26 +114,23 @@ def _compare(
     return own, step, "above" if difference > 0 else "below", f"by {abs(difference):.3g}"
 
 
-def _not_finite(series: Series, offline: OfflineMismatch | None, name: str | None) -> str | None:
-    """Return in how many steps or answers what a published number is about is not finite, or None."""
-    if offline is not None and name is not None and hasattr(offline, name):
-        answers = f"{offline.non_finite_answers:g} of {offline.answers + offline.non_finite_answers:g} answers"
-        return f"{name} not finite in {answers}" if offline.non_finite_answers else None
-    if name == "evaluation" and len(series.evaluation) == 1:
-        name = next(iter(series.evaluation))
-    return f"{name} {series.non_finite[name]}" if name in series.non_finite else None
+def _points(arm: ArmRun, offline: OfflineMismatch | None, name: str | None, window: int) -> tuple[Points, str | None]:
+    """Return raw evaluation scores, smoothed training curves, or an offline measurement at the last step.
 
-
-def _points(arm: ArmRun, offline: OfflineMismatch | None, name: str | None, window: int) -> Points:
-    """Return raw evaluation scores, smoothed training curves, or an offline measurement at the last step."""
+    With it, in how many steps or answers that is not finite, or None.
+    """
     series = arm.series
     if offline is not None and name is not None and hasattr(offline, name):
-        value = getattr(offline, name)
-        return (series.steps[-1:] or [0], [value]) if value is not None else ([], [])
+        value, left_out = getattr(offline, name), offline.non_finite_answers
+        of = f"{left_out:g} of {offline.answers + left_out:g} answers"
+        measured = (series.steps[-1:] or [0], [value]) if value is not None else ([], [])
+        return measured, f"{name} not finite in {of}" if left_out else None
     if name == "evaluation":
-        return evaluation_points(series)
-    steps, values = series.points(name) if name in series.values else ([], [])
-    return steps, smooth(steps, values, window)
+        name, points = next(iter(series.evaluation), name), evaluation_points(series)
+    else:
+        steps, values = series.points(name) if name in series.values else ([], [])
+        points = steps, smooth(steps, values, window)
+    return points, f"{name} {series.non_finite[name]}" if name in series.non_finite else None
 
 
 def _matching_index(number: Published, steps: Sequence[int], values: Sequence[float]) -> int:

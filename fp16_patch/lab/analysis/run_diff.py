@@ -32,10 +32,10 @@ class Difference(NamedTuple):
         return f"{self.name}: {self.value} and {self.other}"
 
 
-def diff_settings(settings: Mapping[str, str], other: Mapping[str, str]) -> list[Difference]:
-    """Return the settings that differ."""
+def diff_settings(settings: Mapping[str, str], other: Mapping[str, str], missing: str = "not set") -> list[Difference]:
+    """Return the settings that differ; ``missing`` is the value of one that is not there."""
     return [
-        Difference(name, settings.get(name, "not set"), other.get(name, "not set"))
+        Difference(name, settings.get(name, missing), other.get(name, missing))
         for name in dict.fromkeys((*settings, *other))
         if settings.get(name) != other.get(name)
     ]

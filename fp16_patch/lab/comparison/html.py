@@ -13,16 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fp16_patch.lab.analysis import collapse
 from fp16_patch.lab.analysis.time_to_reward import COSTS
+from fp16_patch.lab.comparison import terminal
 from fp16_patch.lab.comparison.model import RECIPE_SECTIONS, Comparison
-from fp16_patch.lab.comparison.terminal import (
-    health_rows,
-    show,
-    show_cost,
-    show_found,
-    show_measured,
-    show_series,
-    with_non_finite,
-)
 
 _FOLDER = Path(__file__).parent
 
@@ -37,9 +29,8 @@ def render_html(comparison: Comparison, plots: Mapping[str, Path]) -> str:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"show": show, "flat": _flat, "minutes": lambda s: None if s is None else s / 60}
-    shared = (health_rows, show_cost, show_found, show_measured, show_series, with_non_finite)
-    environment.globals |= {function.__name__: function for function in shared}
+    environment.filters |= {"show": terminal.show, "flat": _flat, "minutes": lambda s: None if s is None else s / 60}
+    environment.globals["terminal"] = terminal
     reports = comparison.reports
     arms = {f"{label} {name}".strip(): arm for label, run in reports.items() for name, arm in run.arms.items()}
     return environment.get_template("report.html.j2").render(

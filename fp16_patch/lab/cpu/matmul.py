@@ -25,9 +25,9 @@ def enable() -> None:
         library = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-            for name, make in (("mm", _product), ("bmm", _product), ("addmm", _sum), ("baddbmm", _sum)):
+            for name in ("mm", "bmm", "addmm", "baddbmm"):
                 original = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
-                library.impl(name, make(original), "CPU", with_keyset=True)
+                library.impl(name, _in_fp32(original), "CPU", with_keyset=True)
         _library = library
 
 
@@ -39,19 +39,12 @@ def disable() -> None:
         _library = None
 
 
-def _product(original: Callable[..., Any]) -> Callable[..., Any]:
-    def product(keys: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        if a.dtype is torch.float16 is b.dtype:
-            return original(keys, a.float(), b.float()).half()
-        return original(keys, a, b)
+def _in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that computes products of Half in FP32 and rounds once; other dtypes go to ``original``."""
 
-    return product
+    def kernel(keys: Any, *operands: torch.Tensor, **scales: Any) -> torch.Tensor:
+        if all(operand.dtype is torch.float16 for operand in operands):
+            return original(keys, *(operand.float() for operand in operands), **scales).half()
+        return original(keys, *operands, **scales)
 
-
-def _sum(original: Callable[..., Any]) -> Callable[..., Any]:
-    def sum_(keys: Any, c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: Any) -> torch.Tensor:
-        if a.dtype is torch.float16 is b.dtype and c.dtype is torch.float16:
-            return original(keys, c.float(), a.float(), b.float(), **scales).half()
-        return original(keys, c, a, b, **scales)
-
-    return sum_
+    return kernel

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import types
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import psutil
@@ -14,15 +15,18 @@ from verl.plugin.platform import PlatformBase
 from fp16_patch.lab.cpu.torch_cuda import CpuDeviceId
 
 
+def _returning(value: Any) -> Callable[..., Any]:
+    """Return a method that returns ``value``."""
+    return lambda *_, **__: value
+
+
 class CpuDeviceModule(types.ModuleType):
     """Extend ``torch.cpu`` with the functions of ``torch.cuda`` that verl calls and ``torch.cpu`` lacks."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
 
-    def get_device_name(self, device: object = None) -> str:
-        """Return "cpu"."""
-        return "cpu"
+    get_device_name = _returning("cpu")
 
     def get_rng_state(self, device: object = None) -> torch.Tensor:
         """Return the state of the CPU's generator."""
@@ -43,10 +47,8 @@ class CpuDeviceModule(types.ModuleType):
 
     memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = _resident
 
-    def _no_op(self, *_: object, **__: object) -> None:
-        """Do nothing: there is no device allocator to reset, trim or limit."""
-
-    empty_cache = ipc_collect = reset_peak_memory_stats = set_per_process_memory_fraction = _no_op
+    # There is no device allocator to reset, trim or limit.
+    empty_cache = ipc_collect = reset_peak_memory_stats = set_per_process_memory_fraction = _returning(None)
 
 
 class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no types
@@ -66,58 +68,23 @@ class PlatformCPU(PlatformBase):  # type: ignore[misc]  # verl ships no types
         """Return the module that verl uses in place of ``torch.cuda``."""
         return self._module
 
-    def is_available(self) -> bool:
-        """Return True."""
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """Return False: the platform is only chosen explicitly, never detected."""
-        return False
-
-    def current_device(self) -> CpuDeviceId:
-        """Return the CPU's device id."""
-        return CpuDeviceId("cpu")
-
-    def device_count(self) -> int:
-        """Return 1."""
-        return 1
-
-    def _no_op(self, *_: object, **__: object) -> None:
-        """Do nothing: one device, synchronous calls, no allocator, no profiler, no CUDA runtime."""
-
-    set_device = synchronize = set_allocator_settings = empty_cache = _no_op
-    profiler_start = profiler_stop = cudart = _no_op
+    is_available = _returning(True)
+    is_platform_available = _returning(False)  # chosen explicitly, never detected
+    current_device = _returning(CpuDeviceId("cpu"))
+    device_count = _returning(1)
+    get_device_capability = _returning((None, None))
+    communication_backend_name = _returning("gloo")
+    visible_devices_envvar = _returning("CUDA_VISIBLE_DEVICES")  # Ray sets it for its logical "GPU" resource
+    ray_resource_name = _returning("GPU")  # logical: ``ray_init.num_gpus=N`` is the number of ranks
+    ray_noset_envvars = _returning(())
+    is_ipc_supported = _returning(False)  # no device memory to share: verl sends weights through shared memory
+    nvtx_range = _returning(nullcontext())  # there is no NVTX
+    # One device, synchronous calls, no allocator, no profiler, no CUDA runtime.
+    set_device = synchronize = set_allocator_settings = empty_cache = _returning(None)
+    profiler_start = profiler_stop = cudart = _returning(None)
 
     def manual_seed(self, seed: int) -> None:
         """Seed the CPU's generator."""
         torch.manual_seed(seed)
 
     manual_seed_all = manual_seed
-
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        """Return no compute capability."""
-        return None, None
-
-    def communication_backend_name(self) -> str:
-        """Return "gloo"."""
-        return "gloo"
-
-    def visible_devices_envvar(self) -> str:
-        """Return the variable that Ray sets for its logical "GPU" resource."""
-        return "CUDA_VISIBLE_DEVICES"
-
-    def nvtx_range(self, msg: str) -> AbstractContextManager[None]:
-        """Return a context that does nothing: there is no NVTX."""
-        return nullcontext()
-
-    def ray_resource_name(self) -> str:
-        """Return "GPU", a logical resource: ``ray_init.num_gpus=N`` is the number of ranks."""
-        return "GPU"
-
-    def ray_noset_envvars(self) -> list[str]:
-        """Return no variables."""
-        return []
-
-    def is_ipc_supported(self) -> bool:
-        """Return False: there is no device memory to share, so verl sends weights through shared memory."""
-        return False

@@ -7,7 +7,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +18,28 @@ from fp16_patch.lab.data.reading import DatasetSpec, ReadResult
 from fp16_patch.lab.staged_files import staged_files
 
 
-@dataclass(frozen=True)
 class Output:
-    """Name ``NAME.parquet`` for verl, ``NAME.jsonl`` for OpenRLHF and ``NAME.manifest.json`` in ``folder``."""
+    """The files of one set of problems in ``folder``.
 
-    folder: Path
-    name: str = "train"
+    Raises:
+        Fp16PatchError: If ``name`` cannot be the name of a file.
+    """
 
-    @property
-    def parquet(self) -> Path:
-        """Return the path of verl's file."""
-        return self.folder / f"{self.name}.parquet"
-
-    @property
-    def jsonl(self) -> Path:
-        """Return the path of OpenRLHF's file."""
-        return self.folder / f"{self.name}.jsonl"
-
-    @property
-    def manifest(self) -> Path:
-        """Return the manifest's path."""
-        return self.folder / f"{self.name}.manifest.json"
-
-    def __post_init__(self) -> None:
-        one_word = self.name == Path(self.name).name and self.name.isprintable()
-        if not self.name or not one_word or self.name.startswith("."):
+    def __init__(self, folder: Path, name: str = "train") -> None:
+        one_word = name == Path(name).name and name.isprintable()
+        if not name or not one_word or name.startswith("."):
             raise Fp16PatchError(
-                f"--name {self.name!r} cannot be the name of a file",
+                f"--name {name!r} cannot be the name of a file",
                 code="invalid-name",
                 allowed="a name without an ending, without / and without a dot in front",
                 next_step="give the folder with --out",
             )
+        self.folder, self.name = folder, name
+        self.parquet = folder / f"{name}.parquet"
+        """The problems for verl."""
+        self.jsonl = folder / f"{name}.jsonl"
+        """The problems for OpenRLHF."""
+        self.manifest = folder / f"{name}.manifest.json"
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Check that the files may be replaced by those of ``facts``.

@@ -30,21 +30,11 @@ class Sampled:
     cut_off: int
 
 
-@dataclass(frozen=True)
 class SampleStore:
     """Store samples in a folder with ``settings.json`` and ``answers.jsonl``."""
 
-    folder: Path
-
-    @property
-    def settings_file(self) -> Path:
-        """Return the path of the settings."""
-        return self.folder / "settings.json"
-
-    @property
-    def file(self) -> Path:
-        """Return the path of the answers."""
-        return self.folder / "answers.jsonl"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.settings_file, self.file = folder, folder / "settings.json", folder / "answers.jsonl"
 
     def settings(self) -> dict[str, Any] | None:
         """Return the settings of the stored samples; None if there are no samples.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -29,9 +30,6 @@ class ScoringCase(NamedTuple):
     source: str
     truth: str
     answers: tuple[str, ...]
-
-
-_compute_score: Callable[..., Any]
 
 
 def reward_file(reward: str) -> Path:
@@ -67,10 +65,10 @@ def count_solved(reward: Path, cases: Iterable[ScoringCase]) -> Iterator[int]:
     # Not forked: this process has threads, and on a GPU a context, of vLLM.
     context, workers = multiprocessing.get_context("spawn"), min(os.cpu_count() or 1, 16)
     waiting: deque[Future[int]] = deque()
-    with ProcessPoolExecutor(workers, context, _start, (reward,)) as pool:
+    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             for case in cases:
-                waiting.append(pool.submit(_count, case))
+                waiting.append(pool.submit(_count, reward, case))
                 if len(waiting) > 4 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -86,20 +84,16 @@ def count_solved(reward: Path, cases: Iterable[ScoringCase]) -> Iterator[int]:
             ) from error
 
 
-def _start(reward: Path) -> None:
-    global _compute_score
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _compute_score = _load(reward)
-
-
-def _count(case: ScoringCase) -> int:
-    return sum(_is_right(_compute_score(case.source, answer, case.truth, {})) for answer in case.answers)
+def _count(reward: Path, case: ScoringCase) -> int:
+    compute_score = _load(reward)
+    return sum(_is_right(compute_score(case.source, answer, case.truth, {})) for answer in case.answers)
 
 
 def _is_right(score: Any) -> bool:
     return bool(score.get("acc", score.get("score", 0) >= 1) if isinstance(score, dict) else score >= 1)
 
 
+@functools.cache
 def _load(path: Path) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location("custom_module", path)
     if spec is None or spec.loader is None:

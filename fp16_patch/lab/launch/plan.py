@@ -70,14 +70,7 @@ def make_plan(
     recipe, text = load_at_scale(path, scale)
     check_metrics(recipe)
     framework, out = _framework(recipe, framework), out.resolve()
-    for arm in arms:
-        if arm not in recipe.arms:
-            raise Fp16PatchError(
-                f"--arm {arm}: {recipe.name} has no such arm",
-                code="unknown-arm",
-                allowed=", ".join(recipe.arms),
-                next_step="choose one of these; repeat --arm for several",
-            )
+    recipe.check_arms(arms, "choose one of these for --arm; repeat it for several")
     chosen = list(arms) or list(recipe.arms)
     _check_overrides(framework, overrides)
     _check_loss_scaling({arm: recipe.arms[arm].precision for arm in chosen}, overrides)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.lab.analysis.run_diff import diff_settings
 from fp16_patch.lab.arms.settings import comparable, read_settings, settings_of
 from fp16_patch.lab.launch.plan import Plan
 from fp16_patch.lab.logs.runs import read_result
@@ -32,9 +33,8 @@ def completed(plan: Plan) -> list[str]:
         before = {**comparable(settings), **dict(result.get("versions") or {})}
         now = {**comparable(planned), "python": platform.python_version(), **versions()}
         differences = [
-            f"  {name}: it ran with {before.get(name, 'nothing')}, now it would run with {now.get(name, 'nothing')}"
-            for name in dict.fromkeys((*before, *now))
-            if before.get(name) != now.get(name)
+            f"  {name}: it ran with {ran}, now it would run with {would}"
+            for name, ran, would in diff_settings(before, now, missing="nothing")
         ]
         if differences:
             raise Fp16PatchError(

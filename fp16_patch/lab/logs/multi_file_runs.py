@@ -25,16 +25,18 @@ def read_logs(arm: str, paths: Sequence[Path]) -> StepMetrics:
     merged, first_seen = StepMetrics(), dict[tuple[int, str], tuple[Any, Path]]()
     for path in paths:
         log = read_log(path)
-        for step, name, value in ((step, *item) for step, data in log.by_step.items() for item in data.items()):
-            first, first_path = first_seen.setdefault((step, name), (value, path))
-            if not name.startswith(_WANDB_PREFIX) and not _same(first, value):
-                raise Fp16PatchError(
-                    f"{arm}: {name} at step {step} is {first} in {first_path} and {value} in {path}",
-                    code="logs-contradict",
-                    allowed="several files of one run",
-                    next_step="pass the files of one run; if it was resumed, leave out the steps it ran twice",
-                )
-        merged.merge(log)
+        merged.unreadable += log.unreadable
+        for step, data in log.by_step.items():
+            merged.by_step.setdefault(step, {}).update(data)
+            for name, value in data.items():
+                first, first_path = first_seen.setdefault((step, name), (value, path))
+                if not name.startswith(_WANDB_PREFIX) and not _same(first, value):
+                    raise Fp16PatchError(
+                        f"{arm}: {name} at step {step} is {first} in {first_path} and {value} in {path}",
+                        code="logs-contradict",
+                        allowed="several files of one run",
+                        next_step="pass the files of one run; if it was resumed, leave out the steps it ran twice",
+                    )
     return merged
 
 

@@ -51,12 +51,6 @@ class StepMetrics:
         names = {_without_group(name): value for name, value in data.items()}
         self.by_step.setdefault(int(float(str(step))), {}).update(names)
 
-    def merge(self, other: StepMetrics) -> None:
-        """Add everything in ``other``."""
-        self.unreadable += other.unreadable
-        for step, data in other.by_step.items():
-            self.by_step.setdefault(step, {}).update(data)
-
 
 def read_log(path: Path) -> StepMetrics:
     """Read a log in any of the formats above.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.lab.arms.arm_status import WORDS, arm_status
 from fp16_patch.lab.arms.command import ArmFiles
 from fp16_patch.lab.arms.settings import comparable, read_settings
 from fp16_patch.lab.folder_lock import is_locked
@@ -20,7 +19,13 @@ from fp16_patch.lab.recipes.schema import Recipe
 from fp16_patch.mismatch import log_prob_store
 from fp16_patch.mismatch.log_prob_store import LogProbs
 
-_STATUS_WORDS = {"interrupted": "was interrupted", **WORDS}
+_STATUS_WORDS = {
+    "interrupted": "was interrupted",
+    "running": "still runs",
+    "unfinished": "has no result (it was killed, or runs on another machine)",
+    "unreadable": "has a result.json that cannot be read",
+}
+"""Statuses with their meaning, as the end of a sentence about the arm."""
 _RESULT_TYPES = {
     "status": str,
     "framework": str | None,
@@ -173,8 +178,21 @@ def _read_arm(files: ArmFiles, framework: str, precision: str, writing: bool) ->
         log_probs=log_prob_store.load(files.folder / log_prob_store.FOLDER),
         command=_read_command(files),
         settings=None if settings is None else comparable(settings),
-        status_without_result=arm_status(files, logged=bool(series.steps), locked=writing),
+        status_without_result=_status_without_result(files, logged=bool(series.steps), locked=writing),
     )
+
+
+def _status_without_result(files: ArmFiles, *, logged: bool, locked: bool) -> str:
+    """Return the status of an arm whose launcher has not written a readable result.
+
+    ``logged`` says that there are metrics, ``locked`` that a launcher holds the lock of the run directory. An arm logs
+    its first step minutes after its start, but the launcher writes its command at the start.
+    """
+    if files.result.exists():
+        return "unreadable"
+    if not logged and not files.script.exists():
+        return "not run"
+    return "running" if locked else "unfinished"
 
 
 def _read_command(files: ArmFiles) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,11 @@ class Series:
     that has a step which is not finite. ``evaluation`` maps each score's logged key to its steps and finite values.
     """
 
-    steps: list[int] = field(default_factory=list)
-    values: dict[str, list[float | None]] = field(
-        default_factory=lambda: {name: [] for name in (*METRIC_KEYS, *COUNTS)}
-    )
-    unreadable_lines: int = 0
-    non_finite: dict[str, NonFiniteSteps] = field(default_factory=dict)
-    evaluation: dict[str, Points] = field(default_factory=dict)
+    steps: list[int]
+    values: dict[str, list[float | None]]
+    unreadable_lines: int
+    non_finite: dict[str, NonFiniteSteps]
+    evaluation: dict[str, Points]
 
     def is_logged(self, name: str) -> bool:
         """Return whether a step logged a value of this series, finite or not."""
@@ -107,11 +105,11 @@ class Series:
 def read_series(metrics: Path) -> Series:
     """Read lines of ``{"step": 1, "data": {...}}``, as verl's ``file`` logger writes them. No file, no steps."""
     try:
-        return build_series(read_json_lines(metrics))
-    except FileNotFoundError:
-        return Series()
-    except OSError:  # a folder, or no permission
-        return Series(unreadable_lines=1)
+        rows = read_json_lines(metrics)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)  # else it is a folder, or there is no permission
+        rows = StepMetrics(unreadable=0 if missing else 1)
+    return build_series(rows)
 
 
 def detect_framework(rows: StepMetrics) -> str:

@@ -8,9 +8,11 @@ frameworks' own keys, and the algorithm's name is a label.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.recipes.hyperparameters import Setting
 from fp16_patch.lab.recipes.parse import NOT_A_KEY
 
@@ -197,6 +199,13 @@ class Recipe:
     platform: str | None = None
     world: str | None = None
     frameworks: tuple[str, ...] = field(default=(), metadata=NOT_A_KEY)
+
+    def check_arms(self, names: Iterable[str], next_step: str) -> None:
+        """Raise :class:`Fp16PatchError` if one of ``names`` is not an arm."""
+        for name in names:
+            if name not in self.arms:
+                what, arms = f"{self.name} has no arm {name!r}", ", ".join(self.arms)
+                raise Fp16PatchError(what, code="unknown-arm", allowed=arms, next_step=next_step)
 
     @property
     def scales(self) -> tuple[str, ...]:

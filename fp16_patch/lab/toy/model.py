@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from fp16_patch.lab.toy.tokenizer import character_tokenizer
 
@@ -68,23 +67,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) 
     # vLLM takes its default sampling parameters from here: name the special tokens and nothing else.
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(**special)
-    with _silence_deepspeed():
+    # To save a model, transformers imports an installed DeepSpeed, which warns that it finds no GPU.
+    with mock.patch.dict(os.environ, {"DS_ACCELERATOR": "cpu"}):
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-@contextmanager
-def _silence_deepspeed() -> Iterator[None]:
-    # To save a model, transformers imports an installed DeepSpeed, which warns that it finds no GPU.
-    before = os.environ.get("DS_ACCELERATOR")
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["DS_ACCELERATOR"]
-        else:
-            os.environ["DS_ACCELERATOR"] = before
 
 
 def tiny_model(out: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0, experts: int = 0) -> Path:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,42 +29,18 @@ from fp16_patch.lab.toy.task import DATA_SOURCE, Problem, distinct_problems, tok
 from fp16_patch.lab.toy.tokenizer import character_tokenizer
 
 
-@dataclass(frozen=True)
 class ToyTask:
-    """Locate the files of a toy task on disk."""
+    """The files of a toy task on disk."""
 
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def model(self) -> Path:
-        """Return the model's folder."""
-        return self.path / "model"
-
-    @property
-    def train(self) -> Path:
-        """Return verl's file of training problems."""
-        return self.path / "train.parquet"
-
-    @property
-    def val(self) -> Path:
-        """Return verl's file of validation problems."""
-        return self.path / "val.parquet"
-
-    @property
-    def train_prompts(self) -> Path:
-        """Return the same training problems for OpenRLHF's ``--data.prompt_dataset``."""
-        return self.path / "train.jsonl"
-
-    @property
-    def val_prompts(self) -> Path:
-        """Return the same validation problems for OpenRLHF's ``--eval.dataset``."""
-        return self.path / "val.jsonl"
-
-    @property
-    def reward(self) -> Path:
-        """Return the reward's file, for ``custom_reward_function.path`` and ``--reward.remote_url``."""
-        return Path(__file__).parents[1] / "rewards" / "toy_reward.py"
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.model = path / "model"
+        self.train, self.val = path / "train.parquet", path / "val.parquet"
+        """The problems for verl."""
+        self.train_prompts, self.val_prompts = path / "train.jsonl", path / "val.jsonl"
+        """The same problems for OpenRLHF's ``--data.prompt_dataset`` and ``--eval.dataset``."""
+        self.reward = Path(str(toy_reward.__file__))
+        """For ``custom_reward_function.path`` and ``--reward.remote_url``."""
 
 
 def build(

@@ -90,7 +90,7 @@ def test_an_intact_task_is_not_rebuilt_and_a_damaged_one_is(tmp_path: Path) -> N
     out, told = tmp_path / "world", []
     first = build(out, 0, told.append, tiny)
     told.clear()
-    assert build(out, 0, told.append, tiny) == ToyTask(out, json.loads((out / "world.json").read_text()))
+    assert build(out, 0, told.append, tiny).manifest == json.loads((out / "world.json").read_text())
     assert told == [f"{out} is up to date"]
 
     first.train.write_bytes(first.train.read_bytes()[:-1])
