@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 OPTIONS = {
     "prompts": "rollout.batch_size",
@@ -28,18 +29,17 @@ LACKS = {"eval_top_p": "OpenRLHF evaluates with top_p"}
 """The hyperparameters that it has no option for, with what it does instead."""
 
 
-def arguments(values: Mapping[str, object], problems: int | None) -> dict[str, object]:
+def arguments(values: Mapping[str, Any], problems: int | None) -> dict[str, object]:
     """Return each option with its value; OpenRLHF counts episodes over ``problems``, not steps."""
     found = {option: values[name] for name, option in OPTIONS.items() if name in values}
-    size = {name: int(str(values[name])) for name in ("prompts", "rollouts", "updates", "steps")}
-    wanted = size["prompts"] * size["steps"]
+    wanted = values["prompts"] * values["steps"]
     a_pass = min(problems or wanted, wanted)
     return found | {
-        "data.max_len": int(str(values["prompt_tokens"])) + int(str(values["response_tokens"])),
+        "data.max_len": values["prompt_tokens"] + values["response_tokens"],
         "data.max_samples": a_pass,
         "train.num_episodes": -(-wanted // a_pass),
         "train.max_epochs": 1,
-        "train.batch_size": size["prompts"] * size["rollouts"] // size["updates"],
+        "train.batch_size": values["prompts"] * values["rollouts"] // values["updates"],
         "actor.lr_scheduler": "constant_with_warmup",
-        "actor.lr_warmup_ratio": int(str(values.get("warmup_steps", 0))) / (size["steps"] * size["updates"]),
+        "actor.lr_warmup_ratio": values.get("warmup_steps", 0) / (values["steps"] * values["updates"]),
     }

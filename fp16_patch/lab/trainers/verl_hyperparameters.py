@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -33,13 +34,13 @@ KEYS = {
 _ENDLESS = 1_000_000  # epochs: the number of steps ends the run
 
 
-def overrides(values: Mapping[str, object], strategy: str) -> dict[str, object]:
+def overrides(values: Mapping[str, Any], strategy: str) -> dict[str, object]:
     """Return each Hydra key with its value, for a trainer of this strategy."""
-    found = {key: values[name] for name, key in KEYS.items() if name in values}
+    found: dict[str, object] = {key: values[name] for name, key in KEYS.items() if name in values}
     found[f"{ACTOR}.strategy"] = strategy
     found[f"{ROLLOUT}.name"] = "vllm"
     found["trainer.total_epochs"] = _ENDLESS
-    found[f"{ACTOR}.ppo_mini_batch_size"] = _whole(values, "prompts") // _whole(values, "updates")
+    found[f"{ACTOR}.ppo_mini_batch_size"] = values["prompts"] // values["updates"]
     if strategy == "megatron":
         found["model_engine"] = "megatron"
     found |= _adam(values, strategy)
@@ -52,12 +53,12 @@ def overrides(values: Mapping[str, object], strategy: str) -> dict[str, object]:
     return found
 
 
-def _adam(values: Mapping[str, object], strategy: str) -> dict[str, object]:
+def _adam(values: Mapping[str, Any], strategy: str) -> dict[str, object]:
     """Return the keys for Adam. verl has no key for eps, and forwards neither betas nor eps to Megatron."""
     own = f"+{ACTOR}.optim.override_optimizer_config"
     found: dict[str, object] = {}
-    if isinstance(betas := values.get("adam_betas"), list):
-        first, second = betas
+    if "adam_betas" in values:
+        first, second = values["adam_betas"]
         if strategy == "megatron":
             found |= {f"{own}.adam_beta1": first, f"{own}.adam_beta2": second}
         else:
@@ -65,7 +66,3 @@ def _adam(values: Mapping[str, object], strategy: str) -> dict[str, object]:
     if "adam_eps" in values:
         found[f"{own}.{'adam_eps' if strategy == 'megatron' else 'eps'}"] = values["adam_eps"]
     return found
-
-
-def _whole(values: Mapping[str, object], name: str) -> int:
-    return int(str(values[name]))
