@@ -45,7 +45,7 @@ def merge(groups: Iterable[Iterable[str]]) -> list[str]:
             written, _, value = override.partition("=")
             key = written.lstrip("+")
             earlier = merged.get(key, "").partition("=")[0]
-            merged[key] = f"{max(written, earlier, key=_pluses)}={value}"
+            merged[key] = f"{max(written, earlier, key=len)}={value}"
     return list(merged.values())
 
 
@@ -53,7 +53,3 @@ def key_value(override: str) -> tuple[str, str]:
     """Return ``("a.b", "c")`` for ``"++a.b=c"``."""
     key, _, value = override.partition("=")
     return key.lstrip("+"), value
-
-
-def _pluses(written: str) -> int:
-    return len(written) - len(written.lstrip("+"))
