@@ -51,7 +51,7 @@ def read_inputs(sources: Sequence[str], recipe: str | None = None, scale: str | 
     file = find(recipe)
     label = _IMPORTED if runs else ""
     of, _ = load_at_scale(file, scale)
-    of.check_arms(logs, "pass each log as ARM=PATH, with an arm of --recipe")
+    of.check_arms(logs, "{}=PATH", "pass each log as ARM=PATH, with an arm of --recipe")
     return [*runs, Run(label, None, of, [_arm(of, name, logs[name]) for name in of.arms if name in logs])]
 
 

@@ -70,7 +70,7 @@ def make_plan(
     recipe, text = load_at_scale(path, scale)
     check_metrics(recipe)
     framework, out = _framework(recipe, framework), out.resolve()
-    recipe.check_arms(arms, "choose one of these for --arm; repeat it for several")
+    recipe.check_arms(arms, "--arm {}", "choose one of these; repeat --arm for several")
     chosen = list(arms) or list(recipe.arms)
     _check_overrides(framework, overrides)
     _check_loss_scaling({arm: recipe.arms[arm].precision for arm in chosen}, overrides)

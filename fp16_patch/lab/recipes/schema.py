@@ -200,11 +200,11 @@ class Recipe:
     world: str | None = None
     frameworks: tuple[str, ...] = field(default=(), metadata=NOT_A_KEY)
 
-    def check_arms(self, names: Iterable[str], next_step: str) -> None:
-        """Raise :class:`Fp16PatchError` if one of ``names`` is not an arm."""
+    def check_arms(self, names: Iterable[str], key: str, next_step: str) -> None:
+        """Raise :class:`Fp16PatchError` if one of ``names`` is not an arm. ``key`` is where it stands: ``--arm {}``."""
         for name in names:
             if name not in self.arms:
-                what, arms = f"{self.name} has no arm {name!r}", ", ".join(self.arms)
+                what, arms = f"{key.format(name)}: {self.name} has no such arm", ", ".join(self.arms)
                 raise Fp16PatchError(what, code="unknown-arm", allowed=arms, next_step=next_step)
 
     @property

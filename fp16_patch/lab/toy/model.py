@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest import mock
 
 from fp16_patch.lab.toy.tokenizer import character_tokenizer
 
@@ -62,6 +61,8 @@ def new_model(
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write weights, config, generation config and tokenizer in Hugging Face's layout to ``out``."""
+    from unittest import mock
+
     from transformers import GenerationConfig
 
     # vLLM takes its default sampling parameters from here: name the special tokens and nothing else.
