@@ -50,9 +50,7 @@ def read_inputs(sources: Sequence[str], recipe: str | None = None, scale: str | 
         raise combine_errors(problems)
     file = find(recipe)
     label = _IMPORTED if runs else ""
-    of, _ = load_at_scale(file, scale)
-    of.check_arms(logs, "{}=PATH", "pass each log as ARM=PATH, with an arm of --recipe")
-    return [*runs, Run(label, None, of, [_arm(of, name, logs[name]) for name in of.arms if name in logs])]
+    return [*runs, Run(label, None, *_imported(load_at_scale(file, scale)[0], logs))]
 
 
 def _recipe_not_given(arms: Iterable[str]) -> Fp16PatchError:
@@ -89,6 +87,18 @@ def _labels(folders: Sequence[Path], frameworks: Sequence[str], imported: Sequen
     if not imported:
         candidates.insert(0, list(frameworks))
     return next(labels for labels in candidates if len({*labels, *imported}) == len(folders) + len(imported))
+
+
+def _imported(recipe: Recipe, logs: dict[str, list[Path]]) -> tuple[Recipe, list[ArmRun]]:
+    for name in logs:
+        if name not in recipe.arms:
+            raise Fp16PatchError(
+                f"{recipe.name} has no arm {name!r}",
+                code="unknown-arm",
+                allowed=", ".join(recipe.arms),
+                next_step="pass each log as ARM=PATH, with an arm of --recipe",
+            )
+    return recipe, [_arm(recipe, name, logs[name]) for name in recipe.arms if name in logs]
 
 
 def _arm(recipe: Recipe, name: str, paths: list[Path]) -> ArmRun:

@@ -70,7 +70,14 @@ def make_plan(
     recipe, text = load_at_scale(path, scale)
     check_metrics(recipe)
     framework, out = _framework(recipe, framework), out.resolve()
-    recipe.check_arms(arms, "--arm {}", "choose one of these; repeat --arm for several")
+    for arm in arms:
+        if arm not in recipe.arms:
+            raise Fp16PatchError(
+                f"--arm {arm}: {recipe.name} has no such arm",
+                code="unknown-arm",
+                allowed=", ".join(recipe.arms),
+                next_step="choose one of these; repeat --arm for several",
+            )
     chosen = list(arms) or list(recipe.arms)
     _check_overrides(framework, overrides)
     _check_loss_scaling({arm: recipe.arms[arm].precision for arm in chosen}, overrides)

@@ -8,11 +8,9 @@ frameworks' own keys, and the algorithm's name is a label.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.recipes.hyperparameters import Setting
 from fp16_patch.lab.recipes.parse import NOT_A_KEY
 
@@ -199,13 +197,6 @@ class Recipe:
     platform: str | None = None
     world: str | None = None
     frameworks: tuple[str, ...] = field(default=(), metadata=NOT_A_KEY)
-
-    def check_arms(self, names: Iterable[str], key: str, next_step: str) -> None:
-        """Raise :class:`Fp16PatchError` if one of ``names`` is not an arm. ``key`` is where it stands: ``--arm {}``."""
-        for name in names:
-            if name not in self.arms:
-                what, arms = f"{key.format(name)}: {self.name} has no such arm", ", ".join(self.arms)
-                raise Fp16PatchError(what, code="unknown-arm", allowed=arms, next_step=next_step)
 
     @property
     def scales(self) -> tuple[str, ...]:
