@@ -51,8 +51,6 @@ def is_locked(out: Path) -> bool:
     try:
         with (out / LOCK).open(encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
-    except BlockingIOError:
-        return True
-    except OSError:  # no readable lock
-        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)  # else there is no readable lock
     return False

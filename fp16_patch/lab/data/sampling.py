@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.data.model_folder import cached_config
@@ -79,7 +78,15 @@ class Sampler:
         ]
         prompts = [{"prompt_token_ids": self._tokens(problem)} for problem in problems]
         requests = self._llm.generate(prompts, parameters, use_tqdm=sys.stderr.isatty())
-        return [_sampled(problem, request.outputs) for problem, request in zip(problems, requests, strict=True)]
+        return [
+            Sampled(
+                problem.key,
+                tuple(answer.text for answer in request.outputs),
+                tuple(len(answer.token_ids) for answer in request.outputs),
+                sum(answer.finish_reason == "length" for answer in request.outputs),
+            )
+            for problem, request in zip(problems, requests, strict=True)
+        ]
 
     def _tokens(self, problem: Problem) -> list[int]:
         text = self._tokenizer.apply_chat_template(problem.messages, tokenize=False, add_generation_prompt=True)
@@ -124,15 +131,6 @@ def revision_of(model: str) -> str | None:
     """Return the cached revision of a model on the hub; None for a folder."""
     config = cached_config(model)
     return None if config is None else config.parent.name
-
-
-def _sampled(problem: Problem, answers: Sequence[Any]) -> Sampled:
-    return Sampled(
-        problem.key,
-        tuple(answer.text for answer in answers),
-        tuple(len(answer.token_ids) for answer in answers),
-        sum(answer.finish_reason == "length" for answer in answers),
-    )
 
 
 def _prepare_environment() -> None:

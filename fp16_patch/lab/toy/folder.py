@@ -54,9 +54,8 @@ def verify_manifest(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]
     """Return the manifest of ``folder`` if it has the ``expected`` entries and no file has changed, else None."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if any(manifest.get(key) != value for key, value in expected.items()):
-            return None
+        as_expected = all(manifest.get(key) == value for key, value in expected.items())
         unchanged = all(file_digest(folder / name) == digest for name, digest in manifest["files"].items())
     except (OSError, ValueError, KeyError):
         return None
-    return manifest if unchanged else None
+    return manifest if as_expected and unchanged else None
