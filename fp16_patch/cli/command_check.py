@@ -50,8 +50,7 @@ def run_in_its_environment(command: UserCommand, arguments: Sequence[str]) -> No
     Raises:
         Fp16PatchError: If its interpreter is not found, or lacks this package.
     """
-    alone = all("=" in word or word == "env" for word in command.wrapper) and not command.head[0].startswith("-")
-    if command.script or not alone:
+    if command.script or not command.only_sets_variables:
         return
     program = find_interpreter(command.head[0])
     if not is_this_environment(program):

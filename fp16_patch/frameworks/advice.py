@@ -97,13 +97,21 @@ def read_script(script: str) -> str:
 
 
 def _inside_another_program(found: UserCommand, settings: Sequence[str]) -> Fp16PatchError:
-    outer = next((word for word in found.wrapper if "=" not in word), found.wrapper[0])
     given = " ".join(["", *settings])
+    inner = shlex.join(["fp16-patch", "run", *settings, "--", *found.head, found.module])
+    if found.only_sets_variables:
+        variables = [word for word in found.wrapper if "=" in word]
+        return Fp16PatchError(
+            f"{shlex.join(variables)} comes after fp16-patch run",
+            code="command-not-supported",
+            allowed=ALLOWED,
+            next_step=f"set variables before it: {shlex.join(variables)} {inner} ...",
+        )
+    outer = next(word for word in found.wrapper if "=" not in word)
     if found.module in VERL:
         step = f"start your command as it is, without fp16-patch run, and append {FLAG}=fp16{given}"
     else:
-        inner = shlex.join([*found.wrapper, "fp16-patch", "run", *settings, "--", *found.head, found.module])
-        step = f"put fp16-patch run inside: {inner} ..."
+        step = f"put fp16-patch run inside: {shlex.join(found.wrapper)} {inner} ..."
     return Fp16PatchError(
         f"{outer} starts {found.module} in an environment of its own",
         code="command-not-supported",

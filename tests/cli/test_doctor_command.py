@@ -128,6 +128,14 @@ def test_the_composition_is_the_main_s_own() -> None:
     assert {name: node for name, node in composed.items() if name != "hydra"} == yaml.safe_load(printed)
 
 
+def test_hydra_s_own_settings_and_a_callback_that_is_removed(doctor: Doctor) -> None:
+    status, found = doctor("--", *VERL, "hydra.run.dir=somewhere", "hydra/job_logging=none")
+    assert (status, found["ready"]) == (0, True)
+    assert not Path("somewhere").exists()
+    status, found = doctor("--", *VERL, "~hydra.callbacks.fp16_patch")
+    assert (status, list(refused(found))) == (1, ["flag-not-applied"])
+
+
 def test_verl_s_mains_that_are_not_supported(doctor: Doctor) -> None:
     status, found = doctor("--", sys.executable, "-m", "verl.experimental.fully_async_policy.fully_async_main")
     assert (status, list(refused(found))) == (1, ["application-not-supported"])

@@ -106,6 +106,8 @@ def test_a_script_without_a_trainer(tmp_path: Path, command: str, capsys: pytest
         ),
         (f"ray job submit -- python -m {OPENRLHF}", "ray job submit -- fp16-patch run"),
         (f"torchrun -m {VERL}", "without torchrun"),
+        (f"env A=1 python -m {VERL}", "A=1 fp16-patch run fp16_patch.overwrite=true -- python -m"),
+        (f"nohup python -m {OPENRLHF}", "nohup fp16-patch run fp16_patch.overwrite=true -- python -m"),
     ],
 )
 def test_run_says_how_the_flag_gets_inside(command: str, step: str, capsys: pytest.CaptureFixture[str]) -> None:

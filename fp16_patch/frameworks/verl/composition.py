@@ -41,7 +41,7 @@ def examine_composed(module: str, words: Sequence[str]) -> Examined:
     from fp16_patch.frameworks.verl import entry
     from fp16_patch.frameworks.verl.config.changes import rewrite
 
-    if problems := entry.application_problems(config):
+    if problems := [*_callback_problems(config), *entry.application_problems(config)]:
         return Examined("", problems=problems)
     try:
         precision, changes, problems, _ = entry.compare(config)
@@ -54,6 +54,17 @@ def examine_composed(module: str, words: Sequence[str]) -> Examined:
         problems, unread = verl_problems(config)
         warned += unread
     return Examined(precision.name, listed, [*entry.installation_problems(config), *problems], warned)
+
+
+def _callback_problems(config: Any) -> list[Fp16PatchError]:
+    """Return an error if the flag's callback would not run; verl's task runner would then stop the run."""
+    if "fp16_patch" in (config.hydra.callbacks or {}):
+        return []
+    what, step = (
+        "the command takes the flag's callback out of hydra.callbacks",
+        "remove the override of hydra.callbacks",
+    )
+    return [Fp16PatchError(what, code="flag-not-applied", next_step=step)]
 
 
 def compose(words: Sequence[str], module: str = MODULE) -> Any:

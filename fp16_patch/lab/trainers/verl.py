@@ -106,7 +106,7 @@ class Verl(Trainer):
         from fp16_patch.frameworks.verl import composition, entry
         from fp16_patch.frameworks.verl.config.changes import rewrite
 
-        config = composition.compose([word for word in command.arguments[3:] if not word.startswith("hydra.")])
+        config = composition.compose(command.arguments[3:])
         _, changes, _ = entry.examine(config)
         rewrite(config, changes)
         for problem in composition.verl_problems(config)[0]:
