@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fp16_patch.engines.vllm.fp16_support import model_types_in, read_model_config, vllm_source
+from fp16_patch.precision import Precision
 
 FACTORS = ("routed_scaling_factor", "moe_routed_scaling_factor")
 """What configurations call the factor on the output of routed experts."""
 
 BF16_INSTEAD = "if updates are skipped or rollouts overflow, use BF16 for this model"
-KEEP_IN_FP32 = "set fp16_patch.fp32_modules={modules}, or use BF16 for this model"
+KEEP_IN_FP32 = "set fp16_patch.fp32_modules={modules} (verl with FSDP), or use BF16 for this model"
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,20 @@ def find_risks(model: str, *, trained: bool, served: bool) -> list[Fp16Risk]:
     return [risk.with_last_block(last) for risk in found if not (risk.scaled and factor == 1)]
 
 
-def warning(key: str, model: str, risk: Fp16Risk) -> str:
-    """Return the text of the warning about a model that the user has set at ``key``."""
-    return f"{key}={model}: {risk.module} may overflow in FP16: {risk.why} ({risk.source}); next step: {risk.next_step}"
+def warnings(key: str, model: str, precision: Precision, *, trained: bool = True) -> list[str]:
+    """Return the text of a warning for each risk of the model that the user has set at ``key``.
+
+    Args:
+        key: The setting, for the text.
+        model: A local model folder or a hub id.
+        precision: The run's.
+        trained: Whether the run trains this model; vLLM serves it in any case.
+    """
+    trains, serves = trained and precision.train_dtype == "fp16", precision.rollout_dtype == "fp16"
+    return [
+        f"{key}={model}: {risk.module} may overflow in FP16: {risk.why} ({risk.source}); next step: {risk.next_step}"
+        for risk in find_risks(model, trained=trains, served=serves)
+    ]
 
 
 def describe_wrong_function(model: str) -> str | None:

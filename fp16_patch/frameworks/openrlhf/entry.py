@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from fp16_patch import envs, platforms
 from fp16_patch.engines.ray import runtime_env
+from fp16_patch.engines.vllm import fp16_risks
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
 from fp16_patch.frameworks.openrlhf import config, plan, refusals
@@ -102,8 +103,10 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
     runtime_env.set_runtime_env_hook(SETUP, CARRIED)
     lines = [f"\n  {config.line(change)}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
-    for setting in accepted:
-        logger.warning("%s", warning(setting))
+    model = str(args.actor.model_name_or_path)
+    risks = fp16_risks.warnings("--actor.model_name_or_path", model, precision)
+    for text in (*(warning(setting) for setting in accepted), *risks):
+        logger.warning("%s", text)
 
 
 @wrap(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fp16_patch.engines.vllm.fp16_risks import describe_wrong_function
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, model_type_of
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.openrlhf.config import ARGUMENTS, asks_for_log_probs, overwrites
@@ -61,11 +62,11 @@ def _rollout(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
         yield _refusal("--ds.lora.rank", args.ds.lora.rank, why, "0", "train all weights, or use verl's LoRA")
     if precision.rollout_dtype == "fp16":
         model, refused = args.actor.model_name_or_path, float16_refusing_model_types()
-        for model_type in model_type_of(str(model)):
-            if model_type in refused:
-                why = f"vLLM refuses float16 for model type {model_type!r}: {refused[model_type]}"
-                allowed, next_step = "a model type vLLM runs in float16", "use --ds.param_dtype bf16"
-                yield _refusal("--actor.model_name_or_path", model, why, allowed, next_step)
+        types = [name for name in model_type_of(str(model)) if name in refused]
+        reasons = [f"vLLM refuses float16 for model type {name!r}: {refused[name]}" for name in types]
+        for why in reasons or filter(None, [describe_wrong_function(str(model))]):
+            allowed, next_step = "a model that vLLM runs in float16", "use --ds.param_dtype bf16"
+            yield _refusal("--actor.model_name_or_path", model, why, allowed, next_step)
 
 
 def _fp16_training(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:

@@ -22,9 +22,10 @@ from fp16_patch.engines.vllm.fp16_risks import (
     UNGUARDED,
     describe_wrong_function,
     find_risks,
-    warning,
+    warnings,
 )
 from fp16_patch.engines.vllm.fp16_support import float16_refusing_model_types, vllm_source
+from fp16_patch.precision import Precision
 
 
 def package(name: str) -> Path:
@@ -102,11 +103,11 @@ def described(folder: Path, **config: Any) -> str:
 
 def test_the_last_vision_block_is_named(tmp_path: Path) -> None:
     model = described(tmp_path, model_type="qwen2_5_vl", vision_config={"depth": 24})
-    (risk,) = find_risks(model, trained=True, served=True)
-    text = warning("the.key", model, risk)
+    (text,) = warnings("the.key", model, Precision())
     assert f"the.key={model}: visual.blocks.23 may overflow" in text
     assert 'fp16_patch.fp32_modules=["*visual.blocks.23.mlp"]' in text
-    assert find_risks(model, trained=False, served=True) == [], "vLLM clamps it"
+    assert warnings("the.key", model, Precision(), trained=False) == [], "vLLM clamps it"
+    assert warnings("the.key", model, Precision("bf16", "fp16")) == [], "vLLM clamps it"
 
 
 def test_models_are_known_by_their_architecture_or_their_type(tmp_path: Path) -> None:

@@ -151,6 +151,21 @@ def test_a_model_that_vllm_refuses_in_float16(arguments: Arguments, tmp_path: Pa
     (problem,) = refusals.unsupported(args, Precision())
     check_error(problem, "setting-refused", "gemma3")
     assert refusals.unsupported(args, Precision("fp16", "bf16")) == []
+    wrong = {"architectures": ["Glm4MoeForCausalLM"], "routed_scaling_factor": 2.5}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(wrong))
+    (problem,) = refusals.unsupported(args, Precision())
+    check_error(problem, "setting-refused", "--actor.model_name_or_path", "2.5")
+    assert refusals.unsupported(args, Precision("fp16", "bf16")) == []
+
+
+def test_a_model_that_may_overflow_in_fp16_is_warned_about(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    args = arguments()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gemma3n"}))
+    entry.apply_flag(args, {})
+    assert "language_model.layers may overflow in FP16" in capsys.readouterr().out
 
 
 def test_bf16_is_left_as_it_is(arguments: Arguments) -> None:

@@ -118,6 +118,11 @@ def test_a_model_type_that_vllm_refuses_in_float16(compose, section, tmp_path):
         apply_flag(compose(FP16, *ENGINES[section], f"++{key}={tmp_path}"))
 
 
+def test_verls_former_section_of_a_reward_model(compose):
+    with raises_code("setting-refused", "reward_model.enable=True", "reward.reward_model"):
+        apply_flag(compose(FP16, "reward_model.enable=True", "reward_model.rollout.dtype=bfloat16"))
+
+
 def test_a_model_that_may_overflow_in_fp16_is_warned_about(compose, model, caplog):
     (model / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": {"depth": 24}}))
     for precision, warned in (("fp16", True), ("bf16", False)):

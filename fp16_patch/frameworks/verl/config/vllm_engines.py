@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from fp16_patch.engines.vllm.dtype_arguments import refused_arguments
-from fp16_patch.engines.vllm.fp16_risks import find_risks, warning
+from fp16_patch.engines.vllm.fp16_risks import warnings
 from fp16_patch.frameworks.verl.config.setting import MISSING, Setting, place_under, value_of
 from fp16_patch.precision import Precision, long_name
 
@@ -33,12 +33,16 @@ DATA_PARALLEL = "vLLM reports from its first data-parallel engine only, so the o
 REPLICAS = "use more replicas instead"
 EXTENSION = "verl's own worker extension carries the precision report"
 UNTESTED = "prefill/decode servers are untested"
+MOVED = "verl's former section of a reward model: a trainer that reads it copies it over what the flag has set"
+MOVE = f"move its settings to {REWARD_MODEL}"
 QAT = "quantization-aware training has its own dtypes"
 
 
 def settings(config: DictConfig, precision: Precision) -> list[Setting]:
     """Return the settings of every vLLM engine of this run."""
     rows = [row for section in engines(config) for row in _engine(config, section, precision.rollout_dtype)]
+    moved = value_of(config, REWARD_MODEL) is not None
+    rows.append(Setting("reward_model.enable", allowed=(None, False), why=MOVED, next_step=MOVE, when=moved))
     transport = value_of(config, f"{ROLLOUT}.checkpoint_engine.backend")
     if transport in TRANSPORTS:
         why = f"not supported: {TRANSPORTS[transport]}"
@@ -68,11 +72,8 @@ def models(config: DictConfig) -> dict[str, str]:
 
 def fp16_warnings(config: DictConfig, precision: Precision) -> list[str]:
     """Return what is known against FP16 for the models of this run."""
-    trains, serves = (dtype == "fp16" for dtype in (precision.train_dtype, precision.rollout_dtype))
     return [
-        warning(key, path, risk)
-        for key, path in models(config).items()
-        for risk in find_risks(path, trained=trains and key == POLICY, served=serves)
+        text for key, path in models(config).items() for text in warnings(key, path, precision, trained=key == POLICY)
     ]
 
 
