@@ -195,6 +195,18 @@ def test_accepted_sampling_is_in_the_report_and_one_line(tmp_path: Path, capsys:
     assert "sampling that changes mu" not in capsys.readouterr().out
 
 
+def test_overwritten_settings_are_in_the_report_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "precision_report.json"
+    before = {"key": "rollout.dtype", "before": "bfloat16", "after": "float16"}
+    changes = [{**before, "overwritten": True}, {**before, "key": "fsdp.dtype", "overwritten": False}]
+    publish(FP16, [report("0", actor=ACTOR)], changes, str(path), "before the first update")
+    assert json.loads(path.read_text())["config_changes"] == changes
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replaced")]
+    assert line.endswith("(fp16_patch.overwrite=true): rollout.dtype=bfloat16 by float16")
+
+
 def test_a_report_that_cannot_be_written_leaves_the_old_one_whole(tmp_path: Path) -> None:
     path = tmp_path / "precision_report.json"
     publish(FP16, [], [], str(path), "before the first update")

@@ -48,6 +48,9 @@ def examine_composed(module: str, words: Sequence[str]) -> Examined:
         warned = [*entry.warnings(config, precision), *([] if module in mains.SUPPORTED else [_OWN_MAIN])]
     except OmegaConfBaseException as error:  # such as ${oc.env:NAME} of a variable that is not set
         raise _refused("OmegaConf", error) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a part of verl's configuration is missing
+        what = f"the flag could not be applied: {_message(error)}"
+        raise Fp16PatchError(what, code="flag-not-applied", next_step="compare your file with verl's own") from error
     listed = [asdict(change) for change in changes]
     if not problems:
         rewrite(config, changes)
@@ -146,7 +149,7 @@ def _declared(module: str, file: Path) -> dict[str, Any]:
     """Return the arguments of the module's ``@hydra.main``. The module is not imported."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == "hydra.main":
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("hydra.main", "main"):
                 names = ("config_path", "config_name", "version_base")
                 given = dict(zip(names, call.args, strict=False))
                 given |= {one.arg: one.value for one in call.keywords if one.arg}
