@@ -12,19 +12,30 @@ def dtype_shares(tensors: Iterable[Any], none: str = "none") -> str:
     """Return ``"float16"``, or ``"float16 (99.2%), float32 (0.8%)"`` by elements if the dtypes are mixed.
 
     Args:
-        tensors: Torch tensors of any shape; of a DTensor the local part counts. Their values are not read.
+        tensors: Torch tensors of any shape; of a DTensor the local part counts, and of a tensor that wraps others, such
+            as a quantized state that poses as FP32, what it holds. Their values are not read.
         none: The text to return if there are no tensors.
     """
     elements: Counter[str] = Counter()
     for tensor in tensors:
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        elements[str(tensor.dtype).removeprefix("torch.")] += local.numel()
+        for held in _held_tensors(local):
+            elements[str(held.dtype).removeprefix("torch.")] += held.numel()
     if not elements:
         return none
     if len(elements) == 1:
         return next(iter(elements))
     total = sum(elements.values()) or 1
     return ", ".join(f"{dtype} ({count / total:.1%})" for dtype, count in elements.most_common())
+
+
+def _held_tensors(tensor: Any) -> Iterator[Any]:
+    """Yield the tensors that a wrapper subclass holds (torch's ``__tensor_flatten__``); of another tensor itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _held_tensors(getattr(tensor, name))
 
 
 def state_tensors(optimizer: Any) -> Iterator[tuple[str, Any]]:

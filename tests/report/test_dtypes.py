@@ -39,3 +39,29 @@ def test_agree_lists_each_dtype_once() -> None:
     assert format_dtypes([torch.float16, torch.float16]) == "float16"
     assert format_dtypes([torch.float32, torch.bfloat16, torch.float32]) == "bfloat16, float32"
     assert format_dtypes([]) == "none"
+
+
+class QuantizedState(torch.Tensor):
+    """A state of 8 bits that poses as FP32, as torchao's and the like do."""
+
+    codes: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor) -> QuantizedState:
+        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)  # type: ignore[attr-defined]
+        made.codes = codes
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: object) -> None:
+        raise AssertionError("its values were read")
+
+
+def test_a_quantized_state_does_not_pose_as_fp32() -> None:
+    state = QuantizedState(zeros(4, torch.uint8))
+    assert state.dtype is torch.float32
+    assert dtype_shares([state]) == "uint8"
+    assert dtype_shares([state, zeros(4, torch.float32)]) == "uint8 (50.0%), float32 (50.0%)"

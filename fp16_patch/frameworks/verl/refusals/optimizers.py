@@ -2,8 +2,8 @@
 """Refuse optimizers whose states are not FP32, and updates that verl cannot make. Line numbers are of verl 0.9.1.
 
 On FSDP the optimizer is any class that ``optim.optimizer_impl`` holds, with any arguments (``build_optimizer`` in
-``workers/config/optimizer.py``). The precision report shows the dtype of what it keeps, after the first update. A
-quantized state may pose as FP32 there, so the classes and arguments that say so are refused before.
+``workers/config/optimizer.py``). After the first update the precision report stops a run whose optimizer keeps anything
+but FP32. The classes and arguments that say so in their names are refused before launch.
 """
 
 from __future__ import annotations
