@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import yaml
+
 from fp16_patch.errors import Fp16PatchError
 
 VERL = ("verl.trainer.main_ppo",)
@@ -71,9 +73,9 @@ class UserCommand:
 
     def option(self, name: str) -> str | None:
         """Return the value of an option of the words before it."""
-        for word, value in zip(self.wrapper, (*self.wrapper[1:], ""), strict=True):
+        for at, word in enumerate(self.wrapper):
             if word == name:
-                return value
+                return next(iter(self.wrapper[at + 1 :]), "")
             if word.startswith(f"{name}="):
                 return word.partition("=")[2]
         return None
@@ -163,10 +165,24 @@ def _taken_apart(words: list[str], start: int, module: int) -> UserCommand:
 
 
 def _of_the_job(command: UserCommand) -> dict[str, str]:
-    """Return the variables of ``--runtime-env-json``; its mistakes are found when the cluster is checked."""
+    """Return the variables of ``--runtime-env-json`` or ``--runtime-env``.
+
+    Mistakes in the JSON are found when the cluster is checked.
+
+    Raises:
+        Fp16PatchError: If the file of ``--runtime-env`` cannot be read.
+    """
+    file, text = command.option("--runtime-env"), command.option("--runtime-env-json") or "{}"
     try:
-        variables = json.loads(command.option("--runtime-env-json") or "{}")["env_vars"]
-        return {str(name): str(value) for name, value in variables.items()}
+        given = yaml.safe_load(Path(file).read_text()) if file else json.loads(text)
+        return {str(name): str(value) for name, value in given["env_vars"].items()}
+    except (OSError, yaml.YAMLError) as error:
+        raise Fp16PatchError(
+            f"--runtime-env {file} cannot be read: {str(error).splitlines()[0]}",
+            code="file-not-found" if isinstance(error, OSError) else "runtime-env-not-yaml",
+            allowed="a YAML file, such as one with env_vars: {NAME: value}",
+            next_step="correct its path, or what is in it",
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 

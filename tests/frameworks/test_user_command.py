@@ -69,6 +69,23 @@ def test_what_cannot_be_read_is_one_error(text: str) -> None:
         find_in_text(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "code"), [("env_vars: {A: 1}", None), ("env_vars: [", "runtime-env-not-yaml"), (None, "file-not-found")]
+)
+def test_a_runtime_environment_in_a_file(tmp_path: Path, text: str | None, code: str | None) -> None:
+    file = tmp_path / "env.yaml"
+    if text:
+        file.write_text(text)
+    words = ["ray", "job", "submit", f"--runtime-env={file}", "--", "python", "-m", "m"]
+    if code is None:
+        found = find(words)
+        assert found is not None
+        assert found.environment == {"A": "1"}
+    else:
+        with raises_code(code, file, "next step: "):
+            find(words)
+
+
 def script(folder: Path, text: str) -> str:
     (folder / "run_x.sh").write_text(text)
     return str(folder / "run_x.sh")
