@@ -101,7 +101,7 @@ def check_log_probs(
         prompts = [int(sample.action_mask[0].int().argmax()) for sample in samples]
         check_lengths(_less(given, prompts), _less(lengths, prompts), step)
     log_probs, mask = (
-        torch.cat([getattr(sample, name)[0] for sample in samples]) for name in ("rollout_log_probs", "action_mask")
+        torch.cat([getattr(sample, name) for sample in samples], 1)[0] for name in ("rollout_log_probs", "action_mask")
     )
     found = find_in_answers(log_probs, mask, torch.tensor([0, *lengths]).cumsum(0))
     metrics |= found.metrics("rollout")
