@@ -43,7 +43,7 @@ def find_command(words: Sequence[str], text: str | None) -> UserCommand:
 
 
 def run_in_its_environment(command: UserCommand, arguments: Sequence[str]) -> None:
-    """Replace this process by ``fp16-patch ARGUMENTS`` in the environment of the command, if that is another one.
+    """Replace this process by ``fp16-patch ARGUMENTS -- COMMAND`` in the command's environment, if that is another one.
 
     A command inside a script, ``uv run``, ``ray job submit`` and the like is examined in this environment.
 
@@ -55,7 +55,8 @@ def run_in_its_environment(command: UserCommand, arguments: Sequence[str]) -> No
     program = find_interpreter(command.head[0])
     if not is_this_environment(program):
         sys.stdout.flush()
-        os.execv(program, [program, "-m", "fp16_patch.cli", *arguments])
+        environment = {**os.environ, **command.environment}
+        os.execve(program, [program, "-m", "fp16_patch.cli", *arguments, "--", *command.words], environment)
 
 
 def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:

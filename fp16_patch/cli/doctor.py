@@ -77,8 +77,8 @@ def _check_command(options: argparse.Namespace) -> int:
             next_step="give the command once: fp16-patch doctor [fp16_patch.NAME=VALUE ...] -- COMMAND",
         )
     command = command_check.find_command(words or [], options.text)
-    again = ["doctor", *(["--json"] if options.json else []), *settings]
-    command_check.run_in_its_environment(command, [*again, "--", *command.words])
+    again = ["doctor", *(["--json"] if options.json else []), *command.settings, *settings]
+    command_check.run_in_its_environment(command, again)
     findings = command_check.examine(command, settings)
     print(json.dumps(findings, indent=2) if options.json else command_check.as_text(findings))
     return 0 if findings["ready"] else 1

@@ -141,6 +141,29 @@ def test_verl_s_mains_that_are_not_supported(doctor: Doctor) -> None:
     assert (status, list(refused(found))) == (1, ["application-not-supported"])
 
 
+def test_another_environment_s_python_examines_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, Any] = {}
+
+    def execve(program: str, words: list[str], environment: dict[str, str]) -> None:
+        started.update(words=words, environment=environment)
+        raise SystemExit
+
+    monkeypatch.setattr("os.execve", execve)
+    monkeypatch.setattr(sys, "prefix", "/another/environment")
+    with pytest.raises(SystemExit):
+        main(["doctor", "--json", "fp16_patch.overwrite=true", "--", "env", "A=1", *VERL])
+    assert started["words"][1:] == [
+        "-m",
+        "fp16_patch.cli",
+        "doctor",
+        "--json",
+        "fp16_patch.overwrite=true",
+        "--",
+        *VERL,
+    ]
+    assert started["environment"]["A"] == "1"
+
+
 def test_openrlhf_s_command(doctor: Doctor) -> None:
     status, found = doctor("--", *OPENRLHF, "--ds.param_dtype", "fp16")
     assert (status, found["precision"], found["warnings"]) == (0, "fp16", [])
