@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,12 +48,8 @@ def test_dtypes_of_arriving_weights_add_up() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_the_adapters_of_vllms_own_lora_layers_are_a_row(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("lora_layers.py")
-    command = [sys.executable, str(script), str(tmp_path / "meeting"), "bfloat16"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=150)
-    assert run.returncode == 0, run.stderr[-4000:]
-    rows = json.loads(run.stdout.splitlines()[-1])
+def test_the_adapters_of_vllms_own_lora_layers_are_a_row(real_layers: dict[str, Any]) -> None:
+    rows = real_layers["lora"]
     assert rows["adapted"] == rows["plain"] | {"lora": "bfloat16"}
     assert rows["plain"]["weights"] == "float16"
     assert precision_violations({"rollout": rows["plain"]}, Precision()) == []
