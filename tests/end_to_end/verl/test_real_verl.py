@@ -19,9 +19,19 @@ def processes(report: dict) -> list[str]:
     return sorted(next(kind for kind in kinds if p["process"].startswith(kind)) for p in report["processes"])
 
 
+HARD_CODED = (
+    "actor_rollout_ref.rollout.dtype=bfloat16",
+    "actor_rollout_ref.actor.fsdp_config.model_dtype=bf16",
+    "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16",
+)
+
+
 def test_fp16_on_two_ranks_with_a_reference_policy(run_verl):
-    run = run_verl("actor_rollout_ref.actor.use_kl_loss=True", ranks=2)
+    run = run_verl("actor_rollout_ref.actor.use_kl_loss=True", *HARD_CODED, "fp16_patch.overwrite=true", ranks=2)
     assert run.result.status == "completed", run.why()
+    overwritten = [f"{one['key']}={one['before']}" for one in run.report["config_changes"] if one["overwritten"]]
+    assert sorted(overwritten) == sorted(word.lstrip("+") for word in HARD_CODED)
+    assert "replaced in your command or files (fp16_patch.overwrite=true): " in run.log
 
     pairs = 2 * ["trainer rank"] + 2 * ["vLLM server"] + 2 * ["vLLM worker"]
     assert processes(run.report) == ["driver", "task runner", *pairs]
