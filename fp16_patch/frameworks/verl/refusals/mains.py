@@ -22,6 +22,7 @@ LAUNCHER = "verl.trainer.main_ppo"
 SUPPORTED = (LAUNCHER,)
 """Modules whose ``main`` runs a trainer that the proof reaches."""
 
+# verl's asynchronous mains send weights over NCCL from one group of GPUs to another: no CPU run can show a proof.
 _NOT_RL = "it trains no policy with a rollout"
 REFUSED = {
     "verl.experimental.fully_async_policy.fully_async_main": (
