@@ -179,6 +179,19 @@ def test_openrlhf_s_command(doctor: Doctor) -> None:
     assert {one["key"] for one in found["changes"] if one["overwritten"]} == {"--ds.param_dtype"}
 
 
+@pytest.mark.parametrize(
+    ("command", "model"), [(VERL, "actor_rollout_ref.model.path={}"), (OPENRLHF, "--actor.model_name_or_path={}")]
+)
+def test_a_model_that_may_overflow_is_a_warning(
+    doctor: Doctor, tmp_path: Path, command: tuple[str, ...], model: str
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma4"}')
+    dtype = ("--ds.param_dtype", "fp16") if command is OPENRLHF else ()
+    status, found = doctor("--", *command, *dtype, model.format(tmp_path))
+    assert status == 0
+    assert f"{model.format(tmp_path)}: " in " ".join(found["warnings"])
+
+
 def test_a_cluster_that_does_not_answer(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS")
     job = ("ray", "job", "submit", "--address", "http://127.0.0.1:9", "--")

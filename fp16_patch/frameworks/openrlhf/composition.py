@@ -22,7 +22,6 @@ from fp16_patch.frameworks.examined import Examined
 from fp16_patch.frameworks.installation import package_folder
 from fp16_patch.frameworks.openrlhf import config, entry, refusals
 from fp16_patch.frameworks.unknown_option import unknown_option
-from fp16_patch.rollout_health.sampling_settings import warning
 
 _UNKNOWN = "unrecognized arguments: "
 
@@ -37,7 +36,7 @@ def examine_command(module: str, words: Sequence[str], overrides: Sequence[str])
     args = parsed(words)
     precision = config.precision(args, given)
     problems = [*entry.installation_problems(module), *refusals.unsupported(args, precision)]
-    warned = [warning(setting) for setting in refusals.accepted_sampling(args, precision)]
+    warned = entry.warnings(args, precision)
     if precision.train_dtype != "fp16":
         warned.append(
             f"this run trains in {precision.train_dtype}: for FP16 set --ds.param_dtype fp16, or "

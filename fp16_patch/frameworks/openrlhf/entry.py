@@ -25,6 +25,7 @@ from fp16_patch.frameworks.openrlhf import config, plan, refusals
 from fp16_patch.frameworks.openrlhf.releases import RELEASE
 from fp16_patch.log import logger
 from fp16_patch.patching import ProcessKind, apply, when_imported, wrap
+from fp16_patch.precision import Precision
 from fp16_patch.rollout_health.sampling_settings import warning
 
 MODULE = "openrlhf.cli.train_ppo_ray"
@@ -103,10 +104,15 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
     runtime_env.set_runtime_env_hook(SETUP, CARRIED)
     lines = [f"\n  {config.line(change)}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
-    model = str(args.actor.model_name_or_path)
-    risks = fp16_risks.warnings("--actor.model_name_or_path", model, precision)
-    for text in (*(warning(setting) for setting in accepted), *risks):
+    for text in warnings(args, precision):
         logger.warning("%s", text)
+
+
+def warnings(args: Any, precision: Precision) -> list[str]:
+    """Return what the user should know about arguments and models that are accepted."""
+    accepted = [warning(setting) for setting in refusals.accepted_sampling(args, precision)]
+    model = str(args.actor.model_name_or_path)
+    return [*accepted, *fp16_risks.warnings("--actor.model_name_or_path", model, precision)]
 
 
 @wrap(
