@@ -67,6 +67,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
     """
     settings = [*command.settings, *settings]
     check_settings(settings)
+    unreachable: list[Fp16PatchError] = []
     in_job = _job_problems(command) if command.submitted else []
     if unreadable := next((error for error in in_job if error.code == "runtime-env-not-json"), None):
         raise unreadable
@@ -76,6 +77,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
             from fp16_patch.frameworks.openrlhf.composition import examine_command
 
             examined = examine_command(command.module, command.arguments, settings)
+            unreachable = cluster_problems()  # OpenRLHF's ray.init has no address; verl's is in its configuration
             flagged = ["fp16-patch", "run", *settings, "--", *command.words]
         else:
             from fp16_patch.frameworks.verl.composition import examine_composed
@@ -83,7 +85,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
             with_flag = verl_arguments(settings, command.arguments)
             examined = examine_composed(command.module, with_flag)
             flagged = [*command.head, command.module, *with_flag]
-    problems = [*in_job, *examined.problems]
+    problems = [*in_job, *unreachable, *examined.problems]
     return {
         "command": command.words,
         "inside": [*command.script, *command.wrapper],

@@ -195,8 +195,13 @@ def test_a_model_that_may_overflow_is_a_warning(
 def test_a_cluster_that_does_not_answer(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS")
     job = ("ray", "job", "submit", "--address", "http://127.0.0.1:9", "--")
-    status, found = doctor("--", *job, "python", *VERL[1:])
-    assert (status, list(refused(found))) == (1, ["cluster-unreachable"])
+    for command in (
+        (*job, "python", *VERL[1:]),
+        ("RAY_ADDRESS=127.0.0.1:9", *VERL),
+        ("RAY_ADDRESS=127.0.0.1:9", *OPENRLHF),
+    ):
+        status, found = doctor("--", *command)
+        assert (status, list(refused(found))) == (1, ["cluster-unreachable"]), command
 
 
 BAD = {
