@@ -19,9 +19,9 @@ PAGE = "docs/your-command.md"
 
 def command_not_supported(words: Sequence[str], settings: Sequence[str]) -> Fp16PatchError:
     """Return the error for a command that ``fp16-patch run`` cannot start, with the way that fits."""
-    if script := shell_script(words):
-        return in_script(script, words, settings)
     found = find(words)
+    if found is None and (script := shell_script(words)):
+        return in_script(script, words, settings)
     if found is not None and found.module in (*VERL, *OPENRLHF) and found.wrapper:
         return _inside_another_program(found, settings)
     at = list(words).index("-m") + 2 if "-m" in words else len(words)

@@ -104,6 +104,12 @@ def test_a_script_gets_the_way_that_fits(tmp_path: Path, text: str, step: str) -
     check_error(error, "command-in-script", step, f"line {2 if 'A=2' in text else 3}", "fp16-patch doctor --")
 
 
+def test_a_script_among_the_arguments_is_not_the_command() -> None:
+    error = advice.command_not_supported(["uv", "run", "python", "-m", VERL, "data.tool=/x/y.sh"], [])
+    check_error(error, "command-not-supported", f"append {FP16}")
+    check_error(advice.command_not_supported(["python", "-m", "x", "y.sh"], []), "command-not-supported", "python -m x")
+
+
 @pytest.mark.parametrize("command", ["run", "doctor"])
 def test_a_script_without_a_trainer(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     without = script(tmp_path, f"# python -m {VERL}\npython train.py\n")
