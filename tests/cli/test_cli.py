@@ -113,7 +113,8 @@ def test_openrlhf_s_plan_is_sound():
     validate_plan(openrlhf.ALL_PATCHES)
     shown = {patch.name for patches in reports.REQUIRED.values() for patch in patches}
     applied = {patch.name for patch in openrlhf.ALL_PATCHES if not patch.scoped}
-    assert shown == applied, "a patch that no process has to show"
+    assert applied - shown == {"openrlhf-check-nodes"}, "only the driver has no ledger in the report"
+    assert shown < applied
     assert all(module.startswith(("openrlhf.", "deepspeed.", "vllm.")) for module in openrlhf.PLAN)
     for module, patches in openrlhf.PLAN.items():
         assert {patch.target.partition(":")[0] for patch in patches} == {module}

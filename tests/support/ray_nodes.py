@@ -83,7 +83,7 @@ def wait_for(done: Callable[[], bool], process: Supervisor, log: Path, seconds: 
     """Wait until ``done()``; fail with the log if the process ends before or the time is over."""
     deadline = time.monotonic() + seconds
     while not done():
-        if not process.running() or time.monotonic() > deadline:
+        if time.monotonic() > deadline or not (process.running() or done()):
             raise AssertionError(f"{log.name}:\n{log.read_text(errors='replace')[-4000:]}")
         time.sleep(0.2)
 

@@ -97,12 +97,13 @@ def _target(address: str | None, submit: bool) -> str | None:
 
 def _answer_problems(address: str, submit: bool, python: str) -> list[Fp16PatchError]:
     parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
+    if parts.scheme not in ("ray-gcs", "ray", "http", "https"):  # a provider's own, which Ray loads a module for
+        return []
     try:
         host, port = parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError:
         host = port = None
-    schemes = ("ray-gcs", "ray", "http", "https") if submit else ("ray-gcs", "ray")
-    if not host or not port or parts.scheme not in schemes:
+    if not host or not port or (parts.scheme.startswith("http") and not submit):
         dashboard = ", or http://HOST:PORT of its dashboard (port 8265)" if submit else ""
         return [
             Fp16PatchError(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.log import logger
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray passes the job's configuration to its driver (``ray._private.runtime_env.constants``)."""
@@ -55,3 +57,13 @@ def _not_a_job_config(text: str | None, why: str) -> Fp16PatchError:
         allowed='{"runtime_env": {...}}, or unset outside a Ray job',
         next_step=f"unset {JOB_CONFIG}, or start the command with `ray job submit`",
     )
+
+
+def warn_if_deleted(report_path: str) -> None:
+    """Warn if reports go into Ray's copy of the job's working directory, which Ray deletes after the job."""
+    if "runtime_resources" in Path(report_path).parts:  # .../session_.../runtime_resources/working_dir_files/...
+        logger.warning(
+            "the precision report goes to %s, in Ray's copy of the working directory, which Ray deletes after the job; "
+            "set fp16_patch.report_path to a path that all nodes share",
+            report_path,
+        )

@@ -56,7 +56,7 @@ def check_async_processes(original: Any, self: Coordinator, *args: Any, **kwargs
     """Check nodes and ledgers before anything is sampled. The controller keeps the reports of the other two."""
     import ray
 
-    node_check.check_every_node()
+    node_check.check_nodes_in_use()
     coordinator = reports.shipped_class_report(ProcessKind.COORDINATOR, type(self))
     sampler = answers({"sampler": self.generator_actor.__ray_call__.remote(reports.sampler_report)})
     extra_reports = {"coordinator": [coordinator], "sampler": list(sampler.values())}
@@ -70,7 +70,7 @@ def check_processes(original: Any, self: Controller, *args: Any, **kwargs: Any) 
 
     Save a precision report: a run that has no step has no update to report at. Later reports complete it.
     """
-    node_check.check_every_node()
+    node_check.check_nodes_in_use()
     reports.publish(self, when="before training")
     return original(self, *args, **kwargs)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from fp16_patch import envs, platforms
-from fp16_patch.engines.ray import runtime_env
+from fp16_patch.engines.ray import job, runtime_env
 from fp16_patch.engines.vllm import fp16_risks
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.frameworks.installation import framework_problems
@@ -102,6 +102,7 @@ def apply_flag(args: Any, settings: dict[str, Any]) -> None:
         envs.RUN_RECORD: json.dumps(record),
     }
     runtime_env.set_runtime_env_hook(SETUP, CARRIED)
+    job.warn_if_deleted(report)
     lines = [f"\n  {config.line(change)}" for change in changes]
     logger.info("precision %s, %d settings changed%s", precision.name, len(changes), "".join(lines))
     for text in warnings(args, precision):

@@ -12,6 +12,7 @@ from fp16_patch.frameworks.openrlhf import (
     loss_check,
     masked_answers,
     mismatch,
+    nodes,
     reports,
     rollout,
     rollout_health,
@@ -20,7 +21,9 @@ from fp16_patch.frameworks.openrlhf import (
 from fp16_patch.patching import ProcessKind, declared_in, plan, registry, required
 
 ALL_PATCHES = (
-    *declared_in(controller, mismatch, rollout, rollout_health, masked_answers, trainer, loss_check, ema, sampling),
+    *declared_in(
+        controller, nodes, mismatch, rollout, rollout_health, masked_answers, trainer, loss_check, ema, sampling
+    ),
     *DEEPSPEED,
 )
 

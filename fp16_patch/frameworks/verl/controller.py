@@ -52,8 +52,7 @@ class ReportProgress:
     reason="every hook that loads this package in a process can fail silently, so a missing ledger stops the run",
 )
 def check_processes(original: Any, self: Trainer) -> Any:
-    """Check every node before the workers start, and every process's ledger afterwards."""
-    node_check.check_every_node()
+    """Check the ledger of every process once the workers have started. ``nodes.py`` checks nodes before."""
     result = original(self)
     gather(self)
     return result
@@ -117,8 +116,9 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
     """Collect the reports of every process.
 
     Raises:
-        Fp16PatchError: A process did not report, or runs without one of its patches.
+        Fp16PatchError: A process did not report, runs without one of its patches, or on a node with other versions.
     """
+    node_check.check_nodes_in_use()
     groups = [getattr(trainer, name, None) for name in ("actor_rollout_wg", "critic_wg", "ref_policy_wg")]
     trainers = reports.from_trainers(group for group in groups if group is not None)
     servers, workers = reports.from_rollout(_replicas, trainer.llm_server_manager.get_replicas())

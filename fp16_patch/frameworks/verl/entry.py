@@ -83,6 +83,7 @@ def apply_flag(config: DictConfig) -> list[Change]:
     if not report_path:  # next to the run's checkpoints
         folder = str(value_of(config, "trainer.default_local_dir") or ".")
         report_path = os.path.abspath(os.path.join(folder, "precision_report.json"))
+    job.warn_if_deleted(report_path)
     _send_to_every_process(config, precision, report_path)
     with open_dict(config):
         config.fp16_patch = {
@@ -189,15 +190,16 @@ def _send_to_every_process(config: DictConfig, precision: Precision, report_path
     """Put the flag into the run's Ray runtime environment; vLLM's child processes inherit it from there."""
     variables = "ray_kwargs.ray_init.runtime_env.env_vars"
     given = value_of(config, f"{variables}.{EXTERNAL_MODULES}") or os.environ.get(EXTERNAL_MODULES, "")
-    taken = job.take_variables((envs.PRECISION, envs.REPORTS, EXTERNAL_MODULES))
-    named = f"{given},{taken.get(EXTERNAL_MODULES, '')}".split(",")
-    modules = [module for module in dict.fromkeys(named) if module and module != WORKER_MODULE]
     values = {
         envs.PRECISION: precision.to_environment(),
         envs.REPORTS: os.path.dirname(os.path.abspath(report_path)),
         envs.COUNT_LOGITS: "0" if config.actor_rollout_ref.rollout.calculate_log_probs else "1",
-        EXTERNAL_MODULES: ",".join([*modules, WORKER_MODULE]),
+        EXTERNAL_MODULES: WORKER_MODULE,
     }
+    taken = job.take_variables(values)  # Ray refuses a variable that both the job and ray.init set
+    named = f"{given},{taken.get(EXTERNAL_MODULES, '')}".split(",")
+    modules = [module for module in dict.fromkeys(named) if module and module != WORKER_MODULE]
+    values[EXTERNAL_MODULES] = ",".join([*modules, WORKER_MODULE])
     with open_dict(config):
         for name, value in values.items():
             OmegaConf.update(config, f"{variables}.{name}", value, force_add=True)

@@ -11,6 +11,7 @@ from fp16_patch.frameworks.verl import (
     legacy_trainer,
     masked_answers,
     mismatch,
+    nodes,
     receiver_failures,
     rollout,
     rollout_health,
@@ -22,7 +23,7 @@ from fp16_patch.frameworks.verl.trainer_fsdp import checkpoint, engine, fp32_mod
 from fp16_patch.patching import registry
 
 ALL_PATCHES = registry.declared_in(
-    *(controller, mismatch, trainer),
+    *(controller, nodes, mismatch, trainer),
     *(legacy_trainer, legacy_rollout_health),
     *(engine, checkpoint, fp32_modules),
     *(trainer_megatron, receiver_failures, rollout),

@@ -43,7 +43,7 @@ def closed() -> Iterator[str]:
 
 
 def test_a_command_that_starts_its_own_cluster_has_no_problem(monkeypatch) -> None:
-    assert cluster_problems() == cluster_problems("local") == []
+    assert cluster_problems() == cluster_problems("local") == cluster_problems("provider://my-cluster") == []
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert cluster_problems() == cluster_problems("auto") == []
 

@@ -41,7 +41,7 @@ def merged(config):
 
 
 def test_a_plugin_of_the_job_is_loaded_besides(compose):
-    submit(**{EXTERNAL_MODULES: "colorsys", envs.PRECISION: "stale", "NCCL_DEBUG": "INFO"})
+    submit(**{EXTERNAL_MODULES: "colorsys", envs.PRECISION: "stale", envs.COUNT_LOGITS: "2", "NCCL_DEBUG": "INFO"})
     config = compose(FP16)
     apply_flag(config)
     variables = merged(config)
@@ -55,6 +55,16 @@ def test_plugins_of_job_and_configuration_are_joined(compose):
     config = compose(FP16, f"+ray_kwargs.ray_init.runtime_env.env_vars.{EXTERNAL_MODULES}='netrc,keyword'")
     apply_flag(config)
     assert merged(config)[EXTERNAL_MODULES] == f"netrc,keyword,colorsys,{WORKER_MODULE}"
+
+
+def test_a_report_in_rays_copy_of_the_working_directory(compose, capsys):
+    folder = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1"
+    apply_flag(compose(FP16, f"trainer.default_local_dir={folder}/checkpoints"))
+    assert f"{folder}/checkpoints/precision_report.json, in Ray's copy" in capsys.readouterr().out
+    apply_flag(
+        compose(FP16, f"trainer.default_local_dir={folder}/checkpoints", "fp16_patch.report_path=/shared/r.json")
+    )
+    assert "Ray's copy" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("variable", [True, False])
