@@ -51,7 +51,15 @@ def runtime_env_hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def job_problems(setup: str) -> Iterator[Fp16PatchError]:
-    """Yield why the runtime environment of this driver's job has no room for ``setup``."""
+    """Yield why ``setup`` would not reach the workers: Ray Client calls no hook, or the job has another setup hook."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("ray://"):
+        yield Fp16PatchError(
+            f"RAY_ADDRESS={address}: Ray Client does not call {HOOK}, so the flag would reach no worker",
+            code="ray-client-not-supported",
+            allowed="HOST:PORT of `ray start --head` (port 6379), from a node of the cluster",
+            next_step="start the command on the cluster with `ray job submit`",
+        )
     try:
         check_setup_hook(job.runtime_env(), setup)
     except Fp16PatchError as error:

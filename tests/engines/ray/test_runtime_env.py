@@ -67,3 +67,9 @@ def test_a_setup_hook_of_the_job_is_found_before_anything_starts() -> None:
     (problem,) = runtime_env.job_problems(SETUP)
     check_error(problem, "setting-contradicts", "worker_process_setup_hook='acme.other'")
     assert list(runtime_env.job_problems("acme.other")) == []
+
+
+def test_ray_client_calls_no_hook() -> None:
+    os.environ["RAY_ADDRESS"] = "ray://head:10001"
+    (problem,) = runtime_env.job_problems(SETUP)
+    check_error(problem, "ray-client-not-supported", "ray://head:10001")
