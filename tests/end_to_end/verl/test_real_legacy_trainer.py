@@ -15,9 +15,19 @@ HERE = Path(__file__).parent
 CPU = "fp16_patch.lab.cpu.verl"
 
 
-def test_the_legacy_trainer_is_proven_and_its_rollout_watched(run_verl, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", str(HERE / "saboteur"))
-    monkeypatch.setenv("SABOTAGE", "nan_log_prob")
+@pytest.fixture
+def sabotage(monkeypatch):
+    """Return a function that breaks something in the processes of the run, and returns the override for it."""
+
+    def name(what: str) -> str:
+        monkeypatch.setenv("PYTHONPATH", str(HERE / "saboteur"))
+        monkeypatch.setenv("SABOTAGE", what)
+        return f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{CPU},saboteur'"
+
+    return name
+
+
+def test_the_legacy_trainer_is_proven_and_its_rollout_watched(run_verl, sabotage, tmp_path):
     run = run_verl(
         "trainer.use_v1=False",
         "actor_rollout_ref.actor.use_kl_loss=True",
@@ -26,7 +36,7 @@ def test_the_legacy_trainer_is_proven_and_its_rollout_watched(run_verl, monkeypa
         "fp16_patch.rollout_overflow=mask",
         "fp16_patch.trace_rollout=1",
         "algorithm.rollout_correction.rollout_is=token",
-        f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{CPU},saboteur'",
+        sabotage("nan_log_prob"),
     )
     assert run.result.status == "completed", run.why()
     kinds = ("driver", "task runner", "trainer rank", "vLLM server", "vLLM worker")
@@ -54,3 +64,12 @@ def test_the_legacy_trainer_is_proven_and_its_rollout_watched(run_verl, monkeypa
     assert json.loads((checkpoint / "loss_scaler.json").read_text())["scale"] == 65536
     trace = json.loads((tmp_path / "run" / "fp16" / "trace_of_rollout_1.json").read_text())
     assert trace["found"].startswith("every module is finite in vLLM"), "only its log-prob was spoilt"
+
+
+@pytest.mark.faults
+def test_a_trainer_that_never_asks_its_ranks_ends_at_its_first_update(run_verl, sabotage):
+    """Whatever main has started it: the ranks know whether they were asked for their reports."""
+    run = run_verl("trainer.use_v1=False", sabotage("never_ask"), timeout_s=300)
+    assert run.result.status == "failed", run.why()
+    assert "the proof of the precision flag does not reach it" in run.result.error, run.why()
+    assert run.metrics == [], "nothing may have been trained"

@@ -11,6 +11,7 @@ from fp16_patch.patching import undo, when_imported
 
 ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
+LEGACY = "verl.trainer.ppo.ray_trainer"
 EXTENSION = "verl.workers.rollout.vllm_rollout.utils"
 
 
@@ -83,6 +84,13 @@ def nan_log_prob(module: ModuleType) -> None:
     module.vLLMHttpServer.generate = generate_with_nan
 
 
+def never_ask(_: ModuleType) -> None:
+    """A trainer with a loop of its own, which asks no process for its report."""
+    from fp16_patch.frameworks.verl.plan import ALL_PATCHES
+
+    undo([patch for patch in ALL_PATCHES if patch.target.startswith(f"{LEGACY}:")])
+
+
 def after_ours(callback):
     """A callback registered while others run comes after all of them."""
     return lambda module: when_imported(module.__name__, callback)
@@ -90,6 +98,7 @@ def after_ours(callback):
 
 {
     "lose_a_patch": lambda: when_imported(ENGINE, after_ours(lose_a_patch)),
+    "never_ask": lambda: when_imported(LEGACY, after_ours(never_ask)),
     "change_the_source": lambda: when_imported(EXTENSION, change_the_source),
     "die_in_third_update": lambda: when_imported(ENGINE, die_in_third_update),
     "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
