@@ -127,6 +127,16 @@ def test_refused_with_one_clear_error(compose, overrides):
     assert OmegaConf.to_container(config, resolve=False) == before, "half applied"
 
 
+def test_a_value_that_follows_another_is_refused_once(compose):
+    """The reference's value is the actor's; the user never wrote it."""
+    with pytest.raises(Fp16PatchError) as refused:
+        flagged(compose, f"{ACTOR}.megatron.vanilla_mbridge=True")
+    assert len(refused.value.codes) == 1
+    with pytest.raises(Fp16PatchError) as refused:
+        flagged(compose, f"{ACTOR}.megatron.vanilla_mbridge=True", f"{REFERENCE}.megatron.vanilla_mbridge=True")
+    assert len(refused.value.codes) == 2
+
+
 FP16_ONLY = {
     f"+{TRANSFORMER}.moe_token_dispatcher_type=flex": f"{TRANSFORMER}.moe_token_dispatcher_type=flex",
     f"+{TRANSFORMER}.moe_enable_deepep=True": f"{TRANSFORMER}.moe_enable_deepep=True",

@@ -86,6 +86,12 @@ REFUSED = {
 }
 
 
+def test_a_strategy_that_model_engine_chose_is_left_by_model_engine(compose):
+    with pytest.raises(Fp16PatchError) as refused:
+        apply_flag(compose("+precision@_global_=fp16", "model_engine=veomni"))
+    assert "start with model_engine=dp" in str(refused.value)
+
+
 @pytest.mark.parametrize("overrides", REFUSED, ids=lambda overrides: overrides[-1])
 def test_refused_with_one_clear_error(compose, overrides):
     engine = any(o.startswith("model_engine=") for o in overrides)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ def plan(
     if verl does not ship it. With ``precision.overwrite`` the flag replaces the user's own dtypes too.
     """
     explicit = explicit_keys(config)
-    changes, problems = [], []
+    changes: list[Change] = []
+    problems: list[tuple[str, Fp16PatchError]] = []
     for setting in settings:
         before = value_of(config, setting.key, MISSING)
         if setting.accepts(before):
@@ -55,8 +57,9 @@ def plan(
         if overwritable and precision.overwrite:
             changes.append(Change(setting.key, shown, setting.sets, overwritten=True))
         else:
-            problems.append(setting.refusal(before, precision.name, overwritable))
-    return changes, problems
+            problems.append((setting.key, setting.refusal(before, precision.name, overwritable)))
+    refused = [key for key, _ in problems]
+    return changes, [error for key, error in problems if not _follows(config, key, refused)]
 
 
 def rewrite(config: DictConfig, changes: list[Change]) -> None:
@@ -64,6 +67,16 @@ def rewrite(config: DictConfig, changes: list[Change]) -> None:
     with open_dict(config):
         for change in changes:
             OmegaConf.update(config, change.key, change.after, force_add=True)
+
+
+def _follows(config: DictConfig, key: str, others: Iterable[str]) -> bool:
+    """Return whether the value at ``key`` is that of one of the other keys (``${oc.select:other,default}``)."""
+    section, _, name = key.rpartition(".")
+    node = value_of(config, section)
+    if not isinstance(node, DictConfig) or name not in node or not OmegaConf.is_interpolation(node, name):
+        return False
+    written = str(OmegaConf.to_container(node, resolve=False)[name])
+    return any(other != key and re.search(rf"[:{{]{re.escape(other)}[,}}]", written) for other in others)
 
 
 def _is_dtype_at(config: DictConfig, key: str) -> bool:

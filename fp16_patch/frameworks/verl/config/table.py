@@ -13,6 +13,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from fp16_patch.frameworks.verl.config import megatron, rollout_correction, vllm_engines
+from fp16_patch.frameworks.verl.config.command_line import explicit_keys
 from fp16_patch.frameworks.verl.config.setting import MISSING, SECTIONS, Setting, place_under, value_of
 from fp16_patch.precision import Precision, long_name
 
@@ -53,7 +54,11 @@ def _trainer(config: DictConfig, critic: bool) -> list[Setting]:
     for role in ("actor", "critic") if critic else ("actor",):
         key = f"{SECTIONS[role]}.strategy"
         why = STRATEGIES.get(str(value_of(config, key)), "fp16_patch does not know this strategy")
-        rows.append(Setting(key, allowed=("fsdp2", "fsdp", "megatron"), why=f"not supported: {why}"))
+        chosen_by_engine = key not in explicit_keys(config)
+        next_step = "start with model_engine=dp (FSDP) or model_engine=megatron" if chosen_by_engine else None
+        rows.append(
+            Setting(key, allowed=("fsdp2", "fsdp", "megatron"), why=f"not supported: {why}", next_step=next_step)
+        )
     return rows
 
 
