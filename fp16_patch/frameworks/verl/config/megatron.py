@@ -31,6 +31,8 @@ EXPORT = "verl's weight export breaks without it (utils/megatron_utils.py:827)"
 ROUTER = "a router in FP16 sends tokens to other experts than the rollout's"
 MODEL_DTYPE = "the flag sets the dtype of the model"
 OPTIMIZER_DTYPE = "the flag sets it, or cannot check it"
+CPU_OPTIMIZER = "no run on a GPU has shown yet that Megatron's optimizer on the CPU skips and resumes rightly in FP16"
+OFFLOAD_INSTEAD = "remove it; megatron.optimizer_offload=True may stay"
 STATE_DTYPE = "half precision loses small updates, or the gradients of micro-batches"
 DEEP_EP = "DeepEP's combine takes BF16 only"
 GROUPED_GEMM = "the legacy grouped GEMM asserts BF16 (megatron/core/transformer/moe/experts.py:225)"
@@ -132,7 +134,7 @@ def _optimizer(precision: Precision) -> list[Setting]:
         Setting("loss_scale", allowed=(None,), why="a fixed loss scale turns dynamic loss scaling off"),
         Setting("params_dtype", allowed=(None,), why=OPTIMIZER_DTYPE),
         Setting("fp8_recipe", allowed=(None,), why=OPTIMIZER_DTYPE),
-        Setting("optimizer_cpu_offload", allowed=(None, False), why=OPTIMIZER_DTYPE),
+        Setting("optimizer_cpu_offload", allowed=(None, False), why=CPU_OPTIMIZER, next_step=OFFLOAD_INSTEAD),
     ]
 
 
