@@ -14,6 +14,7 @@ from typing import Any
 
 import bypass_cases  # noqa: F401  registers its cases
 import fp32_cases  # noqa: F401  registers its cases
+import fused_cases  # noqa: F401  registers its cases
 import golden_fsdp_cases  # noqa: F401  registers its cases
 import loss_cases  # noqa: F401  registers its cases
 import scaling_cases  # noqa: F401  registers its cases
