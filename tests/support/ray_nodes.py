@@ -59,7 +59,8 @@ class RayNodes:
         """Start a node and wait until it runs."""
         log = self.folder / f"node-{len(self.nodes)}.log"
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += ["--object-store-memory=80000000", *arguments]
+        (agent,) = _free_ports(1)  # jobs are submitted to the head's agent; by default every node has the same port
+        command += ["--object-store-memory=80000000", f"--dashboard-agent-listen-port={agent}", *arguments]
         own = {"RAY_TMPDIR": self.temporary, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_ADDRESS": ""}
         node = Supervisor(command, {**own, **(environment or {})}, log)
         self.stack.callback(node.close)
