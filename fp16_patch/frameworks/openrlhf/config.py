@@ -54,7 +54,6 @@ ARGUMENTS = (
     ),
     Argument("ds.deepcompile", (False,), "compiled engines are untested"),
     Argument("ds.use_universal_ckpt", (False,), "universal checkpoints restore DeepSpeed's own scaler instead of ours"),
-    Argument("train.dynamic_batch_enable", (False,), "DeepSpeed's accumulation of its micro-batches is untested"),
     Argument("actor.optim", ("adam",), "DeepSpeed orthogonalises the scaled gradients in BF16"),
     Argument("critic.optim", ("adam",), "DeepSpeed orthogonalises the scaled gradients in BF16"),
 )

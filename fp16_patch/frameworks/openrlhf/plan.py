@@ -8,6 +8,7 @@ from fp16_patch.engines.deepspeed.plan import PATCHES as DEEPSPEED
 from fp16_patch.engines.vllm import sampling
 from fp16_patch.frameworks.openrlhf import (
     controller,
+    dynamic_batches,
     ema,
     loss_check,
     masked_answers,
@@ -24,6 +25,7 @@ ALL_PATCHES = (
     *declared_in(
         controller, nodes, mismatch, rollout, rollout_health, masked_answers, trainer, loss_check, ema, sampling
     ),
+    *declared_in(dynamic_batches),  # after trainer, which asks for the boundary before it traces
     *DEEPSPEED,
 )
 

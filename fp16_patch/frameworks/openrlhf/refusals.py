@@ -85,8 +85,8 @@ def _fp16_training(args: Args, precision: Precision) -> Iterator[Fp16PatchError]
         # Micro-batches of an update on one rank, as OpenRLHF counts (utils/deepspeed/deepspeed.py, setup_distributed).
         ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
         micro_batches = args.train.batch_size * args.ds.ring_attn_size // args.train.micro_batch_size // ranks
-        if micro_batches > 1:
-            why = f"stage 2 accumulates the {micro_batches} micro-batches of an update in FP16 on the CPU"
+        if micro_batches > 1 or args.train.dynamic_batch_enable:
+            why = "stage 2 accumulates the micro-batches of an update in FP16 on the CPU"
             yield _refusal("--ds.adam_offload", True, why, "stage 3, or one micro-batch", "set --ds.zero_stage 3")
 
 

@@ -105,9 +105,11 @@ def record_update(original: Any, self: Trainer, *args: Any, **kwargs: Any) -> An
             replaying.running = False
 
     replay.remember(engine, run_again, role=role, in_bf16=IN_BF16)
+    before = scaler.counts.updates
     if not replay.trace_if_asked(engine, scaler, run, role=role):
         run()
-    if (update := last_update(engine)) is not None:
+    update = last_update(engine)
+    if update is not None and scaler.counts.updates > before:  # with dynamic batches step() is not always called
         attached(self, _Updates).made.append((update, describe(update, scaler.counts)))
     return results[0]
 

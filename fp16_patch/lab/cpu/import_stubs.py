@@ -54,13 +54,18 @@ def install_flash_attention() -> None:
     """Make OpenRLHF's models importable without flash-attn in this process. Idempotent.
 
     ``openrlhf.models.ring_attn_utils`` imports five of its names at the top, for sequence packing and ring attention.
-    transformers, which checks for flash-attn to choose an attention, still finds that it is not installed.
+    Those for packing are replaced by the functions of ``packing``. transformers, which checks for flash-attn to choose
+    an attention, still finds that it is not installed.
     """
-    missing = _unavailable(
-        "sequence packing and ring attention need flash-attn, which has no CPU build",
-        "leave out --ds.packing_samples and --ds.ring_attn_size",
-    )
-    padding = dict.fromkeys(("index_first_axis", "pad_input", "rearrange", "unpad_input"), missing)
+    from fp16_patch.lab.cpu import packing
+
+    missing = _unavailable("ring attention needs flash-attn, which has no CPU build", "leave out --ds.ring_attn_size")
+    padding = {
+        "index_first_axis": packing.index_first_axis,
+        "pad_input": packing.pad_input,
+        "rearrange": packing.flatten_batch,
+        "unpad_input": packing.unpad_input,
+    }
     names: dict[str, dict[str, Any]] = {
         "flash_attn": {},
         "flash_attn.bert_padding": padding,

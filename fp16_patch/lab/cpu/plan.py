@@ -14,6 +14,7 @@ from fp16_patch.lab.cpu import (
     megatron_bridge,
     megatron_core,
     megatron_verl,
+    packing,
     polling,
     sockets,
     torch_cuda,
@@ -34,7 +35,7 @@ PATCHES: tuple[Patch, ...] = (
 
 OPENRLHF_PATCHES: tuple[Patch, ...] = (
     *torch_cuda.PATCHES,
-    *declared_in(deepspeed, gloo, weight_update),
+    *declared_in(deepspeed, gloo, packing, weight_update),
     *vllm.PATCHES,
 )
 

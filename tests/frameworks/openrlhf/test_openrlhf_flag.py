@@ -102,7 +102,6 @@ REFUSED = {
     ("ds__zero_stage", 0): "--ds.zero_stage 0",
     ("ds__zero_stage", 1): "--ds.zero_stage 1",
     ("ds__adam_offload", True): "--ds.adam_offload True",
-    ("train__dynamic_batch_enable", True): "--train.dynamic_batch_enable",
     ("ds__grad_accum_dtype", "fp16"): "--ds.grad_accum_dtype fp16",
     ("ds__deepcompile", True): "--ds.deepcompile",
     ("ds__use_universal_ckpt", True): "--ds.use_universal_ckpt",
@@ -142,6 +141,11 @@ def test_offload_goes_with_stage_3_or_one_micro_batch(arguments: Arguments) -> N
     args = arguments(ds__adam_offload=True, ds__zero_stage=3)
     assert refusals.unsupported(args, Precision()) == []
     args.ds.zero_stage, args.train.micro_batch_size = 2, 16
+    assert refusals.unsupported(args, Precision()) == []
+    args.train.dynamic_batch_enable = True  # their number is not known
+    (problem,) = refusals.unsupported(args, Precision())
+    check_error(problem, "setting-refused", "--ds.adam_offload True", "set --ds.zero_stage 3")
+    args.ds.adam_offload = False
     assert refusals.unsupported(args, Precision()) == []
 
 

@@ -53,7 +53,7 @@ def flash_attention() -> dict[str, Any]:
     from transformers.utils import is_flash_attn_2_available
 
     try:
-        ring_attn_utils.unpad_input(torch.zeros(1, 1), torch.ones(1, 1))
+        ring_attn_utils.all_gather(torch.zeros(1, 1), None)
         said = "nothing"
     except Fp16PatchError as error:
         said = str(error)
@@ -62,6 +62,32 @@ def flash_attention() -> dict[str, Any]:
         "found": find_spec("flash_attn") is not None or is_flash_attn_2_available(),
         "said": said,
     }
+
+
+def packing() -> float:
+    """OpenRLHF's own actor on answers of several lengths: its log-probs packed, less those of the padded batch."""
+    from openrlhf.models import Actor
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    actor = Actor(AutoModelForCausalLM.from_config(config, attn_implementation="flash_attention_2"))
+    tokens = torch.randint(32, (3, 9))
+    mask = torch.tensor([[0] * 3 + [1] * 6, [1] * 9, [0] * 2 + [1] * 4 + [0] * 3])
+    both = []
+    for packed in (False, True):
+        actor.packing_samples = packed
+        with torch.no_grad():
+            both.append(actor(tokens, attention_mask=mask, return_logprobs=True) * mask[:, 1:] * mask[:, :-1])
+    return float((both[0] - both[1]).abs().max()) if both[0].abs().sum() > 0 else float("nan")
 
 
 def deepspeed_step() -> dict[str, Any]:
@@ -183,6 +209,7 @@ if __name__ == "__main__":
         ledger,
         torch_cuda,
         flash_attention,
+        packing,
         deepspeed_step,
         weight_update,
         moving_average,

@@ -54,7 +54,11 @@ def test_torch_cuda_answers_for_the_cpu_and_claims_no_gpu(facts: dict[str, Any])
 def test_nobody_else_finds_the_stand_in_for_flash_attention(facts: dict[str, Any]) -> None:
     assert facts["flash_attention"]["left behind"] == []
     assert not facts["flash_attention"]["found"]
-    assert "--ds.packing_samples" in facts["flash_attention"]["said"]
+    assert "--ds.ring_attn_size" in facts["flash_attention"]["said"]
+
+
+def test_packed_answers_get_the_log_probs_of_padded_ones(facts: dict[str, Any]) -> None:
+    assert facts["packing"] < 1e-5, "an answer attends to another one of its row"
 
 
 def test_deepspeed_steps_in_fp16_and_compiles_nothing(facts: dict[str, Any]) -> None:
