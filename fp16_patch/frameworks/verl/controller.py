@@ -12,6 +12,7 @@ from typing import Any
 from fp16_patch.attached_state import attached
 from fp16_patch.engines.ray import node_check
 from fp16_patch.engines.vllm import sampling
+from fp16_patch.errors import combine_errors
 from fp16_patch.frameworks.verl import mismatch, reports
 from fp16_patch.frameworks.verl.releases import TASK_RUNNER
 from fp16_patch.patching import Patch, ProcessKind, hook, registry, status, wrap
@@ -125,6 +126,8 @@ def gather(trainer: Trainer) -> list[dict[str, Any]]:
     runner = [this_process(ProcessKind.TASK_RUNNER.value, status(), {})]
     by_kind = dict(zip(KINDS, (runner, trainers, servers, workers), strict=True))
     require(by_kind, registry.required(patches_of(type(trainer).__module__), KINDS, _engines(trainer)))
+    if missing := reports.missing_engines(trainer.config, workers):
+        raise combine_errors(missing)
     return [_driver_report(trainer.config.fp16_patch), *runner, *trainers, *servers, *workers]
 
 

@@ -6,9 +6,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from omegaconf import DictConfig
+
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.precision import REPORT, parse_reports
+from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import proof_gate, trainer_megatron
+from fp16_patch.frameworks.verl.config.vllm_engines import REWARD_MODEL, ROLLOUT, engines
 from fp16_patch.frameworks.verl.state import is_megatron
 from fp16_patch.frameworks.verl.trainer_fsdp import engine as trainer_fsdp
 from fp16_patch.patching import status
@@ -35,9 +39,8 @@ def trainer_report(worker: Any) -> Report:
     return this_process(f"trainer rank {worker.rank}", status(), rows)
 
 
-def server_report(server: Any) -> Report:
-    """Return the report of a vLLM server actor. Runs inside it."""
-    name = f"vLLM server {server.replica_rank} node {server.node_rank}"
+def server_report(_server: Any, name: str) -> Report:
+    """Return the report of a vLLM server actor. Runs inside it. Replica ranks start at 0 for each role."""
     return this_process(name, status(), {})
 
 
@@ -61,8 +64,8 @@ def from_rollout(replicas: Iterable[Any], policy: Collection[Any]) -> tuple[list
     servers: list[Report] = []
     workers: list[Report] = []
     for number, replica in enumerate(replicas):
-        nodes = enumerate(replica.servers)
-        calls = {f"vLLM server {number} node {i}": s.__ray_call__.remote(server_report) for i, s in nodes}
+        names = {f"vLLM server {number} node {i}": server for i, server in enumerate(replica.servers)}
+        calls = {name: server.__ray_call__.remote(server_report, name) for name, server in names.items()}
         servers += answers(calls).values()
         # The first node's server answers for the workers of all nodes of its replica.
         name = f"vLLM workers of server {number}"
@@ -70,6 +73,22 @@ def from_rollout(replicas: Iterable[Any], policy: Collection[Any]) -> tuple[list
         for report in parse_reports(replies, replica.world_size, number):
             workers.append(report | {"roles": {_role(replica, policy): report["roles"]["rollout"]}})
     return servers, workers
+
+
+def missing_engines(config: DictConfig, workers: Iterable[Report]) -> list[Fp16PatchError]:
+    """Return an error for each vLLM engine of the configuration whose role none of the ``workers`` has."""
+    seen = {role for worker in workers for role in worker["roles"]}
+    roles = {ROLLOUT: "rollout", f"{REWARD_MODEL}.rollout": "reward model"}
+    return [
+        Fp16PatchError(
+            f"{section}: no vLLM worker of it has reported its dtypes",
+            code="process-missing",
+            allowed="a report from every vLLM of the run",
+            next_step="use verl's own managers of reward models and teachers; others are not checked",
+        )
+        for section in engines(config)
+        if roles.get(section, "teacher") not in seen
+    ]
 
 
 def _role(replica: Any, policy: Collection[Any]) -> str:
