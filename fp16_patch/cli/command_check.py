@@ -33,7 +33,8 @@ def find_command(words: Sequence[str], text: str | None) -> UserCommand:
     else:
         found = find(words)
     if found is None and (script := advice.shell_script(words)):
-        found = find_in_text(advice.read_script(script), strict=True)
+        arguments = words[list(words).index(script) + 1 :]
+        found = find_in_text(advice.read_script(script), strict=True, arguments=arguments)
         if found is None:
             raise advice.in_script(script, words, ())
         found = replace(found, script=tuple(words))
@@ -85,7 +86,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
             with_flag = verl_arguments(settings, command.arguments)
             examined = examine_composed(command.module, with_flag)
             flagged = [*command.head, command.module, *with_flag]
-    problems = [*in_job, *unreachable, *examined.problems]
+    problems = [*in_job, *unreachable, *_script_problems(command), *examined.problems]
     return {
         "command": command.words,
         "inside": [*command.script, *command.wrapper],
@@ -94,7 +95,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
         "precision": examined.precision,
         "changes": [dict(change) for change in examined.changes],
         "refused": [_as_mapping(problem) for problem in problems],
-        "warnings": list(examined.warnings),
+        "warnings": [*_further(command), *examined.warnings],
         "with_the_flag": [*command.wrapper, *flagged],
         "ready": not problems,
     }
@@ -121,6 +122,25 @@ def as_text(findings: Mapping[str, Any]) -> str:
 
 
 _MARKS = {True: "overwritten", False: ""}
+
+
+def _script_problems(command: UserCommand) -> list[Fp16PatchError]:
+    if not command.ignored:
+        return []
+    return [
+        Fp16PatchError(
+            f"the script does not pass its arguments on to the trainer: {shlex.join(command.ignored)}",
+            code="script-arguments-ignored",
+            allowed='arguments, if the trainer\'s command in the script has "$@"',
+            next_step='write "$@" at the end of the trainer\'s command in the script, or write the arguments there',
+        )
+    ]
+
+
+def _further(command: UserCommand) -> list[str]:
+    if not command.further:
+        return []
+    return [f"only the first trainer's command was examined; the same text has {command.further} more"]
 
 
 def _job_problems(command: UserCommand) -> list[Fp16PatchError]:

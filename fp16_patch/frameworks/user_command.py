@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from fp16_patch.errors import Fp16PatchError
+from fp16_patch.frameworks.shell_text import ShellWord, simple_commands
 
 VERL = ("verl.trainer.main_ppo",)
 OPENRLHF = ("openrlhf.cli.train_ppo_ray",)
@@ -25,12 +25,6 @@ SHELLS = ("sh", "bash", "dash", "zsh")
 _PYTHON = re.compile(r"python[\d.]*")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _WITH_A_VALUE = ("-X", "-W", "--check-hash-based-pycs")
-_OPERATORS = set(";&|\n")
-_FROM_A_SHELL = re.compile(r"\$\(|`|\$\w|\$\{[A-Za-z_]\w*(:[-=+?\d]|[\[#%/@^,])|\$\{[!#@*\d]")
-"""What only a shell can replace; ``${a.b}`` and ``${a:b}`` are Hydra's."""
-
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
-_SCRIPT_ARGUMENTS = re.compile(r"\$(@|\*|\{@)")
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,10 @@ class UserCommand:
     """The settings of an inner ``fp16-patch run``."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """The variables that the words before it set."""
+    ignored: tuple[str, ...] = ()
+    """The arguments of the script that it does not pass on."""
+    further: int = 0
+    """The number of supported trainers' commands that follow it."""
 
     @property
     def words(self) -> list[str]:
@@ -86,45 +84,60 @@ def find(words: Sequence[str]) -> UserCommand | None:
     words = list(words)
     for at, word in enumerate(words[:-2]):
         if Path(word).name in SHELLS and re.fullmatch(r"-\w*c", words[at + 1]):
-            return find_in_text(words[at + 2])
+            return find_in_text(words[at + 2], arguments=words[at + 4 :])
     return _python(words, modules=True) or _uv(words) or _python(words, modules=False)
 
 
-def find_in_text(text: str, *, strict: bool = False) -> UserCommand | None:
+def find_in_text(text: str, *, strict: bool = False, arguments: Sequence[str] = ()) -> UserCommand | None:
     """Return the first command of a shell command line that starts a supported trainer, or else any Python, or None.
 
-    Environment variables are put in, as a shell would. With ``strict``, for scripts, the first command with anything
-    else than ``"$@"`` that only a shell can replace counts as none.
+    Environment variables are put in, as a shell would, and ``arguments`` in place of ``"$@"``. With ``strict``, for
+    scripts, a first command with anything else that only a shell can replace counts as none.
 
     Raises:
         Fp16PatchError: If the text cannot be read as a command line, or only a shell can replace a part of the command.
     """
     environment: dict[str, str] = {}
-    chosen: tuple[list[str], UserCommand] | None = None
-    for raw in _simple_commands(text):
-        words = raw if strict else [_expanded(word, {**os.environ, **environment}) for word in raw]
-        bare = words[1:] if words[:1] == ["export"] else words
+    chosen: tuple[list[ShellWord], UserCommand] | None = None
+    supported: list[UserCommand] = []
+    commands = simple_commands(text)
+    moved = bool(arguments) and any(
+        [word.text for word in words[:2]] == ["set", "--"] or words[0].text == "shift" for words in commands
+    )
+    depth = 0  # in the braces of a function, "$@" is the function's
+    for raw in commands:
+        words = raw
+        depth += sum({"{": 1, "}": -1}.get(word.text, 0) for word in raw)
+        if not moved and depth <= 0:
+            words = [one for word in raw for one in word.with_arguments(arguments)]
+        if not strict:
+            words = [word.with_variables({**os.environ, **environment}) for word in words]
+        plain = [word.text for word in words]
+        bare = plain[1:] if plain[:1] == ["export"] else plain
         if bare and all(_ASSIGNMENT.match(word) for word in bare):
             environment |= _assignments(bare)
-        elif found := find(words):
-            candidate = words, replace(found, environment={**environment, **found.environment})
+        elif found := find(plain):
+            ignored = () if any(word.passes_arguments_on for word in raw) else tuple(arguments)
+            found = replace(found, environment={**environment, **found.environment}, ignored=ignored)
             if found.module in (*VERL, *OPENRLHF):
-                chosen = candidate
-                break
-            chosen = chosen or (None if strict else candidate)
+                chosen = chosen if supported else (words, found)
+                supported.append(found)
+            elif not strict:
+                chosen = chosen or (words, found)
     if chosen is None:
         return None
     words, command = chosen
-    if strict and any("$" in word or "`" in word for word in words):
+    unknown = next((word.text for word in words if word.only_a_shell_can_tell), None)
+    if strict and unknown is not None:
         return None
-    if unknown := next((word for word in words if _FROM_A_SHELL.search(word)), None):
+    if unknown is not None:
         raise Fp16PatchError(
             f"only a shell can tell what {unknown!r} stands for",
             code="command-unreadable",
-            allowed="words, quotes, and variables that are set here",
+            allowed="words, quotes, and variables that are set here; no ~, no {a,b}, no pattern that files match",
             next_step="put `fp16-patch doctor --` in front of the command itself: your shell then fills it in",
         )
-    return command
+    return replace(command, further=len([one for one in supported if one is not command]))
 
 
 def _python(words: list[str], *, modules: bool) -> UserCommand | None:
@@ -189,36 +202,3 @@ def _of_the_job(command: UserCommand) -> dict[str, str]:
 
 def _assignments(words: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in (word.partition("=") for word in words)}
-
-
-def _expanded(word: str, variables: Mapping[str, str]) -> str:
-    return _VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), word)
-
-
-def _simple_commands(text: str) -> list[list[str]]:
-    text = re.sub(r"\\\r?\n", " ", text)
-    text = re.sub(r"(?m)^\s*#.*$", "", text)
-    text = re.sub(r"\s[012]?>(?=[>&\s\w/.])", " >", text)
-    lexer = shlex.shlex(text.strip(), posix=True, punctuation_chars=";&|<>\n")
-    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
-    commands: list[list[str]] = [[]]
-    try:
-        tokens = list(lexer)
-    except ValueError as error:
-        raise Fp16PatchError(
-            f"the command cannot be read: {error}",
-            code="command-unreadable",
-            allowed="a command line as a shell reads it",
-            next_step="close the quotes; quote the whole command for your shell, or give its words after a --",
-        ) from error
-    skip = False
-    for token in tokens:
-        if set(token) & {"<", ">"} and not set(token) - set("<>&"):
-            skip = True  # a redirection, and its file
-        elif set(token) <= _OPERATORS:
-            commands.append([])
-        elif skip:
-            skip = False
-        elif not _SCRIPT_ARGUMENTS.match(token):  # a script's own arguments: none here
-            commands[-1].append(token)
-    return [words for words in commands if words]

@@ -27,6 +27,8 @@ JOB = """ray job submit --address=http://x:8265 --runtime-env-json '{"env_vars":
         ("A=1 nohup python -m m a=1 > log.txt 2>&1 &", "python -m m a=1", "A=1 nohup"),
         ("cd /x && python \\\n  -m m \\\n  a=1 2>&1 | tee log", "python -m m a=1", ""),
         ("# don't\nset -x\npython -m m a=[1,2] $@", "python -m m a=[1,2]", ""),
+        ("# it's\npython -m m a=[1,2] b=x#y x.c=~/d ~e # f=$G 'h", "python -m m a=[1,2] b=x#y x.c=~/d ~e", ""),
+        ("cat <<EOF >f\npython -m no 'x\nEOF\npython -m m 'a=$B' \"b=\\$c\" d\\\ne", "python -m m a=$B b=$c de", ""),
         ("bash -lc 'python -m m a=1'", "python -m m a=1", ""),
         ("python main.py a=1", "python main.py a=1", ""),
         (f"python get_data.py\npython -m {VERL} a=1", f"python -m {VERL} a=1", ""),
@@ -58,12 +60,40 @@ def test_what_stands_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (exported.arguments, exported.environment) == (("a=/data/x", "b=2"), {"B": "2", "C": "3"})
 
 
+@pytest.mark.parametrize(
+    ("end", "words", "ignored"),
+    [
+        ('"$@"', "a=1 b=2 c=3 4", ()),
+        ("$*", "a=1 b=2 c=3 4", ()),
+        ('"${@:2}"', "a=1 c=3 4", ()),
+        ("", "a=1", ("b=2", "c=3 4")),
+    ],
+)
+def test_a_script_s_arguments_are_put_in(end: str, words: str, ignored: tuple[str, ...]) -> None:
+    text = f"shift_it=1\npython -m {VERL} a=1 {end}\npython -m {VERL} a=2"
+    found = find_in_text(text, strict=True, arguments=["b=2", "c=3 4"])
+    assert found is not None
+    assert (" ".join(found.arguments), found.ignored, found.further) == (words, ignored, 1)
+    for moved in (f"shift\n{text}", f"run() {{\n{text}\n}}\nrun x"):
+        assert (find_in_text(moved, strict=True, arguments=["b=2"]) is None) == bool(end)
+
+
 @pytest.mark.parametrize("text", ["", "bash run.sh", "torchrun -m m", "python -c 'import verl'", "python", "ls -m"])
 def test_where_there_is_none(text: str) -> None:
     assert find_in_text(text) is None
 
 
-@pytest.mark.parametrize("text", ["python -m m a='b", "python -m m a=$NOT_SET_HERE", "python -m m a=$(pwd)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "python -m m a='b",
+        "python -m m a=$NOT_SET_HERE",
+        "python -m m a=$(pwd)",
+        "python -m m ~/x",
+        "python -m m a={1,2}",
+        "python -m m /et*",
+    ],
+)
 def test_what_cannot_be_read_is_one_error(text: str) -> None:
     with raises_code("command-unreadable", "next step: "):
         find_in_text(text)
