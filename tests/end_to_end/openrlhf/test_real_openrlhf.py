@@ -153,13 +153,15 @@ def test_async_trainer_that_skips_its_first_update(run_openrlhf, world, sabotage
     assert [line for line in arrived if line["different"]] == [], "vLLM holds something else than the trainer sent"
 
 
-def test_killed_and_resumed_with_the_scale_it_had(run_openrlhf, sabotage, tmp_path):
+def test_killed_and_resumed_with_the_scale_it_had_in_dynamic_batches(run_openrlhf, sabotage, tmp_path):
     overrides = (
         "data.max_samples=24",
         "ckpt.save_steps=1",
         "algo.advantage.is_correction_level=seq",
         "algo.advantage.is_correction_mode=mask",
         "algo.advantage.is_correction_threshold=[0.5,2.0]",
+        "train.dynamic_batch_enable=true",
+        "train.max_tokens_per_gpu=150",
     )
     sabotage("overflow_first,die_in_the_third")
     first = run_openrlhf(*overrides)
