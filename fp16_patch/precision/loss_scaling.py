@@ -48,19 +48,22 @@ class LossScaling:
 
     def __post_init__(self) -> None:
         for name in ("init_scale", "growth_factor", "backoff_factor", "min_scale", "max_scale"):
-            value = _number(name, getattr(self, name))
+            allowed = "a positive power of two, such as 65536, 2 or 0.5"
+            value = _number(name, getattr(self, name), allowed)
             # Only powers of two multiply FP16 gradients without rounding them.
             if value <= 0 or math.frexp(value)[0] != 0.5:
-                raise refuse(name, getattr(self, name), "a positive power of two, such as 65536, 2 or 0.5")
+                raise refuse(name, getattr(self, name), allowed)
             object.__setattr__(self, name, value)
         for name in ("growth_interval", "hysteresis", "max_consecutive_skips", "skip_rate_window"):
-            count = _number(name, getattr(self, name))
+            allowed = "a whole number, 1 or more"
+            count = _number(name, getattr(self, name), allowed)
             if not count.is_integer() or count < 1:
-                raise refuse(name, getattr(self, name), "a whole number, 1 or more")
+                raise refuse(name, getattr(self, name), allowed)
             object.__setattr__(self, name, int(count))
-        rate = _number("max_skip_rate", self.max_skip_rate)
+        allowed = "a share above 0 and at most 1; 1 allows any rate"
+        rate = _number("max_skip_rate", self.max_skip_rate, allowed)
         if not 0 < rate <= 1:
-            raise refuse("max_skip_rate", self.max_skip_rate, "a share above 0 and at most 1; 1 allows any rate")
+            raise refuse("max_skip_rate", self.max_skip_rate, allowed)
         object.__setattr__(self, "max_skip_rate", rate)
         if self.growth_factor <= 1:
             raise refuse("growth_factor", self.growth_factor, "2 or more; max_scale=init_scale keeps it from growing")
@@ -84,7 +87,7 @@ class LossScaling:
         """
         if not isinstance(settings, Mapping):
             raise Fp16PatchError(
-                f"fp16_patch.loss_scaling={settings!r} is not a group of settings",
+                f"fp16_patch.loss_scaling={as_typed(settings)} is not a group of settings",
                 code="wrong-type",
                 allowed=", ".join(f"fp16_patch.loss_scaling.{field.name}" for field in fields(cls)),
                 next_step="set one of them, or remove the override",
@@ -108,23 +111,28 @@ def check_keys(cls: type[Any], settings: Mapping[str, Any], group: str) -> None:
     for key in settings:
         if key not in known:
             raise Fp16PatchError(
-                f"unknown setting {group}.{key}={settings[key]!r}",
+                f"unknown setting {group}.{key}={as_typed(settings[key])}",
                 code="unknown-setting",
                 allowed=", ".join(known),
                 next_step="correct the spelling or remove the override",
             )
 
 
-def _number(name: str, value: object) -> float:
+def as_typed(value: object) -> str:
+    """Return a value as a command line has it: ``null`` and ``true`` in place of ``None`` and ``True``."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _number(name: str, value: object, allowed: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise refuse(name, value, "a finite number")
+        raise refuse(name, value, allowed)
     return float(value)
 
 
 def refuse(name: str, value: object, allowed: str, group: str = "fp16_patch.loss_scaling") -> Fp16PatchError:
     """Return the error for a setting whose value is not allowed."""
     return Fp16PatchError(
-        f"{group}.{name}={value!r} cannot be used",
+        f"{group}.{name}={as_typed(value)} cannot be used",
         code="value-not-allowed",
         allowed=allowed,
         next_step=f"set {group}.{name} to an allowed value, or remove it to get the default",

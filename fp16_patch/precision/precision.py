@@ -13,7 +13,7 @@ from typing import Any
 
 from fp16_patch import envs
 from fp16_patch.errors import Fp16PatchError
-from fp16_patch.precision.loss_scaling import LossScaling, check_keys, refuse
+from fp16_patch.precision.loss_scaling import LossScaling, as_typed, check_keys, refuse
 
 DTYPES = ("train_dtype", "rollout_dtype")
 ROLLOUT_OVERFLOW = ("stop", "mask")
@@ -38,7 +38,7 @@ def short_name(key: str, dtype: object) -> str:
     name = str(dtype).removeprefix("torch.").lower()
     if name not in _SHORT:
         raise Fp16PatchError(
-            f"{key}={dtype!r} is not a precision",
+            f"{key}={as_typed(dtype)} is not a precision",
             code="not-a-precision",
             allowed=", ".join(f"{short} ({long})" for short, long in _LONG.items()),
             next_step=f"set {key} to one of them",
@@ -191,7 +191,7 @@ def _patterns(value: object) -> tuple[str, ...]:
     if isinstance(listed, list | tuple) and all(isinstance(name, str) and name for name in listed):
         return tuple(listed)
     raise Fp16PatchError(
-        f"fp16_patch.fp32_modules={value!r} is not a list of module names",
+        f"fp16_patch.fp32_modules={as_typed(value)} is not a list of module names",
         code="wrong-type",
         allowed="names or shell-style patterns, such as [lm_head,'*.mlp.gate']",
         next_step="correct it, or remove it to compute every module in the train dtype",

@@ -13,11 +13,14 @@ from fp16_patch.precision.precision import PRECISIONS, Precision
 
 FLAG = "+precision@_global_"
 PREFIX = "fp16_patch."
-NAMES = (
-    *(f"{PREFIX}{field.name}" for field in fields(Precision)),
+GROUP = f"{PREFIX}loss_scaling"
+"""Takes no value of its own on a command line, but a group of them: ``{init_scale:1024}``."""
+LEAVES = (
+    *(f"{PREFIX}{field.name}" for field in fields(Precision) if field.name != "loss_scaling"),
     f"{PREFIX}report_path",
-    *(f"{PREFIX}loss_scaling.{field.name}" for field in fields(LossScaling)),
+    *(f"{GROUP}.{field.name}" for field in fields(LossScaling)),
 )
+NAMES = (*LEAVES, GROUP)
 
 
 def check_settings(settings: Sequence[str]) -> None:
@@ -62,14 +65,22 @@ def check_overrides(words: Iterable[str]) -> None:
             )
         name = word.lstrip("+").partition("=")[0]
         if name.startswith(PREFIX) and name not in NAMES:
-            close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.75)
+            known = [leaf for leaf in LEAVES if leaf.startswith(f"{GROUP}.")] if name.startswith(f"{GROUP}.") else LEAVES
+            close = _closest(name, known) or _closest(name, LEAVES)
             problems.append(
                 Fp16PatchError(
                     f"{word!r} is not a setting of this package",
                     code="unknown-setting",
-                    allowed=", ".join(NAMES),
-                    next_step=f"did you mean {close[0]}?" if close else "correct the spelling, or remove it",
+                    allowed=", ".join(known),
+                    next_step=f"did you mean {close}?" if close else "correct the spelling, or remove it",
                 )
             )
     if problems:
         raise combine_errors(problems)
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name whose last part is most like that of ``name``, if one is close."""
+    ends = {one.rpartition(".")[2]: one for one in known}
+    close = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1, cutoff=0.75)
+    return ends[close[0]] if close else None

@@ -16,6 +16,7 @@ from raising import raises_code
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.precision import Precision
+from fp16_patch.precision.loss_scaling import as_typed
 
 UNTIMED = hypothesis.settings(deadline=None)
 
@@ -120,7 +121,7 @@ def test_a_number_is_accepted_exactly_when_it_is_allowed(key: str, value: float)
 @UNTIMED
 @given(st.sampled_from(KEYS), NOT_NUMBERS)
 def test_what_is_not_a_number_is_refused(key: str, value: object) -> None:
-    assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
+    assert f"fp16_patch.loss_scaling.{key}={as_typed(value)}" in refusal(key, value).what
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -128,7 +129,7 @@ def test_what_is_not_a_number_is_refused(key: str, value: object) -> None:
 def test_usual_mistakes_are_refused(key: str, value: object) -> None:
     if key in WHOLE and value == 3:
         return
-    assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
+    assert f"fp16_patch.loss_scaling.{key}={as_typed(value)}" in refusal(key, value).what
 
 
 @UNTIMED
@@ -151,7 +152,7 @@ def test_no_scale_is_outside_what_float32_can_divide_by(key: str, value: float) 
     """Also when all three agree on it."""
     with raises_code("value-not-allowed", "2**-24 to 2**31"):
         LossScaling.from_mapping(dict.fromkeys(SCALES, value))
-    assert f"fp16_patch.loss_scaling.{key}={value!r}" in refusal(key, value).what
+    assert f"fp16_patch.loss_scaling.{key}={as_typed(value)}" in refusal(key, value).what
 
 
 def test_a_scale_that_never_grows_is_its_own_ceiling() -> None:
@@ -170,7 +171,7 @@ def test_an_unknown_key_is_refused_by_name(key: str) -> None:
 
 @pytest.mark.parametrize("settings", [65536, False, "init_scale", ["init_scale"]])
 def test_one_value_instead_of_the_group_is_refused(settings: object) -> None:
-    with raises_code("wrong-type", f"fp16_patch.loss_scaling={settings!r} "):
+    with raises_code("wrong-type", f"fp16_patch.loss_scaling={as_typed(settings)} "):
         LossScaling.from_mapping(settings)  # type: ignore[arg-type]
 
 
