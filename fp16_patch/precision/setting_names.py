@@ -65,7 +65,9 @@ def check_overrides(words: Iterable[str]) -> None:
             )
         name = word.lstrip("+").partition("=")[0]
         if name.startswith(PREFIX) and name not in NAMES:
-            known = [leaf for leaf in LEAVES if leaf.startswith(f"{GROUP}.")] if name.startswith(f"{GROUP}.") else LEAVES
+            known = (
+                [leaf for leaf in LEAVES if leaf.startswith(f"{GROUP}.")] if name.startswith(f"{GROUP}.") else LEAVES
+            )
             close = _closest(name, known) or _closest(name, LEAVES)
             problems.append(
                 Fp16PatchError(
