@@ -9,9 +9,9 @@ import pytest
 from raising import raises_code
 
 from fp16_patch.precision import LossScaling, Precision
-from fp16_patch.precision.setting_names import LEAVES, check_settings
+from fp16_patch.precision.setting_names import LEAVES, PREFIX, check_settings
 
-SCALING = "fp16_patch.loss_scaling."
+SCALING = f"{PREFIX}loss_scaling."
 WHOLE = "allowed: a whole number, 1 or more"
 SHARE = "allowed: a share above 0 and at most 1"
 
@@ -19,12 +19,12 @@ SHARE = "allowed: a share above 0 and at most 1"
 @pytest.mark.parametrize(
     ("word", "suggested"),
     [
-        ("fp16_patch.loss_scaling.foo=1", None),
-        ("fp16_patch.loss_scalin=1", None),
-        ("fp16_patch.loss_scaling.init_scal=1", "fp16_patch.loss_scaling.init_scale"),
-        ("fp16_patch.init_scale=1", "fp16_patch.loss_scaling.init_scale"),
-        ("fp16_patch.loss_scaling.overwrit=1", "fp16_patch.overwrite"),
-        ("fp16_patch.reportpath=x", "fp16_patch.report_path"),
+        (f"{SCALING}foo=1", None),
+        (f"{PREFIX}loss_scalin=1", None),
+        (f"{SCALING}init_scal=1", f"{SCALING}init_scale"),
+        (f"{PREFIX}init_scale=1", f"{SCALING}init_scale"),
+        (f"{SCALING}overwrit=1", "fp16_patch.overwrite"),
+        (f"{PREFIX}reportpath=x", "fp16_patch.report_path"),
     ],
 )
 def test_only_a_setting_that_takes_a_value_is_suggested(word: str, suggested: str | None) -> None:
