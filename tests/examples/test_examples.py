@@ -33,7 +33,7 @@ def test_each_script_has_the_outcome_on_record(framework: str, part: int) -> Non
     assert found == {script: OUTCOMES[framework][script] for script in found}
 
 
-@pytest.mark.parametrize(("framework", "accepted", "unfit"), [("verl", 61, 5), ("openrlhf", 4, 0)])
+@pytest.mark.parametrize(("framework", "accepted", "unfit"), [("verl", 61, 5), ("openrlhf", 8, 0)])
 def test_how_many_scripts_are_accepted(framework: str, accepted: int, unfit: int) -> None:
     kinds = _by_kind(framework)
     assert len(kinds["accepted"]) >= accepted, kinds["refused"]
@@ -45,7 +45,7 @@ def test_a_refusal_names_what_the_user_wrote(framework: str) -> None:
     launches = [json.loads(line) for line in (FOLDER / f"{framework}.jsonl").read_text().splitlines()[1:]]
     written = {one["script"]: json.dumps([one["module"], *one["arguments"]]) for one in launches}
     refused = _by_kind(framework)["refused"]
-    assert refused or framework == "openrlhf"
+    assert refused or framework == "openrlhf"  # all of its scripts are accepted
     for script, problems in refused.items():
         for problem in problems:
             code, _, setting = problem.partition(": ")
