@@ -92,7 +92,7 @@ def test_a_reward_model_and_a_teacher_are_in_the_report(run_verl, reward_model, 
 
     (step,) = run.metrics
     assert step["critic/score/min"] < step["critic/score/max"], "the reward model has scored"
-    # The teacher is the policy, so it is as far from the trainer as the rollout; in BF16 it would be ten times as far.
+    # The teacher has the weights of the policy, so it is as far from the trainer as the rollout is.
     assert step["actor/distillation/abs_loss"] == pytest.approx(step["mismatch/log_ratio_abs_mean"], rel=0.5)
     assert step["actor/update_skipped"] == 0
 
