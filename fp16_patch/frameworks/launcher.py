@@ -13,6 +13,7 @@ from pathlib import Path
 from fp16_patch.frameworks.advice import command_not_supported
 from fp16_patch.frameworks.user_command import OPENRLHF, VERL
 from fp16_patch.precision.setting_names import FLAG, check_overrides, check_settings
+from fp16_patch.precision.setting_values import check_repeated
 
 STARTER = "fp16_patch.frameworks.openrlhf"
 HYDRA_OPTIONS_WITH_A_VALUE = frozenset(
@@ -46,9 +47,10 @@ def verl_arguments(settings: Sequence[str], arguments: Sequence[str]) -> list[st
     """Return the arguments of a main of verl with the flag on them; FP16 if they name no precision.
 
     Raises:
-        Fp16PatchError: If a setting is unknown.
+        Fp16PatchError: If a setting is unknown, or has one value before the ``--`` and another one after it.
     """
     check_overrides(arguments)
+    check_repeated(settings, arguments)
     flag = [] if any(word.startswith(FLAG) for word in arguments) else [f"{FLAG}=fp16"]
     at = _first_override(arguments)
     return [*arguments[:at], *flag, *settings, *arguments[at:]]

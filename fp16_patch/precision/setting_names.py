@@ -10,6 +10,7 @@ from dataclasses import fields
 from fp16_patch.errors import Fp16PatchError, combine_errors
 from fp16_patch.precision.loss_scaling import LossScaling
 from fp16_patch.precision.precision import PRECISIONS, Precision
+from fp16_patch.precision.setting_values import check_repeated
 
 FLAG = "+precision@_global_"
 PREFIX = "fp16_patch."
@@ -27,7 +28,8 @@ def check_settings(settings: Sequence[str]) -> None:
     """Check the words before the ``--`` of ``fp16-patch run``.
 
     Raises:
-        Fp16PatchError: If a word is not ``fp16_patch.<name>=<value>`` of a known setting.
+        Fp16PatchError: If a word is not ``fp16_patch.<name>=<value>`` of a known setting, its value cannot be read, or
+            a setting has two values.
     """
     for word in settings:
         if not word.startswith(PREFIX) or "=" not in word:
@@ -41,6 +43,7 @@ def check_settings(settings: Sequence[str]) -> None:
                 next_step=next_step,
             )
     check_overrides(settings)
+    check_repeated(settings)
 
 
 def check_overrides(words: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from fp16_patch.cli import main
 from fp16_patch.frameworks.launcher import HYDRA_OPTIONS_WITH_A_VALUE, command_with_flag
 
 OPENRLHF = ["python3", "-u", "-m", "openrlhf.cli.train_ppo_ray", "--ds.param_dtype", "fp16"]
+WINDOW = "fp16_patch.loss_scaling.skip_rate_window"
 VERL = ["/opt/env/bin/python", "-m", "verl.trainer.main_ppo", "trainer.total_epochs=1"]
 FP16 = "+precision@_global_=fp16"
 SCALE = "fp16_patch.loss_scaling.init_scale=1024"
@@ -66,12 +67,13 @@ def test_every_option_of_hydra_with_a_value_is_known() -> None:
 
 @pytest.mark.skipif(find_spec("verl") is None, reason="verl is not installed")
 def test_the_config_that_hydra_prints_has_the_flag() -> None:
-    own = [*VERL[1:], "fp16_patch.loss_scaling.init_scale=8", "--cfg", "job", "--resolve"]
+    own = [*VERL[1:], f"{WINDOW}=300", f"{WINDOW}=400", "--cfg", "job", "--resolve"]
     command = command_with_flag([SCALE, "fp16_patch.rollout_dtype=bf16"], [sys.executable, *own])
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout
     flag = yaml.safe_load(printed)["fp16_patch"]
     assert (flag["train_dtype"], flag["rollout_dtype"]) == ("fp16", "bf16")
-    assert flag["loss_scaling"]["init_scale"] == 8, "the user's own override comes later"
+    assert flag["loss_scaling"]["init_scale"] == 1024
+    assert flag["loss_scaling"]["skip_rate_window"] == 400, "Hydra's own rule: the later one"
 
 
 def test_a_precision_of_the_command_s_own_stays() -> None:
@@ -96,6 +98,8 @@ def test_an_interpreter_without_the_package_is_named(tmp_path: Path, capsys: pyt
         (["fp16_patch.init_scale=1"], OPENRLHF, "unknown-setting", "fp16_patch.loss_scaling.init_scale?"),
         ([], [*VERL, "+fp16_patch.rolout_dtype=bf16"], "unknown-setting", "fp16_patch.rollout_dtype?"),
         ([], [*VERL, "+precision@_global_=fp61"], "not-a-precision", "+precision@_global_=fp61"),
+        ([f"{WINDOW}=9"], [*VERL, f"{WINDOW}=8"], "setting-repeated", f"'{WINDOW}=9' and '{WINDOW}=8'"),
+        ([f"{WINDOW}=9", f"{WINDOW}=8"], OPENRLHF, "setting-repeated", f"'{WINDOW}=9' and '{WINDOW}=8'"),
         ([], [], "command-not-supported", "python -m verl.trainer.main_ppo"),
         ([], ["torchrun", "-m", "verl.trainer.main_ppo"], "command-not-supported", "torchrun"),
         ([], ["python", "train.py"], "command-not-supported", "python train.py"),

@@ -15,6 +15,7 @@ from typing import Any
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.precision import OVERWRITE_STEP, Precision, is_dtype, long_name, short_name
 from fp16_patch.precision.setting_names import check_settings
+from fp16_patch.precision.setting_values import read_settings
 
 PARAM_DTYPES = ("bf16", "fp16")
 """The values of ``--ds.param_dtype``."""
@@ -65,22 +66,8 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
     Read values as Hydra reads them on verl. Raise :class:`Fp16PatchError` on an unknown key, and on a value that no
     run can use, before anything of OpenRLHF is imported.
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
     check_settings(overrides)
-    node = OmegaConf.create()
-    for override in overrides:
-        try:
-            node.merge_with_dotlist([override])
-        except YAMLError as error:
-            raise Fp16PatchError(
-                f"{override!r} cannot be read: {str(error).splitlines()[0]}",
-                code="setting-unreadable",
-                allowed="a value in YAML, such as 1024, bf16 or [a,b]",
-                next_step="correct the value, and quote it for the shell",
-            ) from error
-    found: dict[str, Any] = OmegaConf.to_container(node).get("fp16_patch", {})
+    found = read_settings(overrides)
     Precision.from_mapping({"rollout_dtype": "fp16", **_of_precision(found), "train_dtype": "fp16"})
     return found
 
