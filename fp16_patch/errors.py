@@ -46,6 +46,11 @@ class Fp16PatchError(RuntimeError):
         return make, (self.what,), {"codes": self.codes}
 
 
+def as_mapping(error: Fp16PatchError) -> dict[str, str | None]:
+    """Return the error's parts, ready for JSON."""
+    return {name: getattr(error, name) for name in ("code", "what", "allowed", "next_step")}
+
+
 def combine_errors(errors: Sequence[Fp16PatchError]) -> Fp16PatchError:
     """Combine errors into one, so that a user corrects a configuration once and not key by key."""
     errors = list({str(error): error for error in errors}.values())

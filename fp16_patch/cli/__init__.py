@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 
 import fp16_patch
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.errors import Fp16PatchError, as_mapping
 
 COMMANDS = "fp16_patch.commands"
 """Entry-point group of further commands; each entry point is a function that adds its parser to the subparsers."""
@@ -34,12 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         at = words.index("--")
         words, after_dashes = words[:at], words[at + 1 :]
     try:
+        _check_folder()
         options = parser.parse_args(words)
         options.command_words = after_dashes
         return int(options.run(options) or 0)
     except Fp16PatchError as error:
         print(error, file=sys.stderr)
+        if words[:1] == ["doctor"] and "--json" in words:
+            print(json.dumps({"error": as_mapping(error)}, indent=2))
         return 2
+    except KeyboardInterrupt:
+        print("fp16_patch: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `fp16-patch patches | head`
         sys.stderr.close()
         return 1
@@ -48,7 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(
-            f"fp16_patch: {where}{error.strerror}\n  next step: free disk space, or choose another --out",
+            f"fp16_patch: {where}{error.strerror}\n  next step: free disk space{_OTHER_FOLDER.get(words[0], '')}",
             file=sys.stderr,
         )
         return 2
+
+
+_OTHER_FOLDER = {"recipes": ", or choose another --out"}
+"""Command -> what else helps when the disk is full."""
+
+
+def _check_folder() -> None:
+    """Raise an error if the working directory was deleted: Python cannot read a relative path then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise Fp16PatchError(
+            "the working directory does not exist; it was deleted or moved",
+            code="file-not-found",
+            next_step="change to a folder that exists: cd ~",
+        ) from error

@@ -13,11 +13,11 @@ from typing import Any
 
 from fp16_patch import text_table
 from fp16_patch.cli.interpreter import find_interpreter, is_this_environment
-from fp16_patch.engines.ray.cluster import cluster_problems
-from fp16_patch.errors import Fp16PatchError
+from fp16_patch.engines.ray.cluster import cluster_problems, runtime_env_problems
+from fp16_patch.errors import Fp16PatchError, as_mapping
 from fp16_patch.frameworks import advice
 from fp16_patch.frameworks.launcher import verl_arguments
-from fp16_patch.frameworks.user_command import OPENRLHF, UserCommand, find, find_in_text
+from fp16_patch.frameworks.user_command import OPENRLHF, UserCommand, find, find_in_text, runtime_environment
 from fp16_patch.precision.setting_names import check_settings
 
 
@@ -73,11 +73,19 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
     if unreadable := next((error for error in in_job if error.code == "runtime-env-not-json"), None):
         raise unreadable
     openrlhf = command.module in OPENRLHF and not command.is_script
+    if command.module.startswith("openrlhf.") and not openrlhf:
+        raise advice.other_main(command.module)
+    option = advice.trains_nothing(command.arguments)
+    if option and openrlhf:
+        raise _trains_nothing(option)
+    idle = [_trains_nothing(option)] if option else []
     with _environment(command):
         if openrlhf:
             from fp16_patch.frameworks.openrlhf.composition import examine_command
 
+            advice.check_openrlhf_arguments(settings, command.arguments)
             examined = examine_command(command.module, command.arguments, settings)
+            in_job += _hook_problems(command) if command.submitted else []
             unreachable = cluster_problems()  # OpenRLHF's ray.init has no address; verl's is in its configuration
             flagged = ["fp16-patch", "run", *settings, "--", *command.words]
         else:
@@ -86,7 +94,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
             with_flag = verl_arguments(settings, command.arguments)
             examined = examine_composed(command.module, with_flag)
             flagged = [*command.head, command.module, *with_flag]
-    problems = [*in_job, *unreachable, *_script_problems(command), *examined.problems]
+    problems = [*in_job, *unreachable, *_script_problems(command), *idle, *examined.problems]
     return {
         "command": command.words,
         "inside": [*command.script, *command.wrapper],
@@ -94,7 +102,7 @@ def examine(command: UserCommand, settings: Sequence[str]) -> dict[str, Any]:
         "executable": sys.executable,
         "precision": examined.precision,
         "changes": [dict(change) for change in examined.changes],
-        "refused": [_as_mapping(problem) for problem in problems],
+        "refused": [as_mapping(problem) for problem in problems],
         "warnings": [*_further(command), *examined.warnings],
         "with_the_flag": [*command.wrapper, *flagged],
         "ready": not problems,
@@ -124,6 +132,17 @@ def as_text(findings: Mapping[str, Any]) -> str:
 _MARKS = {True: "overwritten", False: ""}
 
 
+def _hook_problems(command: UserCommand) -> list[Fp16PatchError]:
+    from fp16_patch.engines.ray.runtime_env import check_setup_hook
+    from fp16_patch.frameworks.openrlhf.entry import SETUP
+
+    try:
+        check_setup_hook(runtime_environment(command), SETUP)
+    except Fp16PatchError as error:
+        return [error]
+    return []
+
+
 def _script_problems(command: UserCommand) -> list[Fp16PatchError]:
     if not command.ignored:
         return []
@@ -137,6 +156,14 @@ def _script_problems(command: UserCommand) -> list[Fp16PatchError]:
     ]
 
 
+def _trains_nothing(option: str) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"with {option} the command prints something and trains nothing",
+        code="command-trains-nothing",
+        next_step=f"remove {option}; this report shows what the flag changes",
+    )
+
+
 def _further(command: UserCommand) -> list[str]:
     if not command.further:
         return []
@@ -144,11 +171,8 @@ def _further(command: UserCommand) -> list[str]:
 
 
 def _job_problems(command: UserCommand) -> list[Fp16PatchError]:
-    return cluster_problems(command.option("--address"), command.option("--runtime-env-json"), submit=True)
-
-
-def _as_mapping(error: Fp16PatchError) -> dict[str, Any]:
-    return {name: getattr(error, name) for name in ("code", "what", "allowed", "next_step")}
+    refused = runtime_env_problems(runtime_environment(command), command.option("--working-dir"))
+    return refused + cluster_problems(command.option("--address"), command.option("--runtime-env-json"), submit=True)
 
 
 @contextlib.contextmanager

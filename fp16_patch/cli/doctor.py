@@ -34,14 +34,16 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="report what is installed, what would be patched, and why not; or what the flag would do to a command",
-        usage="fp16-patch doctor [--json] [[fp16_patch.NAME=VALUE ...] -- COMMAND [ARGUMENT ...]]",
+        usage="fp16-patch doctor [--json] [fp16_patch.NAME=VALUE ...] [--command 'COMMAND' | -- COMMAND ...]",
         description="Report what is installed, what would be patched, and why not. With a command: what the flag would "
         "change, refuse or warn about there. Nothing is started. Exit status: 0 if ready, 1 if not, 2 if the command "
         "cannot be examined.",
     )
     setting = "a setting of the flag, for the command"
     parser.add_argument("overrides", nargs="*", default=[], metavar="fp16_patch.NAME=VALUE", help=setting)
-    parser.add_argument("--command", dest="text", metavar="'COMMAND'", help="the command as one word, in quotes")
+    parser.add_argument(
+        "--command", dest="texts", action="append", metavar="'COMMAND'", help="the command as one word, in quotes"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.check_unknown = _check_unknown
     parser.set_defaults(run=run)
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         Fp16PatchError: If the user's command cannot be examined.
     """
-    if options.text is not None or options.command_words is not None or options.overrides:
+    if options.texts is not None or options.command_words is not None or options.overrides:
         return _check_command(options)
     findings = examine()
     print(json.dumps(findings, indent=2) if options.json else _text(findings))
@@ -65,18 +67,24 @@ def _check_unknown(words: list[str]) -> None:
         check_settings(words)
 
 
+def _wrong_number(texts: list[str], words: list[str] | None) -> str:
+    if not texts:
+        return "settings without a command"
+    return f"--command is given {len(texts)} times" if words is None else "both --command and a command after the --"
+
+
 def _check_command(options: argparse.Namespace) -> int:
     """Print what the flag would do to the user's command; return 0 if it would start, else 1."""
     from fp16_patch.cli import command_check
 
-    settings, words = options.overrides, options.command_words
-    if (options.text is None) == (words is None):
+    settings, words, texts = options.overrides, options.command_words, options.texts or []
+    if len(texts) + (words is not None) != 1:
         raise Fp16PatchError(
-            "both --command and a command after the --" if words else "settings without a command",
+            _wrong_number(texts, words),
             code="invalid-arguments",
             next_step="give the command once: fp16-patch doctor [fp16_patch.NAME=VALUE ...] -- COMMAND",
         )
-    command = command_check.find_command(words or [], options.text)
+    command = command_check.find_command(words or [], texts[0] if texts else None)
     again = ["doctor", *(["--json"] if options.json else []), *command.settings, *settings]
     command_check.run_in_its_environment(command, again)
     findings = command_check.examine(command, settings)

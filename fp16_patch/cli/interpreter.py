@@ -30,7 +30,7 @@ def find_interpreter(word: str) -> str:
             f"fp16-patch is not installed for {program}",
             code="not-installed",
             allowed="the interpreter of the environment that the trainer is installed in",
-            next_step=f"{program} -m pip install fp16-patch, or name the right interpreter after the --",
+            next_step=f"{program} -m pip install . in a checkout of this package, or name the right interpreter",
         )
     return program
 

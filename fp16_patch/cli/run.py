@@ -34,12 +34,21 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         Fp16PatchError: If the command cannot be started, or its Ray cluster does not answer.
     """
-    from fp16_patch.frameworks.launcher import command_with_flag
+    from fp16_patch.frameworks.advice import trains_nothing
+    from fp16_patch.frameworks.launcher import check_values, command_with_flag
 
     settings, command = list(options.words), options.command_words
     if command is None:  # without a --
         split = next((i for i, word in enumerate(settings) if "=" not in word), len(settings))
         settings, command = settings[:split], settings[split:]
+    arguments = command[command.index("-m") + 2 :] if "-m" in command else []
+    if option := trains_nothing(arguments):
+        check_values(settings)
+        print(
+            f"fp16_patch: with {option} the trainer prints something and trains nothing. A configuration is printed "
+            "before the flag changes it; `fp16-patch doctor -- COMMAND` lists the changes",
+            file=sys.stderr,
+        )
     command = command_with_flag(settings, command)
     program = find_interpreter(command[0])
     if problems := cluster_problems(python=program):

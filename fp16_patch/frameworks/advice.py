@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.user_command import OPENRLHF, SHELLS, VERL, UserCommand, find
-from fp16_patch.precision.setting_names import FLAG
+from fp16_patch.precision.setting_names import FLAG, PREFIX
 
 ALLOWED = " or ".join(f"python -m {name} ..." for name in (*OPENRLHF, *VERL))
 _RANK_STARTERS = ("torchrun", "accelerate", "deepspeed", "mpirun")
+_PRINTING = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc")
 PAGE = "docs/your-command.md"
 
 
@@ -24,6 +25,8 @@ def command_not_supported(words: Sequence[str], settings: Sequence[str]) -> Fp16
         return in_script(script, words, settings)
     if found is not None and found.module in (*VERL, *OPENRLHF) and found.wrapper:
         return _inside_another_program(found, settings)
+    if found is not None and found.module.startswith("openrlhf.") and found.module not in OPENRLHF:
+        return other_main(found.module)
     at = list(words).index("-m") + 2 if "-m" in words else len(words)
     step = "with `ray job submit`, fp16-patch run goes inside. Start other programs without fp16-patch"
     if words and Path(words[0]).name in _RANK_STARTERS and any(module in words for module in (*VERL, *OPENRLHF)):
@@ -34,6 +37,58 @@ def command_not_supported(words: Sequence[str], settings: Sequence[str]) -> Fp16
         allowed=ALLOWED,
         next_step=f"give the trainer's own command after the --; {step}",
     )
+
+
+def other_main(module: str) -> Fp16PatchError:
+    """Return the error for a main of OpenRLHF that the flag does not support."""
+    return Fp16PatchError(
+        f"python -m {module}: of OpenRLHF's mains the flag supports {OPENRLHF[0]} only",
+        code="command-not-supported",
+        allowed=ALLOWED,
+        next_step=f"start {module} without fp16-patch",
+    )
+
+
+def trains_nothing(arguments: Sequence[str]) -> str | None:
+    """Return the option with which the trainer only prints something, or None."""
+    return next((word for word in arguments if word.partition("=")[0] in _PRINTING), None)
+
+
+def check_openrlhf_arguments(settings: Sequence[str], arguments: Sequence[str]) -> None:
+    """Check that no setting and no flag of verl stands among OpenRLHF's arguments.
+
+    Raises:
+        Fp16PatchError: If one does, with its place.
+    """
+    for word in arguments:
+        if word.lstrip("+").startswith("precision@"):
+            step = "remove it, and write --ds.param_dtype fp16: OpenRLHF's own argument sets the precision"
+        elif word.lstrip("+").startswith(PREFIX):
+            settings = [*settings, word.lstrip("+")]
+            step = f"put it before the --: fp16-patch run {shlex.join(settings)} -- python -m {OPENRLHF[0]} ..."
+        else:
+            continue
+        raise Fp16PatchError(
+            f"{word} is not an argument of OpenRLHF",
+            code="setting-misplaced",
+            allowed="settings of the flag before the --, OpenRLHF's arguments after it",
+            next_step=step,
+        )
+
+
+def check_flag(arguments: Sequence[str]) -> None:
+    """Check that verl's flag has its ``+``, without which Hydra does not find it.
+
+    Raises:
+        Fp16PatchError: If the ``+`` is missing.
+    """
+    if word := next((word for word in arguments if word.startswith(FLAG[1:])), None):
+        raise Fp16PatchError(
+            f"{word}: the + is missing",
+            code="setting-misplaced",
+            allowed=f"{FLAG}=fp16",
+            next_step=f"write +{word}",
+        )
 
 
 def shell_script(words: Sequence[str]) -> str | None:

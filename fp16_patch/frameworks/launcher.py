@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fp16_patch.frameworks.advice import command_not_supported
+from fp16_patch.frameworks.advice import check_flag, check_openrlhf_arguments, command_not_supported
 from fp16_patch.frameworks.user_command import OPENRLHF, VERL
 from fp16_patch.precision.setting_names import FLAG, check_overrides, check_settings
 from fp16_patch.precision.setting_values import check_repeated
@@ -39,16 +39,31 @@ def command_with_flag(settings: Sequence[str], command: Sequence[str]) -> list[s
     if not head or not Path(head[0]).name.startswith("python") or module not in (*OPENRLHF, *VERL):
         raise command_not_supported(words, settings)
     if module in OPENRLHF:
+        check_openrlhf_arguments(settings, arguments)
         return [*head, STARTER, *settings, "--", module, *arguments]
     return [*head, module, *verl_arguments(settings, arguments)]
+
+
+def check_values(settings: Sequence[str]) -> None:
+    """Check the settings' values, for a command that only prints: the flag's own code does not run in it.
+
+    Raises:
+        Fp16PatchError: If a setting is unknown or its value is not allowed.
+    """
+    from fp16_patch.frameworks.openrlhf.config import settings as checked
+
+    check_settings(settings)
+    checked([word for word in settings if "${" not in word])
 
 
 def verl_arguments(settings: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a main of verl with the flag on them; FP16 if they name no precision.
 
     Raises:
-        Fp16PatchError: If a setting is unknown, or has one value before the ``--`` and another one after it.
+        Fp16PatchError: If a setting is unknown, or has one value before the ``--`` and another after it, or the flag
+            lacks its ``+``.
     """
+    check_flag(arguments)
     check_overrides(arguments)
     check_repeated(settings, arguments)
     flag = [] if any(word.startswith(FLAG) for word in arguments) else [f"{FLAG}=fp16"]

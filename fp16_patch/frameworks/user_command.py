@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -177,27 +178,40 @@ def _taken_apart(words: list[str], start: int, module: int) -> UserCommand:
     return replace(found, environment={**_of_the_job(found), **set_here})
 
 
-def _of_the_job(command: UserCommand) -> dict[str, str]:
-    """Return the variables of ``--runtime-env-json`` or ``--runtime-env``.
+def runtime_environment(command: UserCommand) -> dict[str, Any]:
+    """Return the runtime environment of ``--runtime-env-json`` or ``--runtime-env``; empty if there is none.
 
     Mistakes in the JSON are found when the cluster is checked.
 
     Raises:
-        Fp16PatchError: If the file of ``--runtime-env`` cannot be read.
+        Fp16PatchError: If the file of ``--runtime-env`` cannot be read, or is not a mapping.
     """
     file, text = command.option("--runtime-env"), command.option("--runtime-env-json") or "{}"
     try:
         given = yaml.safe_load(Path(file).read_text()) if file else json.loads(text)
-        return {str(name): str(value) for name, value in given["env_vars"].items()}
-    except (OSError, yaml.YAMLError) as error:
-        raise Fp16PatchError(
-            f"--runtime-env {file} cannot be read: {str(error).splitlines()[0]}",
-            code="file-not-found" if isinstance(error, OSError) else "runtime-env-not-yaml",
-            allowed="a YAML file, such as one with env_vars: {NAME: value}",
-            next_step="correct its path, or what is in it",
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not file:
+            return {}
+        raise _unreadable(file, str(error).splitlines()[0], isinstance(error, OSError)) from error
+    except ValueError:
         return {}
+    if file and given is not None and not isinstance(given, dict):
+        raise _unreadable(file, f"it holds a {type(given).__name__}", False)
+    return given if isinstance(given, dict) else {}
+
+
+def _unreadable(file: str, why: str, missing: bool) -> Fp16PatchError:
+    return Fp16PatchError(
+        f"--runtime-env {file} cannot be read: {why}",
+        code="file-not-found" if missing else "runtime-env-not-yaml",
+        allowed="a YAML file, such as one with env_vars: {NAME: value}",
+        next_step="correct its path, or what is in it",
+    )
+
+
+def _of_the_job(command: UserCommand) -> dict[str, str]:
+    variables = runtime_environment(command).get("env_vars")
+    return {str(name): str(value) for name, value in variables.items()} if isinstance(variables, dict) else {}
 
 
 def _assignments(words: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from fp16_patch.engines.ray import job
@@ -55,7 +57,10 @@ def cluster_problems(
         job.runtime_env()
     except Fp16PatchError as error:
         problems.append(error)
-    if target := _target(address, submit):
+    target = _target(address, submit)
+    if target == "auto":
+        problems.append(_no_answer("'auto'", "no cluster was started on this machine"))
+    elif target:
         problems += _answer_problems(target, submit, python)
     elif submit:
         problems.append(_no_answer("(no --address, no RAY_ADDRESS)", "no cluster was started on this machine"))
@@ -77,22 +82,44 @@ def _parse(text: str) -> None:
         )
 
 
+def runtime_env_problems(environment: Mapping[str, Any], working_dir: str | None) -> list[Fp16PatchError]:
+    """Return what Ray would refuse in the runtime environment of ``ray job submit``."""
+    found = []
+    variables = environment.get("env_vars") or {}
+    if not isinstance(variables, dict) or not all(isinstance(v, str) for pair in variables.items() for v in pair):
+        found.append(("env_vars", variables, "a mapping of text to text", "quote the values, numbers too"))
+    folder = working_dir or environment.get("working_dir")
+    if folder is not None and not isinstance(folder, str):
+        found.append(("working_dir", folder, "the path of a folder, or a URI", "correct it"))
+    elif folder and "://" not in folder and not os.path.exists(os.path.expanduser(folder)):
+        found.append(("working_dir", folder, "a folder that exists, or a URI", "correct the path"))
+    return [
+        Fp16PatchError(
+            f"the runtime environment has {name}={value!r}", code="runtime-env-refused", allowed=allowed, next_step=step
+        )
+        for name, value, allowed, step in found
+    ]
+
+
 def _target(address: str | None, submit: bool) -> str | None:
-    """Return the address that the command connects to, or None if it starts a cluster of its own.
+    """Return the address that the command connects to, None if it starts a cluster of its own.
+
+    Return ``"auto"`` if it wants the cluster of this machine and none was started: Ray then raises.
 
     Ray's variables win over ``ray job submit --address`` (``ray.dashboard.utils``), not over ``ray.init``'s.
     """
     if submit:
         address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or address
     elif address in (None, "", "auto"):
-        address = os.environ.get("RAY_ADDRESS")
+        address = os.environ.get("RAY_ADDRESS") or address
     if address and address != "auto":
         return None if address == "local" else address
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:  # written by `ray start`
-        return Path(folder, "ray", "ray_current_cluster").read_text().strip() or None
+        found = Path(folder, "ray", "ray_current_cluster").read_text().strip()
     except OSError:
-        return None
+        found = ""
+    return found or ("auto" if address == "auto" and not submit else None)
 
 
 def _answer_problems(address: str, submit: bool, python: str) -> list[Fp16PatchError]:

@@ -106,7 +106,8 @@ def _our_settings(args: Args, precision: Precision) -> Iterator[Fp16PatchError]:
     needing += ["fp16_patch.rollout_overflow=mask"] if precision.rollout_overflow == "mask" else []
     if needing and not asks_for_log_probs(args):
         key = "--algo.advantage.is_correction_level"
-        why = f"OpenRLHF then does not ask vLLM for log-probs, which {' and '.join(needing)} need"
+        need = "needs" if len(needing) == 1 else "need"
+        why = f"OpenRLHF then does not ask vLLM for log-probs, which {' and '.join(needing)} {need}"
         next_step = f"set {key} token; with the threshold 1 1 it corrects nothing"
         yield _refusal(key, "off", why, "token, seq", next_step)
 

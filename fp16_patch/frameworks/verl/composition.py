@@ -18,6 +18,7 @@ from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.examined import Examined
 from fp16_patch.frameworks.installation import module_file, package_folder
 from fp16_patch.frameworks.unknown_option import unknown_option
+from fp16_patch.frameworks.verl.composition_errors import check_config_dir, composition_error, not_verls
 
 MODULE = "verl.trainer.main_ppo"
 _OWN_MAIN = "whether the proof reaches the trainer of this main is checked when it starts"
@@ -41,6 +42,9 @@ def examine_composed(module: str, words: Sequence[str]) -> Examined:
     from fp16_patch.frameworks.verl import entry
     from fp16_patch.frameworks.verl.config.changes import rewrite
 
+    if module == MODULE and "actor_rollout_ref" not in config:
+        given = _parsed(words)
+        return Examined("", problems=[not_verls(given.config_path, given.config_name)])
     if problems := [*_callback_problems(config), *entry.application_problems(config)]:
         return Examined("", problems=problems)
     try:
@@ -79,6 +83,7 @@ def compose(words: Sequence[str], module: str = MODULE) -> Any:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     package_folder("verl", "verl")
     file = module_file(module)
@@ -86,22 +91,19 @@ def compose(words: Sequence[str], module: str = MODULE) -> Any:
     declared = _declared(module, file)
     path = given.config_path if given.config_path is not None else declared.get("config_path")
     name = given.config_name if given.config_name is not None else declared.get("config_name")
+    check_config_dir(given.config_dir)
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         return _composed(file, path, name, given)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a word that is no override
-        message, _, advice = str(error).partition("\n")
-        if found := _UNKNOWN.match(message):
+    # ValueError: a word that is no override, or a file that is not text.
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        if found := _UNKNOWN.match(str(error)):
             word = next((word for word in given.overrides if word.startswith(f"{found[1]}=")), found[1])
             given.overrides = []
             known = _keys(_composed(file, path, name, given))
             raise unknown_option(word, "verl", known, f"correct it; +{word} adds a new key") from error
-        raise Fp16PatchError(
-            f"Hydra refuses the overrides: {message}",
-            code="configuration-refused",
-            next_step=" ".join(advice.partition("Config search path")[0].split()) or "correct the override",
-        ) from error
+        raise composition_error(error, file, path, name, given) from error
     finally:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().hydra = before
@@ -177,8 +179,6 @@ def _composed(file: Path, path: str | None, name: str | None, given: Any) -> Any
     search_path = create_automatic_config_search_path(str(file), None, path)
     if given.config_dir is not None:
         folder = os.path.abspath(given.config_dir)
-        if not os.path.isdir(folder):
-            raise ValueError(f"--config-dir {given.config_dir}: there is no folder {folder}")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     hydra = Hydra.create_main_hydra2(task_name=file.stem, config_search_path=search_path)
     return hydra.compose_config(config_name=name, overrides=given.overrides, run_mode=RunMode.RUN)

@@ -45,7 +45,13 @@ def closed() -> Iterator[str]:
 def test_a_command_that_starts_its_own_cluster_has_no_problem(monkeypatch) -> None:
     assert cluster_problems() == cluster_problems("local") == cluster_problems("provider://my-cluster") == []
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert cluster_problems() == cluster_problems("auto") == []
+    assert cluster_problems() == cluster_problems("auto") == cluster_problems("") == []
+
+
+def test_auto_needs_a_running_cluster(monkeypatch) -> None:
+    check("cluster-unreachable", "auto", address="auto")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    check("cluster-unreachable", "auto")
 
 
 @pytest.mark.parametrize("address", ["nowhere", "http://127.0.0.1:8265", "127.0.0.1:x", "[::1]"])
