@@ -63,7 +63,8 @@ def cluster_problems(
     elif target:
         problems += _answer_problems(target, submit, python)
     elif submit:
-        problems.append(_no_answer("(no --address, no RAY_ADDRESS)", "no cluster was started on this machine"))
+        step = "give the dashboard's address, --address http://HOST:8265, or start a cluster: ray start --head"
+        problems.append(_no_answer("(no --address, no RAY_ADDRESS)", "no cluster was started on this machine", step))
     return problems
 
 
@@ -158,12 +159,13 @@ def _answer_problems(address: str, submit: bool, python: str) -> list[Fp16PatchE
     return [_no_answer(address, said.splitlines()[-1] if said else f"exit code {asked.returncode}")]
 
 
-def _no_answer(address: str, why: str) -> Fp16PatchError:
+def _no_answer(address: str, why: str, next_step: str | None = None) -> Fp16PatchError:
     return Fp16PatchError(
         f"the Ray cluster at {address} does not answer: {why}",
         code="cluster-unreachable",
         allowed="the address of a running cluster, from this machine",
-        next_step="check with `ray status --address HOST:PORT`. To start a local cluster instead, unset RAY_ADDRESS; a "
+        next_step=next_step
+        or "check with `ray status --address HOST:PORT`. To start a local cluster instead, unset RAY_ADDRESS; a "
         "cluster of this machine that was killed is still named in /tmp/ray/ray_current_cluster",
     )
 

@@ -50,6 +50,7 @@ def test_a_command_that_starts_its_own_cluster_has_no_problem(monkeypatch) -> No
 
 def test_auto_needs_a_running_cluster(monkeypatch) -> None:
     check("cluster-unreachable", "auto", address="auto")
+    check("cluster-unreachable", "ray start --head", submit=True)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     check("cluster-unreachable", "auto")
 
