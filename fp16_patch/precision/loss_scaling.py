@@ -100,6 +100,18 @@ class LossScaling:
         """Return the number of the last ``skip_rate_window`` updates that may be skipped."""
         return max(math.floor(round(self.max_skip_rate * self.skip_rate_window, 6)), self.max_consecutive_skips)
 
+    def warnings(self) -> list[str]:
+        """Return a warning if ``max_consecutive_skips`` allows more skipped updates than ``max_skip_rate`` does."""
+        share, window, allowed = self.max_skip_rate, self.skip_rate_window, self.max_skips_in_window
+        if share == 1 or math.floor(round(share * window, 6)) >= allowed:
+            return []
+        effect = f"a rate above {allowed} of {window}" if allowed < window else "no rate"
+        return [
+            f"fp16_patch.loss_scaling.max_skip_rate={share:g} of skip_rate_window={window} updates is "
+            f"{share * window:g}, and max_consecutive_skips={self.max_consecutive_skips} may be skipped at any rate: "
+            f"{effect} stops the run. Set a larger skip_rate_window or a smaller max_consecutive_skips"
+        ]
+
     def as_dict(self) -> dict[str, float | int]:
         """Return the configuration node, ready for JSON: the inverse of :meth:`from_mapping`."""
         return asdict(self)

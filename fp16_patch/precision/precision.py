@@ -100,6 +100,13 @@ class Precision:
         share = self.rollout_overflow_max_share
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
             raise refuse("rollout_overflow_max_share", share, "a number from 0 to below 1", "fp16_patch")
+        if self.rollout_overflow == "stop" and share != type(self).rollout_overflow_max_share:
+            raise Fp16PatchError(
+                f"fp16_patch.rollout_overflow_max_share={share}: with rollout_overflow=stop any overflow stops the run",
+                code="setting-contradicts",
+                allowed="fp16_patch.rollout_overflow=mask",
+                next_step="set fp16_patch.rollout_overflow=mask, or remove fp16_patch.rollout_overflow_max_share",
+            )
         for key in ("trace_update", "trace_rollout"):
             number = getattr(self, key)
             if number is not None and (type(number) is not int or number < 1):
@@ -117,6 +124,10 @@ class Precision:
         """Return ``"fp16"``, or ``"fp16 train, bf16 rollout"`` if the two sides differ."""
         train, rollout = self.train_dtype, self.rollout_dtype
         return train if train == rollout else f"{train} train, {rollout} rollout"
+
+    def warnings(self) -> list[str]:
+        """Return what the user should know about settings that are accepted."""
+        return self.loss_scaling.warnings() if self.train_dtype == "fp16" else []
 
     @classmethod
     def from_mapping(cls, node: Mapping[str, Any]) -> Precision:

@@ -22,6 +22,7 @@ from fp16_patch.frameworks.examined import Examined
 from fp16_patch.frameworks.installation import package_folder
 from fp16_patch.frameworks.openrlhf import config, entry, refusals
 from fp16_patch.frameworks.unknown_option import unknown_option
+from fp16_patch.precision import start_checks
 
 _UNKNOWN = "unrecognized arguments: "
 
@@ -35,7 +36,8 @@ def examine_command(module: str, words: Sequence[str], overrides: Sequence[str])
     given = config.settings(overrides)
     args = parsed(words)
     precision = config.precision(args, given)
-    problems = [*entry.installation_problems(module), *refusals.unsupported(args, precision)]
+    unwritable = start_checks.report_path_problems(given.get("report_path"))
+    problems = [*unwritable, *entry.installation_problems(module), *refusals.unsupported(args, precision)]
     warned = entry.warnings(args, precision)
     if precision.train_dtype != "fp16":
         warned.append(

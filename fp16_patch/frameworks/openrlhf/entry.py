@@ -25,7 +25,7 @@ from fp16_patch.frameworks.openrlhf import config, plan, refusals
 from fp16_patch.frameworks.openrlhf.releases import RELEASE
 from fp16_patch.log import logger
 from fp16_patch.patching import ProcessKind, apply, when_imported, wrap
-from fp16_patch.precision import Precision
+from fp16_patch.precision import Precision, start_checks
 from fp16_patch.rollout_health.sampling_settings import warning
 
 MODULE = "openrlhf.cli.train_ppo_ray"
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     overrides, (module, *rest) = arguments[:split], arguments[split + 1 :]
     try:
         _settings.update(config.settings(overrides))
-        if problems := list(installation_problems(module)):
+        report_path = start_checks.report_path_problems(_settings.get("report_path"))
+        if problems := [*report_path, *installation_problems(module)]:
             raise combine_errors(problems)
         when_imported(follow_arguments.trigger, lambda _: apply([follow_arguments]))
         plan.register_import_hooks()
@@ -68,11 +69,12 @@ def installation_problems(module: str) -> Iterator[Fp16PatchError]:
 
 
 def environment_problems() -> Iterator[Fp16PatchError]:
-    """Yield errors for a platform that is not installed, and for a missing flash-attn, which OpenRLHF always imports.
+    """Yield errors for variables that cannot be used, and for a missing flash-attn, which OpenRLHF always imports.
 
     The CPU platform installs a stub of flash-attn.
     """
     yield from platforms.check()
+    yield from start_checks.environment_problems()
     if importlib.util.find_spec("flash_attn") is None and not os.environ.get(envs.PLATFORM):
         yield Fp16PatchError(
             "flash-attn is not installed, and OpenRLHF imports it",
@@ -113,7 +115,7 @@ def warnings(args: Any, precision: Precision) -> list[str]:
     """Return what the user should know about arguments and models that are accepted."""
     accepted = [warning(setting) for setting in refusals.accepted_sampling(args, precision)]
     model = str(args.actor.model_name_or_path)
-    return [*accepted, *fp16_risks.warnings("--actor.model_name_or_path", model, precision)]
+    return [*precision.warnings(), *accepted, *fp16_risks.warnings("--actor.model_name_or_path", model, precision)]
 
 
 @wrap(

@@ -27,7 +27,7 @@ from fp16_patch.frameworks.verl.plan import ALL_PATCHES
 from fp16_patch.frameworks.verl.refusals import irregular, mains
 from fp16_patch.frameworks.verl.releases import RELEASE
 from fp16_patch.log import logger
-from fp16_patch.precision import Precision
+from fp16_patch.precision import Precision, start_checks
 from fp16_patch.rollout_health.sampling_settings import warning
 
 WORKER_MODULE = "fp16_patch.frameworks.verl.worker"
@@ -129,7 +129,7 @@ def compare(config: DictConfig) -> tuple[Precision, list[Change], list[Fp16Patch
 def warnings(config: DictConfig, precision: Precision) -> list[str]:
     """Return what the user should know about settings and models that are accepted."""
     accepted = [warning(setting) for setting in sampling.accepted_settings(config, precision)]
-    return [*accepted, *vllm_engines.fp16_warnings(config, precision)]
+    return [*precision.warnings(), *accepted, *vllm_engines.fp16_warnings(config, precision)]
 
 
 def multirun_error() -> Fp16PatchError:
@@ -176,7 +176,11 @@ def installation_problems(config: DictConfig) -> list[Fp16PatchError]:
     """Return why the flag cannot work with what is installed, in this process, or with this Ray cluster."""
     import ray
 
-    problems = list(framework_problems("verl", RELEASE, ALL_PATCHES))
+    problems = [
+        *framework_problems("verl", RELEASE, ALL_PATCHES),
+        *start_checks.report_path_problems(value_of(config, "fp16_patch.report_path")),
+        *start_checks.environment_problems(),
+    ]
     if ray.is_initialized():
         what = "Ray is already initialized in this process, so the flag cannot reach its workers"
         next_step = "let verl call ray.init (RAY_ADDRESS still names a running cluster)"

@@ -13,21 +13,21 @@ The rollout policy then differs from the training policy by a chosen amount, wit
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fp16_patch import envs
 from fp16_patch.engines.vllm.precision import register_row
-from fp16_patch.errors import Fp16PatchError
 from fp16_patch.lab.cpu.releases import VLLM_WORKER
 from fp16_patch.patching import plan, register_import_hooks, wrap
+from fp16_patch.precision.start_checks import SIGNIFICAND_BITS, significand_bits
 
 if TYPE_CHECKING:
     import torch
 
 VARIABLE = envs.ROLLOUT_SIGNIFICAND
-FEWEST, MOST = 1, 10
+FEWEST, MOST = SIGNIFICAND_BITS
+requested_bits = significand_bits
 
 
 def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -57,25 +57,6 @@ def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
     odd = (raw >> dropped) & 1
     nearest = (raw + (odd + ((1 << (dropped - 1)) - 1))) & -(1 << dropped)
     return torch.where(x.isnan(), x, nearest.view(x.dtype))
-
-
-def requested_bits() -> int | None:
-    """Return the number of bits that :data:`VARIABLE` sets; None if it is unset.
-
-    Raises:
-        Fp16PatchError: If it is not a whole number in range.
-    """
-    text = os.environ.get(VARIABLE, "")
-    if not text:
-        return None
-    if not text.isdecimal() or not FEWEST <= int(text) <= MOST:
-        raise Fp16PatchError(
-            f"{VARIABLE}={text!r}",
-            code="value-not-allowed",
-            allowed=f"{FEWEST} to {MOST} explicit bits of significand, or the variable unset: no rounding",
-            next_step=f"correct {VARIABLE} or unset it",
-        )
-    return int(text)
 
 
 def activate() -> None:

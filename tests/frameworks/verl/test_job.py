@@ -16,6 +16,7 @@ from raising import raises_code
 from fp16_patch import envs
 from fp16_patch.engines.ray import job
 from fp16_patch.frameworks.verl.entry import EXTERNAL_MODULES, WORKER_MODULE, apply_flag
+from fp16_patch.precision import Precision
 
 FP16 = "+precision@_global_=fp16"
 
@@ -41,7 +42,8 @@ def merged(config):
 
 
 def test_a_plugin_of_the_job_is_loaded_besides(compose):
-    submit(**{EXTERNAL_MODULES: "colorsys", envs.PRECISION: "stale", envs.COUNT_LOGITS: "2", "NCCL_DEBUG": "INFO"})
+    stale = {envs.PRECISION: Precision("bf16", "bf16").to_environment(), envs.COUNT_LOGITS: "2"}
+    submit(**{EXTERNAL_MODULES: "colorsys", **stale, "NCCL_DEBUG": "INFO"})
     config = compose(FP16)
     apply_flag(config)
     variables = merged(config)
@@ -84,3 +86,9 @@ def test_a_job_configuration_that_is_not_json(compose):
     with raises_code("runtime-env-not-json", "{runtime_env}"):
         apply_flag(config)
     assert OmegaConf.to_yaml(config) == before
+
+
+@pytest.mark.parametrize("path", ["/", "/dev/null", "''", "[a]"])
+def test_a_report_path_that_cannot_be_written(compose, path):
+    with raises_code("value-not-allowed", "fp16_patch.report_path="):
+        apply_flag(compose(FP16, f"fp16_patch.report_path={path}"))
