@@ -213,10 +213,16 @@ def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_openrlhf, sabot
     run = run_openrlhf("fp16_patch.loss_scaling.max_consecutive_skips=2", timeout_s=300)
     assert run.result.status == "failed", run.why()
     assert "2 updates in a row were skipped" in run.result.error, run.why()
-    assert len(run.metrics) == 1, "the first skipped update is logged, the second stops the run"
-    reports = list((tmp_path / "run" / "fp16").glob("overflow_report_actor.*"))
-    assert sorted(path.suffix for path in reports) == [".json", ".txt"]
-    assert "--ds.param_dtype bf16" in run.log or "no FP32 module and no BF16 helps" in run.log
+    (step,) = run.metrics  # the first skipped update is logged, the second stops the run
+    assert step["actor/update_skipped"] == step["actor/loss_not_finite"] == 1
+    assert step["actor/loss_scale"] == 65536, "no loss scale helps"
+    reports = sorted((tmp_path / "run" / "fp16").glob("overflow_report_actor.*"))
+    assert [path.suffix for path in reports] == [".json", ".txt"]
+    report = json.loads(reports[0].read_text())
+    assert report["case"] == "loss: the unscaled loss"
+    assert report["loss_not_finite"] is not None
+    assert report["counts"]["losses_not_finite"] == report["counts"]["skipped"] == 2
+    assert "precision is not the cause" in run.log
 
 
 def test_one_side_in_bf16_until_an_agent_samples_from_something_else(run_openrlhf):

@@ -165,6 +165,13 @@ def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_verl, monkeypat
     run = run_verl(*overrides, sabotage(monkeypatch, "spoil_every_update"), timeout_s=300)
     assert run.result.status == "failed", run.why()
     assert "max_consecutive_skips=2" in run.result.error
-    assert len(run.metrics) == 1, "the first skipped update is logged, the second stops the run"
-    reports = list((tmp_path / "run" / "fp16").glob("overflow_report_actor.*"))
-    assert sorted(path.suffix for path in reports) == [".json", ".txt"]
+    (step,) = run.metrics  # the first skipped update is logged, the second stops the run
+    assert step["actor/update_skipped"] == step["actor/loss_not_finite"] == 1
+    assert step["actor/loss_scale"] == 65536, "no loss scale helps"
+    reports = sorted((tmp_path / "run" / "fp16").glob("overflow_report_actor.*"))
+    assert [path.suffix for path in reports] == [".json", ".txt"]
+    report = json.loads(reports[0].read_text())
+    assert report["case"] == "loss: the unscaled loss"
+    assert report["loss_not_finite"] is not None
+    assert report["counts"]["losses_not_finite"] == report["counts"]["skipped"] == 2
+    assert "precision is not the cause" in run.log

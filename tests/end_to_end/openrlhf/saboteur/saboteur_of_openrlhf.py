@@ -15,6 +15,7 @@ from fp16_patch.patching import when_imported
 
 PLAN = "fp16_patch.frameworks.openrlhf.plan"
 ENGINE = "deepspeed.runtime.engine"
+STRATEGY = "openrlhf.utils.deepspeed.deepspeed"
 EXTENSION = "openrlhf.trainer.ray.vllm_worker_wrap"
 SAMPLES = "openrlhf.trainer.ppo_utils.samples_generator"
 ACTOR = "openrlhf.trainer.ray.ppo_actor"
@@ -66,13 +67,13 @@ def fail_while_receiving(module) -> None:
 
 def spoil_every_update(module) -> None:
     """A loss that is never finite."""
-    backward = module.DeepSpeedEngine.backward
+    backward = module.DeepspeedStrategy.backward
 
     @functools.wraps(backward)
     def spoilt(self, loss, *args, **kwargs):
         return backward(self, loss * float("nan"), *args, **kwargs)
 
-    module.DeepSpeedEngine.backward = spoilt
+    module.DeepspeedStrategy.backward = spoilt
 
 
 def overflow_first(module) -> None:
@@ -190,7 +191,7 @@ SABOTEURS = {
     "lose_the_setup": lambda: when_imported(PLAN, lose_the_setup),
     "bring_checkpoints_back": lambda: when_imported(PLAN, bring_checkpoints_back),
     "fail_while_receiving": lambda: when_imported(EXTENSION, after_ours(fail_while_receiving)),
-    "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
+    "spoil_every_update": lambda: when_imported(STRATEGY, after_ours(spoil_every_update)),
     "overflow_first": lambda: when_imported(ENGINE, overflow_first),
     "nan_log_prob": lambda: when_imported(SAMPLES, nan_log_prob),
     "nan_output": lambda: when_imported(MODEL, nan_output),

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from fp16_patch.patching import undo, when_imported
 
+BASE = "verl.workers.engine.base"
 ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 LEGACY = "verl.trainer.ppo.ray_trainer"
@@ -57,17 +58,18 @@ def die_in_third_update(_: ModuleType) -> None:
     step.clip_and_step = counted
 
 
-def spoil_every_update(_: ModuleType) -> None:
-    """A loss that is never finite."""
-    from verl.workers.engine.fsdp import transformer_impl
+def spoil_every_update(module: ModuleType) -> None:
+    """A loss function whose loss is never finite."""
+    train_batch = module.BaseEngine.train_batch
 
-    forward_step = transformer_impl.FSDPEngineWithLMHead.forward_step
+    def spoilt(self, data, loss_function):
+        def never_finite(**given):
+            loss, *rest = loss_function(**given)
+            return loss * float("nan"), *rest
 
-    def spoilt(self, micro_batch, loss_function, forward_only):
-        loss, output = forward_step(self, micro_batch, loss_function, forward_only)
-        return (loss if forward_only else loss * float("nan")), output
+        return train_batch(self, data, never_finite)
 
-    transformer_impl.FSDPEngineWithLMHead.forward_step = spoilt
+    module.BaseEngine.train_batch = spoilt
 
 
 def nan_log_prob(module: ModuleType) -> None:
@@ -101,7 +103,7 @@ def after_ours(callback):
     "never_ask": lambda: when_imported(LEGACY, after_ours(never_ask)),
     "change_the_source": lambda: when_imported(EXTENSION, change_the_source),
     "die_in_third_update": lambda: when_imported(ENGINE, die_in_third_update),
-    "spoil_every_update": lambda: when_imported(ENGINE, spoil_every_update),
+    "spoil_every_update": lambda: when_imported(BASE, after_ours(spoil_every_update)),
     "nan_log_prob": lambda: when_imported(SERVER, after_ours(nan_log_prob)),
     "fail_while_receiving": lambda: when_imported(EXTENSION, after_ours(fail_while_receiving)),
 }[os.environ["SABOTAGE"]]()
