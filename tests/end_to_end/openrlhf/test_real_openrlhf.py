@@ -219,7 +219,7 @@ def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_openrlhf, sabot
     reports = sorted((tmp_path / "run" / "fp16").glob("overflow_report_actor.*"))
     assert [path.suffix for path in reports] == [".json", ".txt"]
     report = json.loads(reports[0].read_text())
-    assert report["case"] == "loss: the unscaled loss"
+    assert report["case"] == "loss"
     assert report["loss_not_finite"] is not None
     assert report["counts"]["losses_not_finite"] == report["counts"]["skipped"] == 2
     assert "precision is not the cause" in run.log
