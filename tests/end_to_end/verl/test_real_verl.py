@@ -174,4 +174,4 @@ def test_updates_skipped_for_ever_stop_the_run_with_a_report(run_verl, monkeypat
     assert report["case"] == "loss"
     assert report["loss_not_finite"] is not None
     assert report["counts"]["losses_not_finite"] == report["counts"]["skipped"] == 2
-    assert "precision is not the cause" in run.log
+    assert "precision is not the cause" in reports[1].read_text()
