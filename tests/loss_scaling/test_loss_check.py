@@ -19,6 +19,7 @@ from fp16_patch import envs
 from fp16_patch.engines.fsdp.scaler import FsdpLossScaler
 from fp16_patch.loss_scaling import LossScaling
 from fp16_patch.loss_scaling.diagnosis.advice import LOOK_AT
+from fp16_patch.loss_scaling.diagnosis.cause import CauseKind
 from fp16_patch.loss_scaling.diagnosis.replay import Replay
 from fp16_patch.loss_scaling.loss_check import BadLoss, check_loss
 from fp16_patch.loss_scaling.scale_rule import ScaleRule
@@ -281,6 +282,13 @@ def test_the_report_names_the_input() -> None:
     assert found.case == "loss"
     assert NAN_RETURNS.detail in found.summary
     assert LOOK_AT["returns"] in found.advice[0]
+    assert "init_scale" not in said(found)
+
+
+def test_a_loss_that_is_only_seen_after_it_is_scaled_is_no_overflow() -> None:
+    """DeepSpeed scales the loss itself; the check before it knows that it was not finite."""
+    found = examined(model(), lambda output: total(output) * 1e9, bad_loss=NAN_RETURNS)
+    assert found.cause.kind is CauseKind.LOSS
     assert "init_scale" not in said(found)
 
 

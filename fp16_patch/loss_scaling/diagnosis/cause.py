@@ -66,7 +66,7 @@ def find_cause(seen: Observations) -> Cause:
     nonfinite = [row for row in in_order(seen.rows, "forward_order") if row.module and row.activation_nonfinite]
     if origins or nonfinite:
         return _forward(_innermost(origins or nonfinite[:1]))
-    if losses.nonfinite:
+    if losses.nonfinite or seen.bad_loss is not None:  # DeepSpeed scales the loss where nobody sees it before
         return Cause(CauseKind.LOSS)
     if losses.scaled_nonfinite or (overflowed and overflowed[0].first_overflow == 0):
         kind = CauseKind.SCALED_LOSS if losses.scaled_nonfinite else CauseKind.LOSS_GRADIENT
