@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -123,7 +123,15 @@ def compare(config: DictConfig) -> tuple[Precision, list[Change], list[Fp16Patch
     _check_choice(config, node)
     precision, critic = Precision.from_mapping(node), irregular.uses_critic(config)
     changes, problems = plan(config, settings(config, precision, critic), precision)
-    return precision, changes, [*problems, *irregular.problems(config, precision, critic)], report_path
+    problems += [*irregular.problems(config, precision, critic), *_never_traced(config, precision)]
+    return precision, changes, problems, report_path
+
+
+def _never_traced(config: DictConfig, precision: Precision) -> Iterator[Fp16PatchError]:
+    step, steps = precision.trace_rollout, value_of(config, "trainer.total_training_steps")
+    if step is not None and isinstance(steps, int) and step > steps:
+        why, next_step = f"the run has trainer.total_training_steps={steps}", "name a step of the run, or remove it"
+        yield refusal("fp16_patch.trace_rollout", step, why, f"1 to {steps}", next_step)
 
 
 def warnings(config: DictConfig, precision: Precision) -> list[str]:

@@ -92,3 +92,11 @@ def test_a_job_configuration_that_is_not_json(compose):
 def test_a_report_path_that_cannot_be_written(compose, path):
     with raises_code("value-not-allowed", "fp16_patch.report_path="):
         apply_flag(compose(FP16, f"fp16_patch.report_path={path}"))
+
+
+@pytest.mark.parametrize("step", ["10", "99999999999999999999999999"])
+def test_a_step_to_trace_that_the_run_never_reaches(compose, step):
+    trace = (f"fp16_patch.trace_rollout={step}", "actor_rollout_ref.rollout.enforce_eager=True")
+    with raises_code("setting-refused", f"fp16_patch.trace_rollout={step}", "trainer.total_training_steps=9"):
+        apply_flag(compose(FP16, *trace, "trainer.total_training_steps=9"))
+    apply_flag(compose(FP16, *trace, "trainer.total_training_steps=null"))
