@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from fp16_patch.engines.ray.actor_calls import answers
 from fp16_patch.engines.vllm.precision import REPORT, parse_reports
 from fp16_patch.errors import Fp16PatchError
 from fp16_patch.frameworks.verl import proof_gate, trainer_megatron
-from fp16_patch.frameworks.verl.config.vllm_engines import REWARD_MODEL, ROLLOUT, engines
 from fp16_patch.frameworks.verl.state import is_megatron
 from fp16_patch.frameworks.verl.trainer_fsdp import engine as trainer_fsdp
 from fp16_patch.patching import status
 from fp16_patch.report.process_report import this_process
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Report = dict[str, Any]
 
@@ -77,6 +77,8 @@ def from_rollout(replicas: Iterable[Any], policy: Collection[Any]) -> tuple[list
 
 def missing_engines(config: DictConfig, workers: Iterable[Report]) -> list[Fp16PatchError]:
     """Return an error for each vLLM engine of the configuration whose role none of the ``workers`` has."""
+    from fp16_patch.frameworks.verl.config.vllm_engines import REWARD_MODEL, ROLLOUT, engines  # imports omegaconf
+
     seen = {role for worker in workers for role in worker["roles"]}
     roles = {ROLLOUT: "rollout", f"{REWARD_MODEL}.rollout": "reward model"}
     return [
