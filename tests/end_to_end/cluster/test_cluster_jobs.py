@@ -120,8 +120,7 @@ def test_a_second_node_without_the_package_is_named_before_training(second_witho
     run = submit(second_without_package, framework, world, tmp_path)
     assert run.exit_code != 0, run.log[-6000:]
     asked = "fp16-patch is not installed" in run.log and "next step: install it" in run.log
-    placed = (
-        framework == "verl" and "No module named 'fp16_patch'" in run.log
-    )  # its task runner, which asks, was put there
+    # verl's task runner asks, and Ray may have put it there.
+    placed = framework == "verl" and "No module named 'fp16_patch'" in run.log
     assert asked or placed, run.log[-6000:]
     assert run.metrics == [], "nothing may have been trained"
