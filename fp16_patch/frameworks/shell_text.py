@@ -38,7 +38,7 @@ class ShellWord:
 
     @property
     def only_a_shell_can_tell(self) -> bool:
-        """Whether a shell would replace a part: a variable or command, ``~``, braces, or a pattern that files match."""
+        """Return whether a shell would replace a part: variable, command, ``~``, braces, a pattern that files match."""
         if _FROM_A_SHELL.search("".join(_HIDDEN if quote == "'" else text for text, quote in self.parts)):
             return True
         bare = "".join(text if not quote else _HIDDEN for text, quote in self.parts)
@@ -49,7 +49,7 @@ class ShellWord:
 
     @property
     def passes_arguments_on(self) -> bool:
-        """Whether the word is ``"$@"`` or the like."""
+        """Return whether the word is ``"$@"`` or the like."""
         return bool(_ARGUMENTS.fullmatch(self.text)) and all(quote != "'" for _, quote in self.parts)
 
     def with_arguments(self, arguments: Sequence[str]) -> list[ShellWord]:

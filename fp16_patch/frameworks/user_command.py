@@ -57,17 +57,17 @@ class UserCommand:
 
     @property
     def is_script(self) -> bool:
-        """Whether ``module`` is a file."""
+        """Return whether ``module`` is a file."""
         return self.head[-1] not in ("-m", "--module")
 
     @property
     def only_sets_variables(self) -> bool:
-        """Whether the words before it, if any, only set variables: ``A=1``, ``env A=1``."""
+        """Return whether the words before it, if any, only set variables: ``A=1``, ``env A=1``."""
         return all(word == "env" or _ASSIGNMENT.match(word) for word in self.wrapper)
 
     @property
     def submitted(self) -> bool:
-        """Whether ``ray job submit`` starts it."""
+        """Return whether ``ray job submit`` starts it."""
         return any(self.wrapper[i : i + 3] == ("ray", "job", "submit") for i in range(len(self.wrapper)))
 
     def option(self, name: str) -> str | None:

@@ -50,7 +50,7 @@ class Setting:
 
     @property
     def is_dtype(self) -> bool:
-        """Whether the flag sets a dtype here, which may replace the user's own (``fp16_patch.overwrite``)."""
+        """Return whether the flag sets a dtype here, which may replace the user's own (``fp16_patch.overwrite``)."""
         return is_dtype(self.sets)
 
     def accepts(self, value: Any) -> bool:
